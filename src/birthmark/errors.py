@@ -1,0 +1,110 @@
+"""Everything Birthmark refuses on purpose.
+
+One class a meaning, each with a stable ``code`` and ``retryable``.  The edges render them: HTTP as RFC 9457
+problems, the command line as exit codes; each edge has one table, and a test proves that the table covers
+every class here.  Any other exception is a fault of ours and is shown as "internal" without detail.
+
+Messages are lower case, say what is wrong and with which value, and never contain a secret.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "IllegalTransition",
+    "IntegrityFailure",
+    "KeyReused",
+    "MalformedRequest",
+    "NotFound",
+    "NotPermitted",
+    "PolicyRefused",
+    "ProofFailed",
+    "QuotaExhausted",
+    "Refusal",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+]
+
+
+class Refusal(Exception):
+    """Something we decline to do, with a reason that may be shown to whoever asked."""
+
+    code: ClassVar[str] = "refused"
+    retryable: ClassVar[bool] = False
+
+
+class MalformedRequest(Refusal):
+    """The request cannot be understood; sending it again unchanged will not help."""
+
+    code = "malformed-request"
+
+
+class TooLarge(Refusal):
+    """The request is larger than the limit it names."""
+
+    code = "too-large"
+
+
+class Unauthenticated(Refusal):
+    """The client showed no certificate that this realm issued to a live client."""
+
+    code = "unauthenticated"
+
+
+class NotPermitted(Refusal):
+    """The client is known and may not do this."""
+
+    code = "not-permitted"
+
+
+class NotFound(Refusal):
+    """The thing named does not exist here."""
+
+    code = "not-found"
+
+
+class IllegalTransition(Refusal):
+    """The device, run or authority is in a state from which this move is not allowed."""
+
+    code = "illegal-transition"
+
+
+class KeyReused(Refusal):
+    """An idempotency key came back with a different request."""
+
+    code = "idempotency-key-reused"
+
+
+class QuotaExhausted(Refusal):
+    """The run or authority has issued all it is licensed to issue."""
+
+    code = "quota-exhausted"
+
+
+class ProofFailed(Refusal):
+    """The device did not prove that it holds its key: hold it."""
+
+    code = "proof-failed"
+
+
+class PolicyRefused(Refusal):
+    """A rule of the profile, run or authority forbids it.  ``rule`` names the rule."""
+
+    code = "policy-refused"
+
+    def __init__(self, rule: str, complaint: str) -> None:
+        super().__init__(complaint)
+        self.rule = rule
+
+
+class Unavailable(Refusal):
+    """Something we need is down; the line holds and the same request may be sent again."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class IntegrityFailure(Refusal):
+    """What is stored contradicts itself: stop the line and look."""
+
+    code = "integrity-failure"
