@@ -25,7 +25,9 @@ class OnlyContract(Contract):
         """Collect for every module reached against the contract one chain of imports that reaches it."""
         source = str(self.source)
         if source not in graph.modules:
-            return ContractCheck(kept=True, warnings=[f"{source} does not exist yet"], metadata={"chains": []})
+            return ContractCheck(
+                kept=True, warnings=[f"{source} does not exist yet"], metadata={"chains": []}
+            )
         inside = [source, *map(str, self.allowed)]
         root = source.partition(".")[0]
         chains = []

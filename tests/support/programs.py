@@ -1,7 +1,7 @@
 """Programs of others that a test needs.
 
-A developer without SoftHSM should still be able to run everything else, so a missing program skips the test and
-says which package brings it.  In CI a skipped test is an argument nobody heard, so there it fails.
+A developer without SoftHSM should still be able to run everything else, so a missing program skips the test
+and says which package brings it.  In CI a skipped test is an argument nobody heard, so there it fails.
 """
 
 import os
@@ -17,11 +17,11 @@ def need(program: str, package: str | None = None) -> str:
 
     Args:
         program: the name to look for on PATH, in the sbin folders and among PostgreSQL's server programs.
-        package: the Debian package that brings it, named in the message where it is not the program's own name.
+        package: the Debian package that brings it, where it has another name than the program.
     """
-    if (path := find(program)) is not None:
-        return path
-    missing(f"{program} is not installed (Debian package {package or program})")
+    if (path := find(program)) is None:
+        missing(f"{program} is not installed (Debian package {package or program})")
+    return path
 
 
 def missing(reason: str) -> NoReturn:

@@ -1,0 +1,35 @@
+"""Fixtures for every part of the tests: a PostgreSQL cluster, and a fresh database on either engine."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.support.postgresql import LocalPostgreSQL, start
+
+# A deadline per example measures how busy the machine is, not us; pytest-timeout bounds the whole test.
+settings.register_profile("house", deadline=None, max_examples=100, print_blob=True)
+settings.load_profile("house")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[LocalPostgreSQL]:
+    """A cluster shared by the whole run: make databases in it, do not kill it (start your own for that)."""
+    with start() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty database of the test's own, once on each engine."""
+    if request.param == "sqlite":
+        yield f"sqlite+pysqlite:///{tmp_path / 'birthmark.sqlite'}"
+        return
+    cluster: LocalPostgreSQL = request.getfixturevalue("postgresql")
+    name = f"test_{next(_numbers)}"
+    yield cluster.create_database(name)
+    cluster.drop_database(name)

@@ -1,0 +1,1 @@
+"""The house's own promises: locks, install, containers, lint rules."""
