@@ -1,9 +1,11 @@
 """An import contract that import-linter does not bring: a package that may import a few others and no more.
 
-Its own "forbidden" contract lists what must not be imported, so a module added later is allowed until somebody
-remembers the list.  Here the list names what is allowed, and everything else of ours is refused, also when it is
-reached through an allowed module.
+Its own "forbidden" contract lists what must not be imported, so a module added later is allowed until
+somebody remembers the list.  Here the list names what is allowed, and everything else of ours is refused,
+also when it is reached through an allowed module.
 """
+
+from typing import cast
 
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
@@ -12,8 +14,8 @@ from importlinter import Contract, ContractCheck, fields, output
 class OnlyContract(Contract):
     """*source* (a module or package) imports, of our root package, only itself and *allowed*.
 
-    The root package's own ``__init__`` (it holds the version) is always allowed.  A source that does not exist yet
-    keeps the contract, with a warning.
+    The root package's own ``__init__`` (it holds the version) is always allowed.  A source that does not
+    exist yet keeps the contract, with a warning.
     """
 
     type_name = "only"
@@ -28,7 +30,7 @@ class OnlyContract(Contract):
             return ContractCheck(
                 kept=True, warnings=[f"{source} does not exist yet"], metadata={"chains": []}
             )
-        inside = [source, *map(str, self.allowed)]
+        inside = [source, *cast("list[str]", self.allowed)]
         root = source.partition(".")[0]
         chains = []
         for module in sorted(graph.find_descendants(source) | {source}):

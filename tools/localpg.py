@@ -1,13 +1,14 @@
 """A private PostgreSQL cluster for demo, benchmark, tests and soak: real, durable, and gone afterwards.
 
-Each cluster has a folder of its own (data, log, socket), a free port on 127.0.0.1, and one superuser with a random
-password; nothing is shared with a cluster the machine may already run.  It runs with ``fsync`` and
-``synchronous_commit`` on, because what we show and measure is durable.  PostgreSQL refuses to run as root, so
-root's cluster belongs to the user ``postgres``, or ``nobody`` where that does not exist.
+Each cluster has a folder of its own (data, log, socket), a free port on 127.0.0.1, and one superuser with a
+random password; nothing is shared with a cluster the machine may already run.  It runs with ``fsync`` and
+``synchronous_commit`` on, because what we show and measure is durable.  PostgreSQL refuses to run as root,
+so root's cluster belongs to the user ``postgres``, or ``nobody`` where that does not exist.
 
-`LocalPostgreSQL.kill` is a crash of the server, not of the machine: every process of it gets SIGKILL at once, what
-it had handed to the kernel stays.  Use it as a context manager; a cluster left running by a killed parent has to
-be ended by hand (its folder is below the temporary folder and starts with ``birthmark-postgresql-``).
+`LocalPostgreSQL.kill` is a crash of the server, not of the machine: every process of it gets SIGKILL at
+once, what it had handed to the kernel stays.  Use it as a context manager; a cluster left running by a
+killed parent has to be ended by hand (its folder is below the temporary folder and starts with
+``birthmark-postgresql-``).
 """
 
 import contextlib
@@ -158,10 +159,12 @@ class LocalPostgreSQL:
         for last in (False,) * (tries - 1) + (True,):
             self.port = _free_port()
             try:
-                return self._start()
+                self._start()
             except PostgreSQLFailed:  # somebody else may have taken the port in between
                 if last or "Address already in use" not in self.log.read_text(errors="replace"):
                     raise
+            else:
+                return
 
     def _start(self) -> None:
         settings = {
@@ -196,7 +199,7 @@ class LocalPostgreSQL:
             return subprocess.CompletedProcess(command, process.returncode, output.read())
 
     def _popen(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
-        """Start *command* in a session of its own, so that Ctrl-C reaches us first and the server through us."""
+        """Start *command* in a session of its own: Ctrl-C reaches us first, and the server through us."""
         user, group = self._account or (None, None)
         return subprocess.Popen(
             command,
@@ -232,7 +235,7 @@ def _unprivileged() -> tuple[int, int] | None:
 
 
 def _folder(account: tuple[int, int] | None) -> Path:
-    """Make the cluster's folder where the account can reach it; a socket's path has to stay below 108 bytes."""
+    """Make the cluster's folder where the account reaches it; a socket's path stays below 108 bytes."""
     parent = Path(tempfile.gettempdir())
     if account is not None and not all(each.stat().st_mode & 0o001 for each in (parent, *parent.parents)):
         parent = Path("/tmp")  # noqa: S108 (mkdtemp makes a folder of mode 0700 there)
