@@ -1,0 +1,47 @@
+# One runner for everything.  `make` alone lists what there is.
+
+PYTHON_TREES := $(wildcard src tests tools bench demo) $(if $(wildcard scripts/*.py),scripts)
+RUN := .venv/bin/python -m
+
+# What `make demo` is shown with; empty means what needs no other program.
+TOKEN ?=
+DATABASE ?=
+ELEMENT ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench soak lock clean install
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql for the real thing
+	@scripts/install --runtime $(if $(TOKEN),--with $(TOKEN)) $(if $(DATABASE),--with $(DATABASE))
+	@.venv/bin/python demo/line.py $(if $(TOKEN),--token $(TOKEN)) $(if $(DATABASE),--database $(DATABASE)) $(if $(ELEMENT),--element $(ELEMENT))
+
+test: ## everything a change has to pass: Debian packages (for root), make check, all tests
+	@scripts/install --system
+	@$(MAKE) --no-print-directory check
+	$(RUN) pytest
+
+check: install ## format, lint, types and import contracts
+	$(RUN) ruff format --check $(PYTHON_TREES)
+	$(RUN) ruff check $(PYTHON_TREES)
+	$(RUN) mypy $(PYTHON_TREES)
+	.venv/bin/lint-imports --no-logo
+
+bench: install ## the benchmark
+	$(RUN) bench
+
+soak: ## the tests that take minutes
+	@scripts/install --system
+	$(RUN) pytest -m soak
+
+lock: ## write requirements/*.txt anew; LOCK=--upgrade takes the newest versions
+	scripts/lock $(LOCK)
+
+install: ## make .venv as the lock says
+	@scripts/install
+
+clean: ## remove what can be made again
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find $(PYTHON_TREES) -name __pycache__ -type d -prune -exec rm -rf {} +
