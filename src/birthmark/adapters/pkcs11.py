@@ -1,0 +1,532 @@
+"""The key store in a PKCS#11 token (SPEC B1, B3): keys are made there, sign there and never leave.
+
+Rules kept here: a private key is made with CKA_TOKEN, CKA_PRIVATE, CKA_SENSITIVE, not CKA_EXTRACTABLE, and
+no use but CKA_SIGN, and is destroyed again if the token made it otherwise; a key is found by CKA_LABEL, which
+no two may share, and is tried against its public half before its first use; ECDSA signs a digest of ours
+(CKM_ECDSA), because many tokens know no hashing variant.
+
+A session that is lost (the token restarted, the network went) is opened anew, and what was asked is done once
+more; ``errors.Unavailable`` is said only when that fails, too, and for a second after that without asking the
+token.  A refused PIN is never sent twice, because tokens lock after a few: the store must be opened again.
+
+Threads are ``tokenworker``'s; a store must be opened in the process that uses it, after every fork.  Left to
+others: reading the PIN (``custody``), PINs that a token wants for each use (CKA_ALWAYS_AUTHENTICATE).
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from pkcs11 import (
+    Attribute,
+    KeyType,
+    Mechanism,
+    MechanismFlag,
+    Object,
+    ObjectClass,
+    Session,
+    SignMixin,
+    Slot,
+    Token,
+)
+from pkcs11 import exceptions as foreign
+from pkcs11.exceptions import PKCS11Error
+
+from birthmark import errors
+from birthmark.adapters.custody import check_label
+from birthmark.adapters.ecpoint import CURVE_NAMES, PublicPart, public_part, signature_value
+from birthmark.adapters.tokenworker import TokenWorker
+from birthmark.pki.algorithms import ALGORITHMS
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.secret import SecretBytes
+
+__all__ = ["PKCS11KeyStore", "custody_complaints"]
+
+T = TypeVar("T")
+
+_KEY_TRIAL = b"birthmark: does this private key belong to this public key?"
+
+_SIGN_ONLY: tuple[tuple[Attribute, bool], ...] = (
+    (Attribute.TOKEN, True),
+    (Attribute.PRIVATE, True),
+    (Attribute.SENSITIVE, True),
+    (Attribute.ALWAYS_SENSITIVE, True),
+    (Attribute.EXTRACTABLE, False),
+    (Attribute.NEVER_EXTRACTABLE, True),
+    (Attribute.LOCAL, True),
+    (Attribute.SIGN, True),
+    (Attribute.DECRYPT, False),
+    (Attribute.UNWRAP, False),
+    (Attribute.DERIVE, False),
+)
+"""PKCS#11 v2.40 section 4.9: a private key made in the token that can do nothing but sign.
+
+CKA_SIGN_RECOVER is not here: no mechanism of ours has it, and tokens differ in whether they know it for EC.
+"""
+
+_MECHANISMS = {
+    KeyAlgorithm.EC_P256: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
+    KeyAlgorithm.EC_P384: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
+    KeyAlgorithm.ED25519: (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EDDSA),
+}
+
+_PIN_REFUSED = (
+    foreign.PinExpired,
+    foreign.PinIncorrect,
+    foreign.PinInvalid,
+    foreign.PinLenRange,
+    foreign.PinLocked,
+    foreign.UserPinNotInitialized,
+)
+_TOKEN_DECLINES = (
+    foreign.AttributeReadOnly,
+    foreign.AttributeTypeInvalid,
+    foreign.AttributeValueInvalid,
+    foreign.DataInvalid,
+    foreign.DataLenRange,
+    foreign.DomainParamsInvalid,
+    foreign.FunctionNotSupported,
+    foreign.FunctionRejected,
+    foreign.KeySizeRange,
+    foreign.KeyTypeInconsistent,
+    foreign.MechanismInvalid,
+    foreign.MechanismParamInvalid,
+    foreign.TemplateIncomplete,
+    foreign.TemplateInconsistent,
+    foreign.TokenWriteProtected,
+)
+"""The token is well and says no; every other error is taken for a lost session."""
+
+
+class _TokenKey(NamedTuple):
+    public: PublicPart
+    private: SignMixin
+
+
+class PKCS11KeyStore:
+    """Private keys in one PKCS#11 token.  Safe to call from any thread of the process that opened it."""
+
+    def __init__(
+        self,
+        worker: TokenWorker,
+        token_label: str,
+        pin: SecretBytes,
+        *,
+        timeout_seconds: float,
+        reopen_after_seconds: float,
+    ) -> None:
+        self._worker = worker
+        self._token_label = token_label
+        self._pin = pin
+        self._timeout_seconds = timeout_seconds
+        self._reopen_after_seconds = reopen_after_seconds
+        self._closed = False
+        # Written by the worker, read by every thread; a label never changes its key while we live.
+        self._public: dict[KeyLabel, PublicPart] = {}
+        # All below is touched by the worker alone.
+        self._session: Session | None = None
+        self._generation = -1
+        self._keys: dict[KeyLabel, _TokenKey] = {}
+        self._down_until = 0.0
+        self._down_because = ""
+        self._pin_refused = ""
+
+    @classmethod
+    def open(
+        cls,
+        module_path: Path,
+        token_label: str,
+        pin: SecretBytes,
+        *,
+        timeout_seconds: float = 10.0,
+        reopen_after_seconds: float = 1.0,
+    ) -> "PKCS11KeyStore":
+        """Load the module, log in to the token with this CKA_LABEL, and return the store.
+
+        Args:
+            module_path: the PKCS#11 module, a shared library.
+            token_label: label of the token, at most 32 octets in UTF-8.
+            pin: PIN of the normal user, in UTF-8.
+            timeout_seconds: how long a caller waits for the token before it is told that it hangs.
+            reopen_after_seconds: how long a token that could not be reached is left alone.
+
+        Raises:
+            errors.NotFound: there is no such module.
+            errors.MalformedRequest: the PIN is not UTF-8.
+            errors.NotPermitted: the token refuses the PIN.
+            errors.Unavailable: the module cannot be loaded, or the token is not there.
+            errors.IntegrityFailure: two tokens carry this label.
+            RuntimeError: this process has that token open already.
+        """
+        if not module_path.is_file():
+            raise errors.NotFound(f"there is no PKCS#11 module {module_path}")
+        try:
+            pin.reveal().decode()
+        except UnicodeDecodeError:
+            # Without its cause, which carries the PIN.
+            raise errors.MalformedRequest(f"the PIN of token {token_label!r} is not UTF-8") from None
+        worker = TokenWorker.engage(module_path, token_label)
+        store = cls(
+            worker,
+            token_label,
+            pin,
+            timeout_seconds=timeout_seconds,
+            reopen_after_seconds=reopen_after_seconds,
+        )
+        try:
+            store._ask(lambda _session: None)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Log out and let go of the token; the store answers no more.  Closing twice does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        # A worker that hangs, or is our parent's, has nobody to log out for.
+        with suppress(TimeoutError, RuntimeError):
+            self._worker.run(self._drop_session, self._timeout_seconds)
+        self._worker.release(self._token_label, self._timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"PKCS11KeyStore(token {self._token_label!r})"
+
+    @property
+    def development(self) -> bool:
+        """False: the keys are in the token."""
+        return False
+
+    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+        """Generate a key pair in the token and return its SubjectPublicKeyInfo (DER).
+
+        Never tried twice: where the token fails half way, ``errors.Unavailable`` leaves open whether there is
+        a key now; ``public_key`` tells.
+
+        Raises:
+            errors.MalformedRequest: the label is not one.
+            errors.IllegalTransition: the label is taken.
+            errors.PolicyRefused: the token has not the mechanism (rule ``token-mechanism``), or declines.
+            errors.IntegrityFailure: the token made the key with other attributes; it is destroyed again.
+        """
+        check_label(label)
+        self._ask(lambda session: self._require_free(session, label))
+        return self._ask(lambda session: self._generate(session, label, algorithm), repeat=False)
+
+    def public_key(self, label: KeyLabel) -> bytes:
+        """Return the SubjectPublicKeyInfo of a key (DER).
+
+        Asks the token once for each key; what is known is answered while the token is down.
+        """
+        return self._public_part(label).subject_public_key_info
+
+    def sign(self, label: KeyLabel, message: bytes) -> bytes:
+        """Sign as ``ports.KeyStore`` has it."""
+        algorithm = self._public_part(label).algorithm
+        # Here, not in the worker: a long CRL must not keep the token from the others.
+        to_be_signed = _to_be_signed(algorithm, message)
+        return self._ask(lambda session: _sign(self._key(session, label), to_be_signed))
+
+    def labels(self) -> tuple[KeyLabel, ...]:
+        """Return the labels of all private keys in the token, sorted.
+
+        Keys of others, whose labels do not follow our syntax, are not listed.
+        """
+
+        def list_labels(session: Session) -> tuple[KeyLabel, ...]:
+            _require_alive(session)
+            found = set()
+            for key in _objects(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY}):
+                try:
+                    found.add(check_label(key[Attribute.LABEL]))
+                except errors.MalformedRequest:
+                    continue
+            return tuple(sorted(found))
+
+        return self._ask(list_labels)
+
+    # --- in the caller's thread
+
+    def _public_part(self, label: KeyLabel) -> PublicPart:
+        known = self._public.get(label)
+        if known is not None:
+            return known
+        check_label(label)
+        return self._ask(lambda session: self._key(session, label).public)
+
+    def _ask(self, operation: Callable[[Session], T], *, repeat: bool = True) -> T:
+        if self._closed:
+            raise RuntimeError(f"the key store on token {self._token_label!r} is closed")
+        try:
+            return self._worker.run(lambda: self._attempt(operation, repeat=repeat), self._timeout_seconds)
+        except TimeoutError as hangs:
+            raise errors.Unavailable(
+                f"token {self._token_label!r} did not answer within {self._timeout_seconds:g} s"
+            ) from hangs
+
+    # --- in the worker's thread
+
+    def _attempt(self, operation: Callable[[Session], T], *, repeat: bool) -> T:
+        try:
+            return operation(self._connected())
+        except _TOKEN_DECLINES as declined:
+            raise errors.PolicyRefused(
+                "token", f"token {self._token_label!r} declines: {_reason(declined)}"
+            ) from declined
+        except PKCS11Error as lost:
+            self._drop_session()
+            if repeat:
+                return self._attempt(operation, repeat=False)
+            raise self._down(lost) from lost
+
+    def _connected(self) -> Session:
+        """Return a session that is logged in; open one if need be."""
+        if self._session is not None and self._generation == self._worker.generation:
+            return self._session
+        if self._pin_refused:
+            raise errors.NotPermitted(self._pin_refused)
+        if time.monotonic() < self._down_until:
+            raise errors.Unavailable(self._down_because)
+        self._keys.clear()
+        self._session = None
+        if self._generation == self._worker.generation:
+            # We have tried this generation: only a fresh one sees a token that came back.
+            self._worker.reset()
+        self._generation = self._worker.generation
+        try:
+            slots = self._worker.library().get_slots(token_present=True)
+            token = _find_token(slots, self._token_label)
+            self._generation = self._worker.generation
+            self._session = token.open(rw=True, user_pin=self._pin.reveal().decode())
+        except _PIN_REFUSED as refused:
+            self._pin_refused = (
+                f"token {self._token_label!r} refuses the PIN ({_reason(refused)}); it is not tried again"
+            )
+            raise errors.NotPermitted(self._pin_refused) from refused
+        except PKCS11Error as failure:
+            raise self._down(failure) from failure
+        return self._session
+
+    def _down(self, failure: PKCS11Error) -> errors.Unavailable:
+        self._down_until = time.monotonic() + self._reopen_after_seconds
+        self._down_because = f"token {self._token_label!r} cannot be reached: {_reason(failure)}"
+        return errors.Unavailable(self._down_because)
+
+    def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        self._keys.clear()
+        if session is not None and self._generation == self._worker.generation:
+            # One that cannot be closed is lost anyway: the library is finalised before the next is opened.
+            with suppress(PKCS11Error):
+                session.close()
+
+    def _key(self, session: Session, label: KeyLabel) -> _TokenKey:
+        """Return the handles of a key, from the token if this session has not seen them."""
+        key = self._keys.get(label)
+        if key is None:
+            key = self._found(session, label)
+            before = self._public.setdefault(label, key.public)
+            if before != key.public:
+                raise errors.IntegrityFailure(
+                    f"key {label!r} in token {self._token_label!r} is another one than before"
+                )
+            self._keys[label] = key
+        return key
+
+    def _found(self, session: Session, label: KeyLabel) -> _TokenKey:
+        privates = _labelled(session, label, ObjectClass.PRIVATE_KEY)
+        if not privates:
+            # SoftHSM, for one, finds nothing in a token that is gone, and does not say that it is.
+            _require_alive(session)
+            raise errors.NotFound(f"there is no key {label!r} in token {self._token_label!r}")
+        publics = _labelled(session, label, ObjectClass.PUBLIC_KEY)
+        if len(privates) > 1 or len(publics) != 1:
+            raise errors.IntegrityFailure(
+                f"token {self._token_label!r} has {len(privates)} private and {len(publics)} public keys "
+                f"labelled {label!r}: keep one of each"
+            )
+        return _matched(label, publics[0], privates[0])
+
+    def _require_free(self, session: Session, label: KeyLabel) -> None:
+        if _labelled(session, label, ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            raise errors.IllegalTransition(f"there is a key {label!r} in token {self._token_label!r} already")
+        _require_alive(session)
+
+    def _generate(self, session: Session, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+        """Generate in five steps, and destroy what was made if it is not what was asked for.
+
+        1. The label is free, and the token has the mechanisms.
+        2. Generate.
+        3. The attributes are those we asked for.
+        4. The private key signs and the public key verifies it.
+        5. No other process has taken the label meanwhile: PKCS#11 itself lets two keys share one.
+        """
+        self._require_free(session, label)
+        self._require_mechanisms(session.token.slot, algorithm)
+        public, private = _generate_pair(session, label, algorithm)
+        try:
+            complaints = custody_complaints(private)
+            if complaints:
+                raise errors.IntegrityFailure(
+                    f"token {self._token_label!r} made key {label!r} otherwise than asked: "
+                    + ", ".join(complaints)
+                )
+            key = _matched(label, public, private)
+            if len(_labelled(session, label, ObjectClass.PRIVATE_KEY)) != 1:
+                raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
+        except BaseException:
+            for made in (private, public):
+                made.destroy()
+            raise
+        self._keys[label] = key
+        self._public[label] = key.public
+        return key.public.subject_public_key_info
+
+    def _require_mechanisms(self, slot: Slot, algorithm: KeyAlgorithm) -> None:
+        _, generation, signing = _MECHANISMS[algorithm]
+        offered = slot.get_mechanisms()
+        for mechanism in (generation, signing):
+            if mechanism not in offered:
+                raise errors.PolicyRefused(
+                    "token-mechanism",
+                    f"token {self._token_label!r} has no CKM_{mechanism.name}, which {algorithm} needs",
+                )
+
+
+def custody_complaints(private: Object) -> tuple[str, ...]:
+    """Return how a private key differs from one made in its token for signing only; empty is good.
+
+    A use the token does not know is one it does not have; a protection it does not know is missing.
+
+    Raises:
+        PKCS11Error: the token cannot be asked.
+    """
+    complaints = []
+    for attribute, wanted in _SIGN_ONLY:
+        try:
+            actual = bool(private[attribute])
+        except foreign.AttributeTypeInvalid:
+            actual = attribute is Attribute.EXTRACTABLE
+        if actual is not wanted:
+            complaints.append(f"CKA_{attribute.name} is {str(actual).lower()}")
+    return tuple(complaints)
+
+
+def _find_token(slots: Iterable[Slot], label: str) -> Token:
+    found = []
+    silent: PKCS11Error | None = None
+    for slot in slots:
+        try:
+            token = slot.get_token()
+        except PKCS11Error as failure:
+            silent = failure  # may be another's slot: it counts only if ours is not found
+            continue
+        if token.label == label:
+            found.append(token)
+    if len(found) > 1:
+        raise errors.IntegrityFailure(f"{len(found)} tokens are labelled {label!r}")
+    if not found:
+        raise silent or foreign.TokenNotPresent
+    return found[0]
+
+
+def _require_alive(session: Session) -> None:
+    """Raise TokenNotPresent, or what the library has to say, unless the token of this session is there."""
+    opened = session.token
+    now = opened.slot.get_token()
+    if (now.label, now.serial) != (opened.label, opened.serial):
+        raise foreign.TokenNotPresent
+
+
+def _objects(session: Session, template: dict[Attribute, object]) -> list[Object]:
+    return list(session.get_objects(template))  # to its end: a search left open blocks the session
+
+
+def _labelled(session: Session, label: KeyLabel, *classes: ObjectClass) -> list[Object]:
+    return [
+        found
+        for kind in classes
+        for found in _objects(session, {Attribute.CLASS: kind, Attribute.LABEL: label})
+    ]
+
+
+def _generate_pair(session: Session, label: KeyLabel, algorithm: KeyAlgorithm) -> tuple[Object, Object]:
+    key_type, generation, _ = _MECHANISMS[algorithm]
+    failure: PKCS11Error | None = None
+    for curve in CURVE_NAMES[algorithm]:
+        parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: curve}, local=True)
+        try:
+            return parameters.generate_keypair(
+                id=label.encode(),
+                label=label,
+                store=True,
+                capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
+                mechanism=generation,
+                private_template={
+                    Attribute.PRIVATE: True,
+                    Attribute.SENSITIVE: True,
+                    Attribute.EXTRACTABLE: False,
+                },
+            )
+        except PKCS11Error as refused:
+            failure = failure or refused  # perhaps it calls the curve otherwise
+    if failure is None:
+        raise AssertionError(f"{algorithm} has no curve")
+    raise failure
+
+
+def _matched(label: KeyLabel, public: Object, private: Object) -> _TokenKey:
+    """Return the key after having it sign, once, something its public half verifies."""
+    if not isinstance(private, SignMixin):
+        raise errors.IntegrityFailure(f"key {label!r} may not sign: CKA_SIGN is false")
+    part = public_part(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
+    key = _TokenKey(part, private)
+    signature = _sign(key, _to_be_signed(part.algorithm, _KEY_TRIAL))
+    verifier = serialization.load_der_public_key(part.subject_public_key_info)
+    try:
+        match verifier:
+            case ed25519.Ed25519PublicKey():
+                verifier.verify(signature, _KEY_TRIAL)
+            case ec.EllipticCurvePublicKey():
+                algorithm = ALGORITHMS[part.algorithm].hash_algorithm or hashes.SHA256()
+                verifier.verify(signature, _KEY_TRIAL, ec.ECDSA(algorithm))
+    except InvalidSignature as mismatch:
+        raise errors.IntegrityFailure(
+            f"the public and the private key labelled {label!r} are no pair"
+        ) from mismatch
+    return key
+
+
+def _to_be_signed(algorithm: KeyAlgorithm, message: bytes) -> bytes:
+    """Return what CKM_ECDSA signs, a digest, or what CKM_EDDSA signs, the message."""
+    hash_algorithm = ALGORITHMS[algorithm].hash_algorithm
+    if hash_algorithm is None:
+        return message
+    digest = hashes.Hash(hash_algorithm)
+    digest.update(message)
+    return digest.finalize()
+
+
+def _sign(key: _TokenKey, to_be_signed: bytes) -> bytes:
+    algorithm = key.public.algorithm
+    _, _, mechanism = _MECHANISMS[algorithm]
+    return signature_value(algorithm, key.private.sign(to_be_signed, mechanism=mechanism))
+
+
+def _reason(failure: PKCS11Error) -> str:
+    """Say in words which error it was: "token not present", and what the library adds, if anything."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(failure).__name__).lower()
+    return str(failure) or words
