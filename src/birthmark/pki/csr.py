@@ -1,0 +1,189 @@
+"""Certification requests (PKCS #10, RFC 2986): is there a good key in it, and does the asker hold it?
+
+``vet`` is total: any octets give a ``VettedRequest`` or a refusal.  Cheap checks come before the signature,
+which costs several times all the others.  The subject and the wished-for extensions are never copied into a
+certificate (SPEC C8); the names are shown so that a use case can see whether the request is for the device it
+admitted.
+
+Keys that are known to everybody are refused: those of RFC 9500, and Ed25519 keys of small order, for which
+anyone can make signatures.  Further ones may be given by the caller.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from birthmark.errors import MalformedRequest, PolicyRefused, TooLarge
+from birthmark.pki import der
+from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.certificates import from_pem
+from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.names import Attribute, attribute_values
+
+__all__ = ["PUBLICLY_KNOWN", "VettedRequest", "vet"]
+
+PUBLICLY_KNOWN = frozenset(
+    {
+        # RFC 9500 section 2.3, testECCP256 and testECCP384: the private keys are printed there.
+        "b2b04340cfaee616ec9c2c62d261b208e54bb197498df52e8cadede23ac0ba5e",
+        "c4c10105a0be0ed4dd3354428dc38a9bfee64da141ce16e75c94eda272f9dd3a",
+    }
+)
+"""SHA-256 of SubjectPublicKeyInfo (DER), lower-case hex."""
+
+_Y_SMALL = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc"
+_Y_LARGE = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03"
+_SMALL_ORDER = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        # Points whose order divides 8, with both signs of x (RFC 8032 section 5.1.3): y = 1, -1, 0
+        # and the two y of order 8; then 1 and 0 again with y not reduced modulo p.
+        *("01" + "00" * 31, "01" + "00" * 30 + "80"),
+        *("ec" + "ff" * 30 + "7f", "ec" + "ff" * 31),
+        *("00" * 32, "00" * 31 + "80"),
+        *(_Y_SMALL + "05", _Y_SMALL + "85"),
+        *(_Y_LARGE + "7a", _Y_LARGE + "fa"),
+        *("ee" + "ff" * 30 + "7f", "ee" + "ff" * 31),
+        *("ed" + "ff" * 30 + "7f", "ed" + "ff" * 31),
+    )
+)
+
+_ECDSA = frozenset(bytes.fromhex(f"300a06082a8648ce3d0403{last}") for last in ("02", "03", "04"))
+"""ecdsa-with-SHA256, -384, -512 (RFC 5758 section 3.2): tools often sign P-384 requests with SHA-256."""
+
+_PEM_LABELS = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
+_RSA_KEY = bytes.fromhex("06092a864886f70d010101")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VettedRequest:
+    """A request whose sender holds the private key."""
+
+    subject_public_key_info: bytes = field(repr=False)
+    """DER, as it stands in the request."""
+    spki_sha256: str
+    """Lower-case hex."""
+    key_algorithm: KeyAlgorithm
+    subject_common_name: str | None
+    """The only common name of the request; for comparison, never for issuance."""
+    subject_serial_number: str | None
+    """The only serialNumber attribute of the request; for comparison, never for issuance."""
+
+
+def vet(
+    csr_bytes: bytes,
+    *,
+    allowed: Collection[KeyAlgorithm],
+    max_size: int = 8192,
+    blocked_spki: Collection[str] = (),
+) -> VettedRequest:
+    """Return the key of a certification request, proved to be in the sender's hands.
+
+    Args:
+        csr_bytes: DER, or PEM with exactly one request.
+        allowed: the key algorithms that may pass.
+        max_size: most octets looked at.
+        blocked_spki: SHA-256 (lower-case hex) of further keys to refuse.
+
+    Raises:
+        TooLarge: more than ``max_size`` octets.
+        MalformedRequest: not exactly one PKCS #10 request.
+        PolicyRefused: the key is of a kind not allowed ("key-algorithm"), known to others ("known-key"), no
+            point of its curve ("weak-key"), the signature is of a kind not allowed ("request-signature"),
+            or it does not verify ("proof-of-possession").
+    """
+    if len(csr_bytes) > max_size:
+        raise TooLarge(f"the request has {len(csr_bytes)} octets, the limit is {max_size}")
+    octets = _der(csr_bytes)
+    try:
+        request = x509.load_der_x509_csr(octets)
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise MalformedRequest(f"not a pkcs #10 request: {error}") from error
+    # CertificationRequest { info { version, subject, key, attributes }, algorithm, signature }
+    _, _, content, end = der.only(octets, der.SEQUENCE)
+    info, algorithm, _ = der.children(octets, content, end)
+    _, subject, key, *_ = der.children(octets, *info[2:])
+    spki = octets[key[1] : key[3]]
+    spki_sha256 = sha256(spki).hexdigest()
+    key_algorithm = _key_algorithm(spki, allowed)
+    _refuse_known(spki, spki_sha256, blocked_spki)
+    _refuse_signature_algorithm(octets[algorithm[1] : algorithm[3]], key_algorithm)
+    name = octets[subject[1] : subject[3]]
+    common_names = attribute_values(name, Attribute.CN)
+    serial_numbers = attribute_values(name, Attribute.SERIAL_NUMBER)
+    try:
+        possessed = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise PolicyRefused("weak-key", f"the {key_algorithm} key is no point of its curve") from error
+    if not possessed:
+        raise PolicyRefused("proof-of-possession", "the request is not signed with the key it carries")
+    return VettedRequest(
+        subject_public_key_info=spki,
+        spki_sha256=spki_sha256,
+        key_algorithm=key_algorithm,
+        subject_common_name=common_names[0] if len(common_names) == 1 else None,
+        subject_serial_number=serial_numbers[0] if len(serial_numbers) == 1 else None,
+    )
+
+
+def _der(csr_bytes: bytes) -> bytes:
+    if not csr_bytes.lstrip().startswith(b"-----BEGIN "):
+        return csr_bytes
+    try:
+        text = csr_bytes.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise MalformedRequest("pem: not ascii") from error
+    label = next((name for name in _PEM_LABELS if f"-----BEGIN {name}-----" in text), _PEM_LABELS[0])
+    blocks = from_pem(text, label)
+    if len(blocks) != 1:
+        raise MalformedRequest(f"pem: {len(blocks)} requests where one belongs")
+    return blocks[0]
+
+
+def _key_algorithm(spki: bytes, allowed: Collection[KeyAlgorithm]) -> KeyAlgorithm:
+    algorithm = recognise(spki)
+    if algorithm is None:
+        raise PolicyRefused(
+            "key-algorithm", f"the key is {_describe(spki)}; allowed are {', '.join(allowed)}"
+        )
+    if algorithm not in allowed:
+        raise PolicyRefused("key-algorithm", f"the key is {algorithm}; allowed are {', '.join(allowed)}")
+    return algorithm
+
+
+def _describe(spki: bytes) -> str:
+    """Say what kind of key it is, for a refusal."""
+    if _RSA_KEY not in spki[:32]:
+        return "neither rsa nor an uncompressed point of P-256 or P-384 nor ed25519"
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        return "a broken rsa key"
+    return f"rsa of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else "no rsa key"
+
+
+def _refuse_known(spki: bytes, spki_sha256: str, blocked_spki: Collection[str]) -> None:
+    if spki_sha256 in PUBLICLY_KNOWN:
+        raise PolicyRefused("known-key", f"the key {spki_sha256} is a published test key (RFC 9500)")
+    if spki_sha256 in blocked_spki:
+        raise PolicyRefused("known-key", f"the key {spki_sha256} is blocked")
+    ed25519 = ALGORITHMS[KeyAlgorithm.ED25519].spki_prefix
+    if spki.startswith(ed25519) and spki[len(ed25519) :] in _SMALL_ORDER:
+        raise PolicyRefused("weak-key", "the ed25519 key has small order: anyone can sign for it")
+
+
+def _refuse_signature_algorithm(identifier: bytes, key_algorithm: KeyAlgorithm) -> None:
+    if key_algorithm is KeyAlgorithm.ED25519:
+        fits = identifier == ALGORITHMS[key_algorithm].signature_algorithm
+    else:
+        fits = identifier in _ECDSA
+    if not fits:
+        raise PolicyRefused(
+            "request-signature",
+            f"signature algorithm {identifier.hex()} does not go with a {key_algorithm} key",
+        )

@@ -1,0 +1,169 @@
+"""Distinguished names as values.
+
+A ``Name`` is its attributes in order, one attribute a relative distinguished name.  ``encode`` writes exactly
+the octets ``cryptography`` would: PrintableString for C and serialNumber, IA5String for DC, else UTF8String.
+It is stricter in one place: ``cryptography`` puts any text into a PrintableString, we refuse what does not
+belong there.  Sizes are RFC 5280 appendix A.1's upper bounds.
+
+Names we read may be anybody's: ``attribute_values`` looks for one attribute and passes over what it does not
+know.  Comparing names is comparing their octets, as RFC 5280 section 7.1 does for names of one encoder.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from birthmark.errors import MalformedRequest
+from birthmark.pki import der
+
+__all__ = [
+    "ATTRIBUTES",
+    "Attribute",
+    "AttributeType",
+    "Name",
+    "attribute_values",
+    "encode",
+    "encode_attribute",
+    "text",
+]
+
+
+class Attribute(StrEnum):
+    """Attribute types, spelled as RFC 4519 spells them."""
+
+    C = "C"
+    ST = "ST"
+    L = "L"
+    O = "O"  # noqa: E741 -- the standard's name
+    OU = "OU"
+    DC = "DC"
+    CN = "CN"
+    SERIAL_NUMBER = "serialNumber"
+
+
+Name = tuple[tuple[Attribute, str], ...]
+"""A distinguished name, most significant attribute first (the order of its DER)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeType:
+    """How one attribute is encoded."""
+
+    oid: bytes
+    """OBJECT IDENTIFIER (DER)."""
+    tag: int
+    """Tag of the string type we write."""
+    shortest: int
+    """Fewest characters."""
+    longest: int
+    """Most characters."""
+
+
+def _attribute_type(dotted: str, tag: int, longest: int, shortest: int = 1) -> AttributeType:
+    return AttributeType(oid=der.oid(dotted), tag=tag, shortest=shortest, longest=longest)
+
+
+ATTRIBUTES: Mapping[Attribute, AttributeType] = {
+    Attribute.C: _attribute_type("2.5.4.6", der.PRINTABLE_STRING, 2, 2),
+    Attribute.ST: _attribute_type("2.5.4.8", der.UTF8_STRING, 128),
+    Attribute.L: _attribute_type("2.5.4.7", der.UTF8_STRING, 128),
+    Attribute.O: _attribute_type("2.5.4.10", der.UTF8_STRING, 64),
+    Attribute.OU: _attribute_type("2.5.4.11", der.UTF8_STRING, 64),
+    Attribute.DC: _attribute_type("0.9.2342.19200300.100.1.25", der.IA5_STRING, 63),
+    Attribute.CN: _attribute_type("2.5.4.3", der.UTF8_STRING, 64),
+    Attribute.SERIAL_NUMBER: _attribute_type("2.5.4.5", der.PRINTABLE_STRING, 64),
+}
+
+_PRINTABLE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
+"""The characters of a PrintableString (X.680 section 41.4)."""
+
+_CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
+"""String types of other people's names: UTF8String, PrintableString, TeletexString, IA5String, BMPString."""
+
+
+def encode_attribute(attribute: Attribute, value: str) -> bytes:
+    """Return one RelativeDistinguishedName (DER): SET { SEQUENCE { type, value } }.
+
+    Raises:
+        MalformedRequest: the value is too short, too long, or has a character its string type lacks.
+    """
+    kind = ATTRIBUTES[attribute]
+    if not kind.shortest <= len(value) <= kind.longest:
+        bounds = f"{kind.shortest} to {kind.longest}" if kind.shortest < kind.longest else str(kind.longest)
+        raise MalformedRequest(f"{attribute} {value!r}: must have {bounds} characters, has {len(value)}")
+    if kind.tag == der.PRINTABLE_STRING:
+        refused = None if _PRINTABLE.issuperset(value) else next(c for c in value if c not in _PRINTABLE)
+    elif kind.tag == der.IA5_STRING:
+        refused = next((c for c in value if not (c.isascii() and c.isprintable())), None)
+    else:
+        refused = None if value.isprintable() else next(c for c in value if not c.isprintable())
+    if refused is not None:
+        raise MalformedRequest(f"{attribute} {value!r}: {refused!r} is not allowed there")
+    octets = value.encode("utf-8")
+    return der.encode(der.SET, der.encode(der.SEQUENCE, kind.oid, der.encode(kind.tag, octets)))
+
+
+def encode(name: Name) -> bytes:
+    """Return a Name (DER; RFC 5280 section 4.1.2.4).
+
+    Raises:
+        MalformedRequest: as ``encode_attribute``.
+    """
+    return der.encode(der.SEQUENCE, *(encode_attribute(attribute, value) for attribute, value in name))
+
+
+def attribute_values(name_der: bytes, attribute: Attribute) -> tuple[str, ...]:
+    """Return the values of one attribute in a Name (DER) of any origin, in order.
+
+    Raises:
+        MalformedRequest: the octets are no Name, or a value of this attribute is no text.
+    """
+    wanted = ATTRIBUTES[attribute].oid
+    values: list[str] = []
+    _, _, content, end = der.only(name_der, der.SEQUENCE)
+    for set_tag, _, set_content, set_end in der.children(name_der, content, end):
+        if set_tag != der.SET:
+            raise MalformedRequest(f"name: tag {set_tag:02x} where a SET belongs")
+        for pair_tag, _, pair_content, pair_end in der.children(name_der, set_content, set_end):
+            parts = der.children(name_der, pair_content, pair_end)
+            if pair_tag != der.SEQUENCE or len(parts) != 2 or parts[0][0] != der.OID:
+                raise MalformedRequest("name: an attribute is not a type and a value")
+            (_, kind_start, _, kind_end), (value_tag, _, value_content, value_end) = parts
+            if name_der[kind_start:kind_end] == wanted:
+                values.append(_decode(value_tag, name_der[value_content:value_end], attribute))
+    return tuple(values)
+
+
+def _decode(tag: int, octets: bytes, attribute: Attribute) -> str:
+    codec = _CODECS.get(tag)
+    if codec is None:
+        raise MalformedRequest(f"name: {attribute} has tag {tag:02x}, which is no text")
+    try:
+        return octets.decode(codec)
+    except UnicodeDecodeError as error:
+        raise MalformedRequest(f"name: {attribute} is not valid {codec}") from error
+
+
+def text(name: Name) -> str:
+    """Return a name as RFC 4514 writes it: last attribute first, special characters escaped."""
+    return ",".join(f"{attribute}={_escape(value)}" for attribute, value in reversed(name))
+
+
+def _escape(value: str) -> str:
+    """Escape a value (RFC 4514 section 2.4)."""
+    escaped = "".join(_escaped_characters(value))
+    if value.startswith(("#", " ")):
+        escaped = "\\" + escaped
+    if len(value) > 1 and value.endswith(" "):
+        escaped = escaped[:-1] + "\\ "
+    return escaped
+
+
+def _escaped_characters(value: str) -> Iterable[str]:
+    for character in value:
+        if character == "\0":
+            yield "\\00"
+        elif character in '"+,;<>\\':
+            yield "\\" + character
+        else:
+            yield character
