@@ -1,0 +1,200 @@
+"""scripts/install, tried on a small project with a lock and a registry of its own."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+BACKEND = """
+import zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "small-1-py3-none-any.whl"
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        wheel.writestr("small.py", "")
+        wheel.writestr("small-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: small\\nVersion: 1\\n")
+        tags = "Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+        wheel.writestr("small-1.dist-info/WHEEL", tags)
+        wheel.writestr("small-1.dist-info/RECORD", "")
+    return name
+build_editable = build_wheel
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "small"
+version = "1"
+"""
+
+
+def wheel(folder: Path, name: str, content: str = "") -> str:
+    """Write a wheel of one module and return its line in a lock."""
+    path = folder / f"{name}-1-py3-none-any.whl"
+    info = f"{name}-1.dist-info"
+    files = {
+        f"{name}.py": content,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(file, text)
+    return f"{name}==1 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+class Place:
+    """A checkout of the small project."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.wheels = folder / "wheels"
+        for part in ("scripts", "requirements", "wheels"):
+            (folder / part).mkdir()
+        shutil.copy(ROOT / "scripts/install", folder / "scripts/install")
+        shutil.copytree(ROOT / "scripts/packages", folder / "scripts/packages")
+        (folder / "pyproject.toml").write_text(PROJECT)
+        (folder / "backend.py").write_text(BACKEND)
+
+    def lock(self, *lines: str) -> None:
+        for stem in ("dev", "runtime"):
+            (self.folder / f"requirements/{stem}.txt").write_text("".join(lines))
+
+    def install(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        return subprocess.run(
+            [str(self.folder / "scripts/install"), *options],
+            env={
+                **clean,
+                "PYTHON": sys.executable,
+                "PIP_CONFIG_FILE": os.devnull,
+                "PIP_NO_INDEX": "1",
+                "PIP_FIND_LINKS": str(self.wheels),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def imports(self, module: str) -> bool:
+        command = [str(self.folder / ".venv/bin/python"), "-c", f"import {module}"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A checkout where only Debian packages may be left to do."""
+    place = Place(tmp_path_factory.mktemp("installed"))
+    place.lock(wheel(place.wheels, "first"))
+    done = place.install()
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_it_installs_the_lock_and_then_has_nothing_to_do(place: Place) -> None:
+    place.lock(wheel(place.wheels, "first"), wheel(place.wheels, "second"))
+    done = place.install()
+    assert done.returncode == 0, done.stderr
+    assert place.imports("first, second, small")
+    again = place.install()
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert place.install("--runtime").stderr == "", "an environment for development serves the demo"
+
+    # A later lock without the second package takes it away: what is not in the lock must not be importable.
+    place.lock(wheel(place.wheels, "first"))
+    changed = place.install()
+    assert changed.returncode == 0, changed.stderr
+    assert place.imports("first, small")
+    assert not place.imports("second")
+
+
+def test_a_file_that_is_not_the_locked_one_is_refused(place: Place) -> None:
+    place.lock(wheel(place.wheels, "first"))
+    wheel(place.wheels, "first", content="print('not what was locked')")
+    refused = place.install()
+    assert refused.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not place.imports("first")
+    assert place.install().returncode != 0, "a failed installation is not taken for a finished one"
+
+
+def commands(folder: Path, **scripts: str) -> str:
+    """Write small programs that stand in for the system's and return a PATH that finds them first."""
+    folder.mkdir()
+    for name, body in scripts.items():
+        (folder / name.replace("_", "-")).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name.replace("_", "-")).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_without_root_it_says_which_debian_packages_are_missing_and_how_to_get_them(
+    installed: Place, tmp_path: Path
+) -> None:
+    path = commands(
+        tmp_path / "bin", id="echo 1000", dpkg_query="exit 1", apt_get=f"touch {tmp_path}/called; exit 1"
+    )
+    done = installed.install("--system", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "sudo apt-get update && sudo apt-get install --no-install-recommends" in done.stderr
+    for package in ("softhsm2", "opensc", "postgresql", "openssl", "procps"):
+        assert f" {package}" in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_part_of_the_demo_asks_only_for_its_own_packages(installed: Place, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="exit 1", apt_get="exit 1")
+    said = installed.install("--with", "softhsm2", PATH=path).stderr
+    assert "softhsm2" in said
+    assert "postgresql" not in said
+    refused = installed.install("--with", "mainframe")
+    assert refused.returncode == 1
+    assert "no part named mainframe" in refused.stderr
+
+
+def test_a_python_without_venv_is_told_about_in_one_line(place: Place, tmp_path: Path) -> None:
+    # Debian's python3 without python3-venv: it runs, it is new enough, it cannot make environments.
+    blind = f'case "$*" in *ensurepip*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac'
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="exit 1", python3=blind)
+    place.lock(wheel(place.wheels, "first"))
+    refused = place.install(PATH=path, PYTHON="python3")
+    assert refused.returncode == 1
+    assert "python3-venv" in refused.stderr
+    assert "cannot make environments" in refused.stderr
+
+
+def test_an_old_python_is_refused(place: Place, tmp_path: Path) -> None:
+    old = {name.replace(".", ""): "exit 1" for name in ("python3",)}
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="exit 1", apt_get="exit 1", **old)
+    for newer in ("python3.11", "python3.12", "python3.13", "python3.14"):
+        (tmp_path / "bin" / newer).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / newer).chmod(0o755)
+    place.lock(wheel(place.wheels, "first"))
+    refused = place.install(PATH=path, PYTHON="python3")
+    assert refused.returncode == 1
+    assert "Python 3.11 or newer is needed" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_every_debian_package_has_a_reason(name: str) -> None:
+    lines = (ROOT / f"scripts/packages/{name}.txt").read_text().splitlines()
+    listed = [line for line in lines if not line.startswith("#")]
+    assert listed == sorted(listed)
+    for line in listed:
+        fields, _, reason = line.partition("#")
+        assert len(fields.split()) == (2 if name == "demo" else 1), line
+        assert len(reason.split()) > 2, line
