@@ -75,8 +75,12 @@ def read_private_file(path: Path, limit: int, *, follow_links: bool = True) -> b
     except OSError as failure:
         raise errors.Unavailable(f"{path} cannot be opened: {failure.strerror}") from failure
     try:
+        try:
+            _require_private(path, os.fstat(descriptor))
+        except errors.Refusal:
+            os.close(descriptor)
+            raise
         with os.fdopen(descriptor, "rb") as file:
-            _require_private(path, os.fstat(file.fileno()))
             content = file.read(limit + 1)
     except OSError as failure:
         raise errors.Unavailable(f"{path} cannot be read: {failure.strerror}") from failure

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark import errors
-from birthmark.pki.der import BIT_STRING, OCTET_STRING, PRINTABLE_STRING, encode, oid, only
+from birthmark.pki.der import BIT_STRING, OCTET_STRING, PRINTABLE_STRING, encode, oid
 from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = ["CURVE_NAMES", "PublicPart", "public_part", "signature_value"]
@@ -99,12 +99,9 @@ def _point_lengths(algorithm: KeyAlgorithm) -> frozenset[int]:
 def _unwrapped(ec_point: bytes, lengths: frozenset[int]) -> bytes:
     if len(ec_point) in lengths:
         return ec_point
-    for tag, header in ((OCTET_STRING, 0), (BIT_STRING, 1)):
-        try:
-            element = only(ec_point, tag)
-        except errors.MalformedRequest:
-            continue
-        content = ec_point[element.content : element.end]
-        if not any(content[:header]) and len(content) - header in lengths:
-            return content[header:]
+    for length in lengths:
+        point = ec_point[-length:]
+        # Encoding what should be inside, and comparing, accepts no other form of the header than DER's.
+        if ec_point in (encode(OCTET_STRING, point), encode(BIT_STRING, b"\0", point)):
+            return point
     raise errors.IntegrityFailure(f"the token's public key is {len(ec_point)} octets that hold no point")

@@ -452,6 +452,10 @@ def _require_alive(session: Session) -> None:
 
 
 def _objects(session: Session, template: dict[Attribute, object]) -> list[Object]:
+    # A search that cannot begin calls the library once more when it is freed, in python-pkcs11 0.10, and
+    # writes that failure to stderr; so a session that is lost is noticed by a call without this habit.
+    with suppress(foreign.RandomNoRNG, foreign.FunctionNotSupported):
+        session.generate_random(64)
     return list(session.get_objects(template))  # to its end: a search left open blocks the session
 
 
