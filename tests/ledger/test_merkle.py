@@ -2,6 +2,7 @@ import json
 from base64 import b64decode
 from functools import cache
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_the_roots_are_those_of_the_certificate_transparency_reference_tree(size
 def test_the_subtrees_are_those_of_the_certificate_transparency_reference_tree() -> None:
     rows = [[bytes.fromhex(text) for text in row] for row in TREE["nodes"]]
     assert [merkle.leaf_hash(entry) for entry in ENTRIES] == rows[0]
-    for below, row in zip(rows, rows[1:], strict=False):
+    for below, row in pairwise(rows):
         assert [merkle.node_hash(*pair) for pair in zip(below[::2], below[1::2], strict=True)] == row
 
 

@@ -47,7 +47,7 @@ An audit log, exported by Birthmark
 
 Every line of entries.jsonl is one entry of the log, in its order.  The log is a Merkle tree (RFC 6962) over
 these lines; "checkpoint" holds its size and root, signed by the log (C2SP tlog-checkpoint, Ed25519 signed
-note). "checkpoints" holds earlier ones.  records.jsonl repeats the identity record of each device-released
+note).  "checkpoints" holds earlier ones.  records.jsonl repeats the identity record of each device-released
 entry with the number of its line, counted from 0.
 
 What it proves: whoever kept an earlier checkpoint of this log (a station, headquarters, a printed report) can

@@ -47,6 +47,12 @@ INTEGER_LIMIT = (1 << 53) - 1
 DEPTH_LIMIT = 16
 """Deepest nesting of objects and arrays."""
 
+
+def _refuse_number(text: str) -> object:
+    raise ValueError(f"{text[:32]} is not an integer")
+
+
+_DECODER = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 _NAME = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _KIND = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9]*(?:-[a-z0-9]+)*", re.ASCII)
@@ -103,7 +109,7 @@ def parse(data: bytes) -> dict[str, object]:
         errors.MalformedRequest: it is not, byte for byte, what ``canonical`` writes.
     """
     try:
-        value = json.loads(data.decode(), parse_float=_refuse_number, parse_constant=_refuse_number)
+        value = _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as wrong:
         raise errors.MalformedRequest("not a JSON object of the kind that entries are") from wrong
     if type(value) is not dict:
@@ -138,10 +144,6 @@ def decode(data: bytes) -> dict[str, object]:
     entry = parse(data)
     _check_entry(entry)
     return entry
-
-
-def _refuse_number(text: str) -> object:
-    raise ValueError(f"{text[:32]} is not an integer")
 
 
 def _check_object(value: Mapping[str, object], depth: int) -> None:

@@ -3,7 +3,7 @@
 A log never needs its whole tree to grow: the *right edge*, the roots of the complete subtrees its leaves fall
 into, is enough.  ``Edge`` is that as a value, stored beside the log's size.  ``Growth`` adds a train of
 leaves to an edge and proves each of them against the tree at the train's end, from the old edge and the new
-leaves alone. ``Frontier`` only follows the root, in constant memory; the verifier uses it.
+leaves alone.  ``Frontier`` only follows the root, in constant memory; the verifier uses it.
 
 For proofs about older leaves a caller gives ``node(level, index)``: the root of the complete subtree over the
 leaves from ``index * 2**level`` up to, not including, ``(index + 1) * 2**level``.  Where that is kept is no

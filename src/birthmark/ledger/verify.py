@@ -153,6 +153,7 @@ def verify_bundle(
         errors.MalformedRequest: the file is no bundle, or a checkpoint in it or given is none.
         OSError: the file cannot be opened.
     """
+    # One long function: it is the procedure, in its order.
     findings = _Findings()
     with Path(path).open("rb") as file, Bundle(file) as bundle:
         # 1.  What is not signed tells nothing, not even how much of it to read.
@@ -303,9 +304,7 @@ class _Prefixes:
             if expected == root:
                 self.agreeing += 1
             else:
-                self._findings.add(
-                    5, f"{whose}: the first {tree.size} entries were others when it was signed"
-                )
+                self._findings.add(5, f"{whose}: the first {tree.size} entries were others then")
 
     def finish(self, size: int) -> None:
         for waiting in self._waiting.values():
@@ -338,7 +337,7 @@ class _History:
 
 
 class _Sequences:
-    """Request numbers by actor.  Several entries under one number are fine: a request can cover many devices."""
+    """Request numbers by actor; one number may come often, because a request can cover many devices."""
 
     def __init__(self) -> None:
         self._next: dict[str, int] = {}  # all numbers below were seen
