@@ -1,0 +1,263 @@
+"""Templates, serial numbers, validity (SPEC C8, F5, G1; DESIGN section 6)."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from cryptography import x509
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from birthmark.errors import MalformedRequest, PolicyRefused
+from birthmark.pki import issuance, lint, profiles
+from birthmark.pki.certificates import TBSCertificate
+from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.profiles import Profile
+from tests.pki.sample import FOUNDED, LEAF_PROFILES, NOW, VARIABLES, realm, serial, spki
+
+P256 = KeyAlgorithm.EC_P256
+
+
+def everything(name: str) -> Profile:
+    """A packaged profile with every extension that may be added to it."""
+
+    def template(text: str) -> profiles.TextTemplate:
+        return profiles.TextTemplate(text, ((text, None),), frozenset())
+
+    return replace(
+        profiles.load(name),
+        basic_constraints=profiles.BasicConstraints(ca=False, path_len_constraint=None),
+        certificate_policies=("2.23.133.11.1.1", "1.3.6.1.4.1.32473.9"),
+        crl_distribution_point=template("http://pki.example/crl/1.crl"),
+        ocsp_responder=template("http://pki.example/ocsp"),
+        ca_issuers=template("http://pki.example/ca/1.cer"),
+        subject_key_identifier=True,
+        max_der_size=4096,
+    )
+
+
+PROFILES = {name: profiles.load(name) for name in LEAF_PROFILES} | {
+    f"{name}, everything": everything(name) for name in ("idevid", "server")
+}
+
+dates = st.one_of(
+    st.sampled_from(
+        [
+            datetime(1950, 1, 1, tzinfo=UTC),
+            datetime(2049, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+            datetime(2050, 1, 1, tzinfo=UTC),
+            datetime(9998, 11, 30, 12, tzinfo=UTC),
+        ]
+    ),
+    st.datetimes(datetime(1950, 1, 1), datetime(9998, 11, 30), timezones=st.just(UTC)),  # noqa: DTZ001
+)
+vins = st.text("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", min_size=17, max_size=17)
+
+
+@given(
+    name=st.sampled_from(sorted(PROFILES)),
+    issuer=st.sampled_from(KeyAlgorithm),
+    subject=st.sampled_from(KeyAlgorithm),
+    number=st.one_of(
+        st.integers(1, (1 << 159) - 1), st.sampled_from([1, 127, 128, 1 << 158, (1 << 159) - 1])
+    ),
+    not_before=dates,
+    vin=vins,
+    organization=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=64),
+    known=st.sets(st.sampled_from(sorted(VARIABLES))),
+)
+def test_a_filled_template_is_what_the_builder_builds_octet_for_octet(
+    *,
+    name: str,
+    issuer: KeyAlgorithm,
+    subject: KeyAlgorithm,
+    number: int,
+    not_before: datetime,
+    vin: str,
+    organization: str,
+    known: set[str],
+) -> None:
+    """Whatever of the variables was known when the template was compiled."""
+    values = VARIABLES | {"hardware_id": vin, "organization": organization}
+    authority = realm(issuer).issuing
+    template = issuance.compile_template(PROFILES[name], authority, {key: values[key] for key in known})
+    filled = template.fill(
+        serial_number=number,
+        subject_public_key_info=spki(subject, "device"),
+        not_before=not_before,
+        variables={key: value for key, value in values.items() if key not in known},
+    )
+    built = issuance.build_reference(
+        PROFILES[name],
+        authority,
+        serial_number=number,
+        subject_public_key_info=spki(subject, "device"),
+        not_before=not_before,
+        variables=values,
+    )
+    assert filled.der == built.der
+
+
+@given(st.binary(min_size=20, max_size=40))
+@example(bytes(20))
+@example(b"\xff" * 20)
+def test_a_serial_number_is_positive_and_has_twenty_octets(entropy: bytes) -> None:
+    """RFC 5280 section 4.1.2.2."""
+    number = issuance.serial_number(entropy)
+    octets = number.to_bytes(20, "big")
+    assert octets[0] & 0xC0 == 0x40
+    assert octets[1:] == entropy[1:20]
+    assert octets[0] & 0x3F == entropy[0] & 0x3F
+
+
+def test_a_serial_number_from_too_little_entropy_is_our_fault() -> None:
+    with pytest.raises(ValueError, match="19"):
+        issuance.serial_number(bytes(19))
+
+
+def fill(name: str, **changes: object) -> TBSCertificate:
+    arguments: dict[str, object] = {
+        "serial_number": serial("x"),
+        "subject_public_key_info": spki(P256, "device"),
+        "not_before": NOW,
+        "variables": {},
+    }
+    template = issuance.compile_template(profiles.load(name), realm(P256).issuing, VARIABLES)
+    return template.fill(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_times_are_cut_to_seconds_and_turned_to_utc() -> None:
+    there = datetime(2026, 11, 22, 14, 30, 15, 500_000, tzinfo=timezone(timedelta(hours=2)))
+    seen = lint.read(fill("station", not_before=there).der)
+    assert seen.not_before == datetime(2026, 11, 22, 12, 30, 15, tzinfo=UTC)
+
+
+def test_a_station_may_get_hours() -> None:
+    """SPEC C2: valid for hours or days."""
+    tbs = fill("station", not_after=NOW + timedelta(hours=8))
+    lint.permit(tbs)
+    assert lint.read(tbs.der).not_after == (NOW + timedelta(hours=8)).replace(microsecond=0)
+
+
+def test_a_station_may_not_get_more_than_its_profile() -> None:
+    with pytest.raises(PolicyRefused) as refusal:
+        lint.permit(fill("station", not_after=NOW + timedelta(days=31)))
+    assert refusal.value.rule == "validity_is_the_profiles"
+
+
+def test_a_vehicle_may_not_get_an_end() -> None:
+    with pytest.raises(PolicyRefused) as refusal:
+        lint.permit(fill("vehicle", not_after=NOW + timedelta(days=3650)))
+    assert refusal.value.rule == "validity_is_the_profiles"
+
+
+@pytest.mark.parametrize("name", ["station", "vehicle"])
+def test_a_time_without_an_encoding_is_refused(name: str) -> None:
+    with pytest.raises(PolicyRefused):
+        fill(name, not_before=datetime(1949, 12, 31, tzinfo=UTC))
+
+
+def test_a_validity_beyond_the_year_9999_is_refused() -> None:
+    with pytest.raises(PolicyRefused):
+        fill("station", not_before=datetime(9999, 12, 30, tzinfo=UTC))
+
+
+def test_a_missing_variable_is_named() -> None:
+    template = issuance.compile_template(profiles.load("vehicle"), realm(P256).issuing, {})
+    with pytest.raises(MalformedRequest, match="no value for hardware_id"):
+        template.fill(
+            serial_number=serial("x"),
+            subject_public_key_info=spki(P256, "device"),
+            not_before=NOW,
+            variables={"organization": "Example Motors"},
+        )
+
+
+def test_what_was_compiled_cannot_be_changed_when_filling() -> None:
+    """SPEC C3: the run's licence decides the organization, not the request."""
+    tbs = fill("vehicle", variables={"organization": "Mallory Motors", "hardware_id": "1" * 17})
+    assert tbs.der == fill("vehicle").der
+
+
+def test_an_optional_attribute_without_value_is_left_out() -> None:
+    variables = VARIABLES | {"organizational_unit": ""}
+    del variables["organization"]
+    template = issuance.compile_template(profiles.load("idevid"), realm(P256).issuing, variables)
+    tbs = template.fill(
+        serial_number=serial("x"), subject_public_key_info=spki(P256, "device"), not_before=NOW, variables={}
+    )
+    lint.permit(tbs)
+    assert b"Line 1" not in lint.read(tbs.der).subject
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "complaint"),
+    [
+        ("vehicle", {"hardware_id": "x" * 65}, "1 to 64"),
+        ("vehicle", {"hardware_id": "a\nb"}, "not allowed"),
+        ("idevid", {"hardware_id": "under_score"}, "'_' is not allowed"),
+        ("idevid", {"hardware_type": "1.3.x"}, "object identifier"),
+        ("server", {"dns_names": "a..b"}, "no dns name"),
+        ("server", {"dns_names": "-a.example"}, "no dns name"),
+        ("server", {"ip_addresses": "192.0.2.256"}, "192.0.2.256"),
+        ("server", {"dns_names": "", "ip_addresses": ""}, "needs a dns name"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_field_is_refused_by_both_ways(
+    name: str, variables: dict[str, str], complaint: str
+) -> None:
+    profile, authority, values = profiles.load(name), realm(P256).issuing, VARIABLES | variables
+    arguments = {
+        "serial_number": serial("x"),
+        "subject_public_key_info": spki(P256, "device"),
+        "not_before": NOW,
+    }
+    with pytest.raises(MalformedRequest, match=complaint):
+        issuance.compile_template(profile, authority, values)
+    with pytest.raises(MalformedRequest, match=complaint):
+        issuance.compile_template(profile, authority, {}).fill(**arguments, variables=values)  # type: ignore[arg-type]
+    with pytest.raises(MalformedRequest, match=complaint):
+        issuance.build_reference(profile, authority, **arguments, variables=values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("octets", [b"", b"\x30\x00", bytes(91)])
+def test_a_key_in_no_known_encoding_is_refused(octets: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        fill("vehicle", subject_public_key_info=octets)
+    with pytest.raises(PolicyRefused):
+        lint.permit(fill("idevid", subject_public_key_info=octets))
+
+
+def test_authorities_are_not_made_from_templates() -> None:
+    with pytest.raises(ValueError, match="build_reference"):
+        issuance.compile_template(profiles.load("issuing"), realm(P256).root, VARIABLES)
+
+
+def test_a_root_may_end_and_its_authorities_end_with_it() -> None:
+    end = datetime(2051, 1, 1, tzinfo=UTC)
+    mortal = realm(P256, end)
+    assert (mortal.root.not_before, mortal.root.not_after) == (FOUNDED, end)
+    assert mortal.issuing.not_after == end
+
+
+def test_an_issuer_is_an_authority() -> None:
+    leaf = realm(P256).issue(profiles.load("vehicle"), spki(P256, "device"))
+    with pytest.raises(MalformedRequest, match="not the certificate of an authority"):
+        issuance.Issuer.from_certificate(realm(P256).issuing.key_label, leaf)
+
+
+def test_an_issuer_knows_its_certificate() -> None:
+    ours = realm(KeyAlgorithm.EC_P384).issuing
+    assert ours.certificate is not None
+    parsed = x509.load_der_x509_certificate(ours.certificate)
+    assert ours.subject == parsed.subject.public_bytes()
+    assert ours.key_identifier == x509.SubjectKeyIdentifier.from_public_key(parsed.public_key()).digest
+    assert ours.key_algorithm is KeyAlgorithm.EC_P384
+    assert ours.path_len_constraint == 0
+    assert "3082" not in repr(ours)
+
+
+@given(st.binary(max_size=200))
+def test_an_issuer_from_any_octets_is_malformed(octets: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        issuance.Issuer.from_certificate(realm(P256).issuing.key_label, octets)

@@ -1,0 +1,98 @@
+"""Second opinions on certificates: pkilint, and OpenSSL's strict path validation.
+
+pkilint runs in this process, through the entry points of its own commands, because starting it takes longer
+than linting.  A finding is a pair of severity and code; what a profile waives is for the test to take off, so
+that a waiver is visible where it is used.
+"""
+
+import json
+import subprocess
+import tempfile
+import warnings
+from contextlib import redirect_stdout
+from datetime import datetime
+from io import StringIO
+from pathlib import Path
+
+from birthmark.pki.certificates import to_pem
+from birthmark.pki.profiles import Profile
+from tests.support.programs import need
+
+Finding = tuple[str, str]
+"""Severity (NOTICE, WARNING, ERROR, FATAL) and code."""
+
+
+def pkilint_findings(certificate: bytes) -> list[Finding]:
+    """Return what ``lint_pkix_cert lint -s NOTICE`` finds in a certificate (DER)."""
+    return _lint("lint_pkix_cert", [certificate])
+
+
+def pkilint_pair_findings(issuer: bytes, subject: bytes) -> list[Finding]:
+    """Return what ``lint_pkix_signer_signee_cert_chain`` finds between an issuer and a subject (DER)."""
+    return _lint("lint_pkix_signer_signee_cert_chain", [issuer, subject])
+
+
+def unwaived(findings: list[Finding], profile: Profile) -> list[Finding]:
+    """Return the findings that the profile does not waive."""
+    waived = profile.waived("pkilint")
+    return [finding for finding in findings if finding[1] not in waived]
+
+
+def _lint(command: str, certificates: list[bytes]) -> list[Finding]:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # pkilint's and its libraries' deprecations are not our findings
+        main = __import__(f"pkilint.bin.{command}", fromlist=["main"]).main
+        paths = []
+        for index, certificate in enumerate(certificates):
+            path = Path(folder) / f"{index}.pem"
+            path.write_text(to_pem(certificate))
+            paths.append(str(path))
+        output = StringIO()
+        with redirect_stdout(output):
+            count = main(["lint", "-s", "NOTICE", "-f", "JSON", *paths])
+    report = json.loads(output.getvalue())
+    findings = [
+        (description["severity"], description["code"])
+        for result in report["results"]
+        for description in result["finding_descriptions"]
+    ]
+    assert count == len(findings), "pkilint's exit status is the number of its findings"
+    return findings
+
+
+def openssl_strict(
+    root: bytes, chain: list[bytes], leaf: bytes, folder: Path, at: datetime | None = None
+) -> str:
+    """Return the output of ``openssl verify -x509_strict`` for a path (DER); the test fails if it refuses.
+
+    Args:
+        root: the trust anchor.
+        chain: the certificates between, in any order.
+        leaf: what is to be verified.
+        folder: where to write the files, such as pytest's ``tmp_path``.
+        at: the time to verify for; now if left out.
+    """
+    found = openssl_verify(root, chain, leaf, folder, at)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
+def openssl_verify(
+    root: bytes, chain: list[bytes], leaf: bytes, folder: Path, at: datetime | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``openssl verify -x509_strict`` on a path (DER) and return how it ended."""
+    (folder / "root.pem").write_text(to_pem(root))
+    (folder / "leaf.pem").write_text(to_pem(leaf))
+    arguments = ["-CAfile", str(folder / "root.pem")]
+    if chain:
+        (folder / "chain.pem").write_text("".join(to_pem(certificate) for certificate in chain))
+        arguments += ["-untrusted", str(folder / "chain.pem")]
+    if at is not None:
+        arguments += ["-attime", str(int(at.timestamp()))]
+    return subprocess.run(
+        [
+            need("openssl"), "verify", "-x509_strict", "-check_ss_sig", "-no-CApath", "-no-CAstore",
+            *arguments, str(folder / "leaf.pem"),
+        ],
+        check=False, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
