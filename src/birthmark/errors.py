@@ -31,6 +31,8 @@ class Refusal(Exception):
 
     code: ClassVar[str] = "refused"
     retryable: ClassVar[bool] = False
+    recorded: bool = False
+    """True once this very refusal stands in the log."""
 
 
 class MalformedRequest(Refusal):

@@ -1,0 +1,378 @@
+"""The two databases, as the commit train sees them: begin under the head lock, fetch by key, write, commit.
+
+Both lock the log's head first, so at any time one train in the whole installation reads and writes, and what it read
+stays true until it commits.  On SQLite the lock is a lock file (fair, and without the polling of SQLite's busy handler)
+and ``BEGIN IMMEDIATE``; on PostgreSQL it is ``SELECT … FOR UPDATE`` on the head row.  Statements are set-wise, and on
+PostgreSQL a train costs two round trips: one to lock and read, one to write and commit.
+
+Durability: SQLite runs in WAL mode with ``synchronous=FULL``; a PostgreSQL server that was set to ``fsync=off`` is refused,
+and ``synchronous_commit`` is forced on.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psycopg
+
+from birthmark import errors
+from birthmark.secret import SecretBytes
+
+__all__ = ["Broken", "Database", "PostgreSQL", "SQLite", "TableShape", "open_database"]
+
+Row = Sequence[Any]
+
+
+class TableShape(Protocol):
+    """A table's name, columns and column types; the first column is the key."""
+
+    @property
+    def table(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def types(self) -> tuple[str, ...]: ...
+
+
+Reads = Sequence[tuple[TableShape, Sequence[Any]]]
+Writes = Sequence[tuple[TableShape, Sequence[Row]]]
+
+
+class Broken(Exception):
+    """A constraint or trigger of the database refused a write: the train that made it must not commit."""
+
+
+class Database(Protocol):
+    """One database.  A train's methods belong to one thread; ``select`` and ``query`` may be called from any."""
+
+    def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
+        """Start a train: lock the head and return its row, and the rows of ``reads`` in their order."""
+        ...
+
+    def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """Inside a train: return the rows with these keys."""
+        ...
+
+    def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
+        """Inside a train: run a SELECT (placeholders are ``%s``)."""
+        ...
+
+    def commit(self, inserts: Writes, updates: Writes) -> None:
+        """Write and commit the train; durable on return.
+
+        Raises:
+            Broken: a constraint refused; nothing was committed.
+            errors.Unavailable: it is not known whether it was committed.
+        """
+        ...
+
+    def rollback(self) -> None:
+        """End the train without writing."""
+        ...
+
+    def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """Outside any train: return committed rows with these keys."""
+        ...
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Outside any train: run a SELECT (placeholders are ``%s``)."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def _sqlite_failure(cause: sqlite3.Error) -> Exception:
+    if isinstance(cause, sqlite3.IntegrityError):
+        return Broken(str(cause))
+    if isinstance(cause, sqlite3.OperationalError):
+        return errors.Unavailable(f"database: {cause}")
+    return errors.IntegrityFailure(f"database: {cause}")
+
+
+class SQLite:
+    """The embedded database: one file, any number of processes on one machine."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise errors.NotFound(f"there is no database at {path}; 'birthmark init' makes one")
+        self._path = path
+        self._local = threading.local()
+        self._lock = os.open(f"{path}.train", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._train: sqlite3.Connection | None = None
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(self._path, isolation_level=None, timeout=10.0, check_same_thread=False)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA cache_size=-65536")
+            db.execute("PRAGMA mmap_size=268435456")
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
+        return db
+
+    def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
+        """See ``Database.begin``."""
+        if self._train is None:
+            self._train = self._connect()
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            self._train.execute("BEGIN IMMEDIATE")
+            head = self._train.execute("SELECT size, edge, at FROM head WHERE id = 1").fetchone()
+            rows = [self.fetch(shape, keys) for shape, keys in reads]
+        except sqlite3.Error as cause:
+            self.rollback()
+            raise _sqlite_failure(cause) from cause
+        if head is None:
+            self.rollback()
+            raise errors.IntegrityFailure("the database has no log head")
+        return head, rows
+
+    @staticmethod
+    def _fetch(db: sqlite3.Connection, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        columns, key = ", ".join(shape.columns), shape.columns[0]
+        if len(keys) == 1:
+            return db.execute(f"SELECT {columns} FROM {shape.table} WHERE {key} = ?", (keys[0],)).fetchall()
+        return db.execute(
+            f"SELECT {columns} FROM {shape.table} WHERE {key} IN (SELECT value FROM json_each(?))",
+            (json.dumps(keys),),
+        ).fetchall()
+
+    def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """See ``Database.fetch``."""
+        assert self._train is not None
+        return self._fetch(self._train, shape, keys)
+
+    def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
+        """See ``Database.fetch_all``."""
+        assert self._train is not None
+        return self._train.execute(statement.replace("%s", "?"), parameters).fetchall()
+
+    def commit(self, inserts: Writes, updates: Writes) -> None:
+        """See ``Database.commit``."""
+        assert self._train is not None
+        try:
+            for shape, rows in inserts:
+                marks = ", ".join("?" * len(shape.columns))
+                self._train.executemany(
+                    f"INSERT INTO {shape.table} ({', '.join(shape.columns)}) VALUES ({marks})", rows
+                )
+            for shape, rows in updates:
+                key, *rest = shape.columns
+                self._train.executemany(
+                    f"UPDATE {shape.table} SET {', '.join(f'{name} = ?' for name in rest)} WHERE {key} = ?",
+                    [(*row[1:], row[0]) for row in rows],
+                )
+            self._train.execute("COMMIT")
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
+        finally:
+            self.rollback()
+
+    def rollback(self) -> None:
+        """See ``Database.rollback``."""
+        try:
+            if self._train is not None and self._train.in_transaction:
+                self._train.execute("ROLLBACK")
+        except sqlite3.Error:
+            # The connection is in an unknown state: the next train opens another.
+            lost, self._train = self._train, None
+            if lost is not None:
+                lost.close()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _reader(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = self._connect()
+        return db
+
+    def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """See ``Database.select``."""
+        try:
+            return self._fetch(self._reader(), shape, keys)
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """See ``Database.query``."""
+        try:
+            return self._reader().execute(statement.replace("%s", "?"), parameters).fetchall()
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
+
+    def close(self) -> None:
+        """See ``Database.close``."""
+        if self._train is not None:
+            self._train.close()
+            self._train = None
+        os.close(self._lock)
+
+
+class PostgreSQL:
+    """PostgreSQL: several processes, several machines."""
+
+    def __init__(self, conninfo: str, password: SecretBytes | None = None) -> None:
+        self._conninfo = conninfo
+        self._password = password
+        self._local = threading.local()
+        self._train: psycopg.Connection[Any] | None = None
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        password = None if self._password is None else self._password.reveal().decode()
+        try:
+            db = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5, password=password)
+            db.execute("SET synchronous_commit = on")
+            db.execute("SET lock_timeout = '10s'")
+            db.execute("SET statement_timeout = '60s'")
+            db.execute("SET idle_in_transaction_session_timeout = '30s'")
+            fsync = db.execute("SHOW fsync").fetchone()
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        if fsync is None or fsync[0] != "on":
+            db.close()
+            raise errors.IntegrityFailure("the PostgreSQL server runs with fsync=off: nothing it commits is durable")
+        return db
+
+    def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
+        """See ``Database.begin``."""
+        if self._train is None or self._train.closed:
+            self._train = self._connect()
+        try:
+            with self._train.pipeline():
+                self._train.execute("BEGIN")
+                head_cursor = self._train.execute("SELECT size, edge, at FROM head WHERE id = 1 FOR UPDATE")
+                cursors = [
+                    self._train.execute(_select_statement(shape), (list(keys),)) for shape, keys in reads
+                ]
+            head = head_cursor.fetchone()
+            rows = [cursor.fetchall() for cursor in cursors]
+        except psycopg.Error as cause:
+            self.rollback()
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        if head is None:
+            self.rollback()
+            raise errors.IntegrityFailure("the database has no log head")
+        return head, rows
+
+    def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """See ``Database.fetch``."""
+        assert self._train is not None
+        try:
+            return self._train.execute(_select_statement(shape), (list(keys),)).fetchall()
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+
+    def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
+        """See ``Database.fetch_all``."""
+        assert self._train is not None
+        try:
+            return self._train.execute(statement.encode(), parameters).fetchall()
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+
+    def commit(self, inserts: Writes, updates: Writes) -> None:
+        """See ``Database.commit``."""
+        assert self._train is not None
+        try:
+            with self._train.pipeline():
+                for shape, rows in inserts:
+                    self._train.execute(_insert_statement(shape), [list(column) for column in zip(*rows, strict=True)])
+                for shape, rows in updates:
+                    self._train.execute(_update_statement(shape), [list(column) for column in zip(*rows, strict=True)])
+                self._train.execute("COMMIT")
+        except (psycopg.IntegrityError, psycopg.errors.RaiseException) as cause:
+            raise Broken(_first_line(cause)) from cause
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        finally:
+            self.rollback()
+
+    def rollback(self) -> None:
+        """See ``Database.rollback``."""
+        if self._train is None:
+            return
+        try:
+            if self._train.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                self._train.execute("ROLLBACK")
+        except psycopg.Error:
+            # Lost: the next train connects again.
+            self._train.close()
+            self._train = None
+
+    def _reader(self) -> psycopg.Connection[Any]:
+        db: psycopg.Connection[Any] | None = getattr(self._local, "db", None)
+        if db is None or db.closed:
+            db = self._local.db = self._connect()
+        return db
+
+    def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+        """See ``Database.select``."""
+        return self._read(_select_statement(shape), (list(keys),))
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """See ``Database.query``."""
+        return self._read(statement.encode(), parameters)
+
+    def _read(self, statement: bytes, parameters: Sequence[Any]) -> list[Row]:
+        try:
+            return self._reader().execute(statement, parameters).fetchall()
+        except psycopg.OperationalError:
+            self._local.db = None  # the server may have restarted since: try once on a new connection
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        try:
+            return self._reader().execute(statement, parameters).fetchall()
+        except psycopg.Error as cause:
+            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+
+    def close(self) -> None:
+        """See ``Database.close``."""
+        if self._train is not None:
+            self._train.close()
+            self._train = None
+
+
+def _first_line(cause: psycopg.Error) -> str:
+    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+
+
+def _select_statement(shape: TableShape) -> bytes:
+    columns, key, kind = ", ".join(shape.columns), shape.columns[0], shape.types[0]
+    return f"SELECT {columns} FROM {shape.table} WHERE {key} = ANY(%s::{kind}[])".encode()
+
+
+def _insert_statement(shape: TableShape) -> bytes:
+    arrays = ", ".join(f"%s::{kind}[]" for kind in shape.types)
+    return f"INSERT INTO {shape.table} ({', '.join(shape.columns)}) SELECT * FROM unnest({arrays})".encode()
+
+
+def _update_statement(shape: TableShape) -> bytes:
+    key, *rest = shape.columns
+    arrays = ", ".join(f"%s::{kind}[]" for kind in shape.types)
+    return (
+        f"UPDATE {shape.table} SET {', '.join(f'{name} = v.{name}' for name in rest)}"
+        f" FROM unnest({arrays}) AS v({', '.join(shape.columns)}) WHERE {shape.table}.{key} = v.{key}"
+    ).encode()
+
+
+def open_database(url: str, password: SecretBytes | None = None) -> Database:
+    """Open the database of a URL: ``sqlite:///PATH`` or ``postgresql://…`` (a libpq connection URI).
+
+    Raises:
+        errors.MalformedRequest: another kind of URL.
+        errors.NotFound: there is no such SQLite file.
+    """
+    if url.startswith("sqlite:///"):
+        return SQLite(Path(url.removeprefix("sqlite:///")))
+    if url.startswith("postgresql://"):
+        return PostgreSQL(url, password)
+    raise errors.MalformedRequest(f"a database url starts with sqlite:/// or postgresql://, not {url.partition(':')[0]}:")

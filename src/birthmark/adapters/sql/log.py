@@ -1,0 +1,133 @@
+"""The log as it lies in the database: leaves, the roots of full tiles, and every checkpoint ever signed.
+
+A *tile* at level L covers 256 nodes of level 8·L (C2SP tlog-tiles).  Only the root of each full tile is kept beside the
+leaf hashes: any node of the tree is at most 256 hashes away from one of them, so proofs for old leaves cost a bounded
+number of reads, and a train writes at the right edge only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from birthmark import errors
+from birthmark.adapters.sql.databases import Database
+from birthmark.ledger.checkpoint import VerifierKey, open_note
+from birthmark.ledger.merkle import inclusion_proof, node_hash
+from birthmark.ledger.proof import TlogProof
+from birthmark.ports import LogEntry
+
+__all__ = ["CHECKPOINT", "HEAD", "LEAF", "TILE", "LogReader", "full_tiles"]
+
+TILE_HEIGHT = 8
+TILE_WIDTH = 1 << TILE_HEIGHT
+Query = Callable[[str, Sequence[Any]], list[Sequence[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    table: str
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+
+
+HEAD = _Shape("head", ("id", "size", "edge", "at"), ("bigint", "bigint", "bytea", "bigint"))
+LEAF = _Shape("leaf", ("idx", "hash", "entry"), ("bigint", "bytea", "bytea"))
+TILE = _Shape("tile", ("level", "idx", "root"), ("bigint", "bigint", "bytea"))
+CHECKPOINT = _Shape("checkpoint", ("size", "note"), ("bigint", "text"))
+
+
+def _fold(hashes: Sequence[bytes]) -> bytes:
+    """Return the root of a complete subtree of 2**n hashes."""
+    level = list(hashes)
+    while len(level) > 1:
+        level = [node_hash(level[i], level[i + 1]) for i in range(0, len(level), 2)]
+    return level[0]
+
+
+def _hashes(query: Query, level: int, start: int, end: int) -> list[bytes]:
+    """Return the nodes [start, end) of tile level ``level``: leaf hashes, or roots of the tiles below."""
+    if level == 0:
+        rows = query("SELECT hash FROM leaf WHERE idx >= %s AND idx < %s ORDER BY idx", (start, end))
+    else:
+        rows = query(
+            "SELECT root FROM tile WHERE level = %s AND idx >= %s AND idx < %s ORDER BY idx", (level - 1, start, end)
+        )
+    if len(rows) != end - start:
+        raise errors.IntegrityFailure(f"the log lacks hashes between {start} and {end} of tile level {level}")
+    return [bytes(row[0]) for row in rows]
+
+
+def full_tiles(query: Query, first: int, leaves: Sequence[bytes]) -> list[tuple[int, int, bytes]]:
+    """Return the tiles that ``leaves``, appended from index ``first`` on, complete: (level, index, root)."""
+    tiles: list[tuple[int, int, bytes]] = []
+    level, start, fresh = 0, first, list(leaves)
+    while fresh:
+        roots: list[bytes] = []
+        end = start + len(fresh)
+        for index in range(start >> TILE_HEIGHT, end >> TILE_HEIGHT):
+            low, high = index << TILE_HEIGHT, (index + 1) << TILE_HEIGHT
+            old = _hashes(query, level, low, start) if low < start else []
+            root = _fold(old + fresh[max(low - start, 0) : high - start])
+            tiles.append((level, index, root))
+            roots.append(root)
+        start, fresh, level = start >> TILE_HEIGHT, roots, level + 1
+    return tiles
+
+
+class LogReader:
+    """Reads the log: entries, checkpoints and proofs, from committed rows only."""
+
+    def __init__(self, database: Database, vkey: str) -> None:
+        self._database = database
+        self._vkey = VerifierKey.parse(vkey)
+
+    def node(self, level: int, index: int) -> bytes:
+        """Return the root of the complete subtree of leaves [index·2^level, (index+1)·2^level)."""
+        tile_level, height = divmod(level, TILE_HEIGHT)
+        return _fold(_hashes(self._database.query, tile_level, index << height, (index + 1) << height))
+
+    def size(self) -> int:
+        """Return the number of entries."""
+        (row,) = self._database.query("SELECT size FROM head WHERE id = 1")
+        size: int = row[0]
+        return size
+
+    def entries(self, start: int = 0, end: int | None = None) -> Iterator[LogEntry]:
+        """Iterate over entries [start, end)."""
+        at, stop = start, self.size() if end is None else end
+        while at < stop:
+            rows = self._database.query(
+                "SELECT idx, entry FROM leaf WHERE idx >= %s AND idx < %s ORDER BY idx", (at, min(at + 1024, stop))
+            )
+            if not rows:
+                return
+            for row in rows:
+                yield LogEntry(index=row[0], entry=bytes(row[1]))
+            at = rows[-1][0] + 1
+
+    def checkpoints(self, after: int = -1) -> Iterator[tuple[int, str]]:
+        """Iterate over all checkpoints ever signed, as (size, note), oldest first."""
+        while rows := self._database.query(
+            "SELECT size, note FROM checkpoint WHERE size > %s ORDER BY size LIMIT 1024", (after,)
+        ):
+            for row in rows:
+                yield row[0], row[1]
+            after = rows[-1][0]
+
+    def checkpoint(self) -> str:
+        """Return the newest checkpoint."""
+        rows = self._database.query("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1")
+        if not rows:
+            raise errors.NotFound("the log has no checkpoint yet")
+        note: str = rows[0][0]
+        return note
+
+    def token(self, index: int) -> str:
+        """Return the proof of an entry under the first checkpoint that covers it."""
+        rows = self._database.query("SELECT entry FROM leaf WHERE idx = %s", (index,))
+        notes = self._database.query("SELECT note FROM checkpoint WHERE size > %s ORDER BY size LIMIT 1", (index,))
+        if not rows or not notes:
+            raise errors.NotFound(f"the log has no entry {index}")
+        note: str = notes[0][0]
+        path = inclusion_proof(index, open_note(note, self._vkey).size, self.node)
+        return TlogProof(index, bytes(rows[0][0]), path, note).encode()

@@ -1,0 +1,358 @@
+"""The store: the commit train over one database.
+
+One writer thread a process collects the acts that are waiting (no timer: while one commit is under way the next train
+fills) and commits them in one database transaction:
+
+1. take the log head, and fetch for the whole train what its acts are going to look at;
+2. let each act decide, in order; a refusal drops that act's changes alone and becomes an entry of its own;
+3. append the leaves, move the right edge, sign one checkpoint;
+4. write, commit, and only then answer everyone.
+
+Because the head is locked, what was read stays true until the commit, so the guards are plain code in the use cases.  The
+database's constraints and triggers stand behind them: a train that breaks one is taken apart and run act by act, and the
+act that broke it fails alone.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from birthmark import errors
+from birthmark.adapters.sql.databases import Broken, Database, Row, TableShape, Writes
+from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
+from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
+from birthmark.floor.realm import Environment, Realm
+from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, sign_note
+from birthmark.ledger.entry import encode, time_text
+from birthmark.ledger.merkle import Edge, Growth, leaf_hash
+from birthmark.ledger.proof import TlogProof
+from birthmark.ports import Act, Clock, Committed, Decision, Facts, LogEntry, Reads
+
+__all__ = ["SQLStore", "read_realm"]
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+LONGEST_TRAIN = 512
+BACKWARD_TOLERANCE = timedelta(seconds=5)
+"""How far the clock may fall behind the last checkpoint (an NTP step) before the line is held."""
+
+
+def read_realm(database: Database) -> Realm:
+    """Return the realm a database was made for.
+
+    Raises:
+        errors.NotFound: the database holds no realm.
+    """
+    rows = database.query("SELECT name, environment, origin, vkey, created_at FROM realm")
+    if len(rows) != 1:
+        raise errors.NotFound("the database holds no realm; 'birthmark init' makes one")
+    name, environment, origin, vkey, created_at = rows[0]
+    return Realm(
+        name=name, environment=Environment(environment), origin=origin, vkey=vkey, created_at=moment(created_at)
+    )
+
+
+class _WorkingSet:
+    """What a train has read and will write: the newest version of every value, by type and key."""
+
+    __slots__ = ("_fetch", "changed", "new", "values")
+
+    def __init__(self, fetch: Callable[[Mapping[Any], Sequence[str]], list[Sequence[Any]]]) -> None:
+        self._fetch = fetch
+        self.values: dict[Mapping[Any], dict[str, Any]] = {}
+        self.new: dict[Mapping[Any], dict[str, Any]] = {}
+        self.changed: dict[Mapping[Any], dict[str, Any]] = {}
+
+    def load(self, mapping: Mapping[Any], keys: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take in the rows found under these keys; the keys not among them are known to be absent."""
+        known = self.values.setdefault(mapping, {})
+        known.update(dict.fromkeys(keys))
+        for row in rows:
+            known[row[0]] = mapping.value(row)
+
+    def get(self, mapping: Mapping[Any], key: str) -> Any:
+        """Return a value, from the database if nobody asked before."""
+        known = self.values.get(mapping)
+        if known is None or key not in known:
+            self.load(mapping, (key,), self._fetch(mapping, (key,)))
+            known = self.values[mapping]
+        return known[key]
+
+    def put(self, mapping: Mapping[Any], key: str, value: Any) -> None:
+        """Take in a value that must be written."""
+        known = self.values.setdefault(mapping, {})
+        if key in self.new.get(mapping, {}) or self.get(mapping, key) is None:
+            self.new.setdefault(mapping, {})[key] = value
+        else:
+            self.changed.setdefault(mapping, {})[key] = value
+        known[key] = value
+
+
+class _View:
+    """One act's view of the working set: its own changes lie above it until they are merged or dropped."""
+
+    __slots__ = ("_base", "_next_leaf", "changes")
+
+    def __init__(self, base: _WorkingSet, next_leaf: int) -> None:
+        self._base = base
+        self._next_leaf = next_leaf
+        self.changes: dict[tuple[Mapping[Any], str], Any] = {}
+
+    @property
+    def next_leaf(self) -> int:
+        """See ``Facts.next_leaf``."""
+        return self._next_leaf
+
+    def get(self, kind: type[V], key: str) -> V | None:
+        """See ``Facts.get``."""
+        mapping = MAPPINGS[kind]
+        changed: V | None = self.changes.get((mapping, key))
+        if changed is not None:
+            return changed
+        value: V | None = self._base.get(mapping, key)
+        return value
+
+    def put(self, value: object) -> None:
+        """See ``Facts.put``."""
+        mapping = MAPPINGS[type(value)]
+        self.changes[mapping, mapping.key(value)] = value
+
+    def merge(self) -> None:
+        """Hand the changes on."""
+        for (mapping, key), value in self.changes.items():
+            self._base.put(mapping, key, value)
+
+
+class _Train:
+    """The part of a train that its answers need once it is durable."""
+
+    __slots__ = ("growth", "note")
+
+    def __init__(self, growth: Growth) -> None:
+        self.growth = growth
+        self.note = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    answer: Any
+    leaves: Sequence[LogEntry]
+    train: _Train
+
+    def token(self, index: int) -> str:
+        """See ``Committed.token``."""
+        entry = self.leaves[index - self.leaves[0].index].entry
+        return TlogProof(index, entry, self.train.growth.inclusion_proof(index), self.train.note).encode()
+
+
+_Job = tuple[Sequence[Act[Any]], "Future[list[Committed[Any]]]"]
+
+
+class SQLStore:
+    """The store over SQLite or PostgreSQL; see ``ports.Store``."""
+
+    def __init__(self, database: Database, clock: Clock, sign: Callable[[bytes], bytes]) -> None:
+        """Open the store; ``sign`` signs checkpoints with the log's key."""
+        self.realm = read_realm(database)
+        self.log = LogReader(database, self.realm.vkey)
+        self._database = database
+        self._clock = clock
+        self._sign = sign
+        self._public = VerifierKey.parse(self.realm.vkey).public
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="commit-train", daemon=True)
+        self._thread.start()
+
+    def submit(self, acts: Sequence[Act[Any]]) -> "Future[list[Committed[Any]]]":
+        """See ``Store.submit``."""
+        future: Future[list[Committed[Any]]] = Future()
+        self._queue.put((acts, future))
+        return future
+
+    def look(self, reads: Reads) -> Facts:
+        """See ``Store.look``."""
+        base = _WorkingSet(self._database.select)
+        for kind, keys in reads.items():
+            if keys:
+                base.load(MAPPINGS[kind], keys, self._database.select(MAPPINGS[kind], keys))
+        return _View(base, 0)
+
+    def scan(self, kind: type[V], *, after: str = "", limit: int | None = None) -> Iterator[V]:
+        """See ``Store.scan``."""
+        mapping = MAPPINGS[kind]
+        key, columns = mapping.columns[0], ", ".join(mapping.columns)
+        low: Any = -1 if mapping.types[0] == "bigint" and after == "" else after
+        statement = f"SELECT {columns} FROM {mapping.table} WHERE {key} > %s ORDER BY {key} LIMIT %s"  # noqa: S608  # our own names
+        left = limit
+        while left is None or left > 0:
+            page = 1000 if left is None else min(left, 1000)
+            rows = self._database.query(statement, (low, page))
+            for row in rows:
+                yield mapping.value(row)
+            if len(rows) < page:
+                return
+            low = rows[-1][0]
+            left = None if left is None else left - page
+
+    def token(self, index: int) -> str:
+        """See ``Store.token``."""
+        return self.log.token(index)
+
+    def checkpoint(self) -> str:
+        """See ``Store.checkpoint``."""
+        return self.log.checkpoint()
+
+    def close(self) -> None:
+        """Finish the trains that are waiting and close the database."""
+        self._queue.put(None)
+        self._thread.join()
+        self._database.close()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            jobs, acts = [job], len(job[0])
+            while acts < LONGEST_TRAIN and not self._queue.empty():
+                following = self._queue.get()
+                if following is None:
+                    self._queue.put(None)
+                    break
+                jobs.append(following)
+                acts += len(following[0])
+            self._commit(jobs)
+
+    def _commit(self, jobs: Sequence[_Job]) -> None:
+        """Commit a train and answer its jobs; whatever happens, every job gets an answer."""
+        try:
+            results = self._train([act for acts, _ in jobs for act in acts])
+        except Broken as cause:
+            log.exception("the database refused a train of %d", sum(len(acts) for acts, _ in jobs))
+            self._commit_apart(jobs, cause)
+        except BaseException as cause:  # noqa: BLE001  # a job without an answer would hang its client
+            for _, future in jobs:
+                future.set_exception(cause)
+        else:
+            for acts, future in jobs:
+                future.set_result(results[: len(acts)])
+                results = results[len(acts) :]
+
+    def _commit_apart(self, jobs: Sequence[_Job], cause: Broken) -> None:
+        """Run a broken train act by act, so that one bad act does not take the others with it."""
+        for acts, future in jobs:
+            results: list[Committed[Any]] = []
+            try:
+                for act in acts:
+                    try:
+                        results += self._train([act])
+                    except Broken:
+                        if len(jobs) == 1 and len(acts) == 1:
+                            raise errors.IntegrityFailure(f"the database refused this act: {cause}") from cause
+                        failure = errors.IntegrityFailure("the database refused this act; see the service's log")
+                        results.append(_Committed(failure, (), _Train(Growth(Edge.empty()))))
+            except BaseException as failed:  # noqa: BLE001  # as above
+                future.set_exception(failed)
+            else:
+                future.set_result(results)
+
+    def _train(self, acts: Sequence[Act[Any]]) -> list[Committed[Any]]:
+        reads: dict[Mapping[Any], dict[str, None]] = {}
+        for act in acts:
+            for kind, keys in act.reads.items():
+                reads.setdefault(MAPPINGS[kind], {}).update(dict.fromkeys(keys))
+        wanted = {mapping: list(keys) for mapping, keys in reads.items() if keys}
+        (size, edge, last), rows = self._database.begin(list(wanted.items()))
+        try:
+            facts = _WorkingSet(self._database.fetch)
+            for (mapping, keys), found in zip(wanted.items(), rows, strict=True):
+                facts.load(mapping, keys, found)
+            at = self._time(moment(last))
+            train = _Train(Growth(Edge.from_bytes(size, bytes(edge))))
+            entries: list[LogEntry] = []
+            results: list[Committed[Any]] = []
+            for act in acts:
+                answer, leaves = self._decide(act, facts, train.growth, at)
+                entries += leaves
+                results.append(_Committed(answer, leaves, train))
+            if not entries and not facts.new and not facts.changed:
+                self._database.rollback()
+                return results
+            inserts: Writes = [(mapping, [mapping.row(v) for v in values.values()]) for mapping, values in facts.new.items()]
+            updates: Writes = [(mapping, [mapping.row(v) for v in values.values()]) for mapping, values in facts.changed.items()]
+            log_inserts, head = self._append(train, size, entries, at)
+        except BaseException:
+            self._database.rollback()
+            raise
+        self._database.commit([*inserts, *log_inserts], [*updates, (HEAD, [head])])
+        return results
+
+    def _time(self, last: datetime) -> datetime:
+        """Return the time of this train: never before the last one's."""
+        now = self._clock.now()
+        if now < last - BACKWARD_TOLERANCE:
+            raise errors.Unavailable(
+                f"the clock says {time_text(now)}, which is before the log's last entry ({time_text(last)}):"
+                " the line is held until the clock is right"
+            )
+        return max(now.replace(microsecond=now.microsecond // 1000 * 1000), last)
+
+    def _decide(
+        self, act: Act[Any], facts: _WorkingSet, growth: Growth, at: datetime
+    ) -> tuple[Any, Sequence[LogEntry]]:
+        view = _View(facts, growth.size)
+        try:
+            decision = act.decide(view, at)
+            encoded = self._encode(act, decision.entries, at)
+        except errors.Refusal as refusal:
+            if refusal.retryable:
+                return refusal, ()
+            view = _View(facts, growth.size)
+            decision = act.refuse(view, at, refusal)
+            encoded = self._encode(act, decision.entries, at)
+        except Exception as fault:
+            # A fault of ours in one act must not take the train with it; it is logged like a refusal.
+            log.exception("an act of %s failed", act.actor)
+            view = _View(facts, growth.size)
+            refused = act.refuse(view, at, errors.IntegrityFailure("internal fault; see the service's log"))
+            decision = Decision(fault, refused.entries)
+            encoded = self._encode(act, decision.entries, at)
+        view.merge()
+        if isinstance(decision.answer, errors.Refusal):
+            decision.answer.recorded = True
+        return decision.answer, [LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded]
+
+    def _encode(self, act: Act[Any], entries: Sequence[tuple[str, Any]], at: datetime) -> list[bytes]:
+        common: dict[str, Any] = {
+            "v": 1,
+            "at": time_text(at),
+            "realm": self.realm.name,
+            "environment": self.realm.environment,
+            "actor": act.actor,
+        }
+        if act.seq is not None:
+            common["seq"] = act.seq
+        if act.operator is not None:
+            common["operator"] = act.operator
+        return [encode({**fields, **common, "kind": kind}) for kind, fields in entries]
+
+    def _append(
+        self, train: _Train, size: int, entries: Sequence[LogEntry], at: datetime
+    ) -> tuple[Writes, Row]:
+        """Return the log's rows for a train, its checkpoint signed, and the new head."""
+        growth = train.growth
+        head = (1, growth.size, growth.edge.to_bytes(), milliseconds(at))
+        if not entries:
+            return [], head
+        hashes = [leaf_hash(item.entry) for item in entries]
+        leaves = [(item.index, digest, item.entry) for item, digest in zip(entries, hashes, strict=True)]
+        tiles = full_tiles(self._database.fetch_all, size, hashes)
+        checkpoint = Checkpoint(self.realm.origin, growth.size, growth.root())
+        train.note = sign_note(checkpoint.body(), self.realm.origin, self._public, self._sign)
+        rows: list[tuple[TableShape, Sequence[Row]]] = [(LEAF, leaves), (CHECKPOINT, [(growth.size, train.note)])]
+        if tiles:
+            rows.append((TILE, tiles))
+        return rows, head

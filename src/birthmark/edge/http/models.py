@@ -1,0 +1,213 @@
+"""The bodies of the station plane, as they stand in its OpenAPI description.
+
+Binary values are base64 (RFC 4648 section 4), fingerprints and serial numbers lower-case hex.  Certificates and keys are PEM, so
+that a file written from an answer is already what other programs read.
+"""
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from birthmark.floor.devices import DeviceState
+
+__all__ = [
+    "Checkpoint",
+    "DeviceStatus",
+    "Disposal",
+    "GangIssue",
+    "GangIssueResult",
+    "GangProve",
+    "GangProveResult",
+    "Issue",
+    "IssueResult",
+    "Me",
+    "Problem",
+    "Prove",
+    "ProveResult",
+    "RunStatusView",
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _base64(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as cause:
+        raise ValueError("not base64") from cause
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+IdempotencyKey = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_.:-]{1,64}$",
+        description="Chosen by the client; the same key with the same request always gets the same answer.",
+    ),
+]
+HardwareId = Annotated[
+    str, Field(min_length=1, max_length=64, description="VIN, EUI-64, EID or serial, as the run wants it.")
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Base64 = Annotated[str, AfterValidator(_base64)]
+Reason = Annotated[str, AfterValidator(_printable), Field(min_length=1, max_length=200)]
+AttemptId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Problem(BaseModel):
+    """A refusal (RFC 9457)."""
+
+    type: str = Field(description="urn:birthmark:problem: and the code")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="Names this occurrence; the same id stands in the service's log.")
+    code: str
+    retryable: bool = Field(description="The same request, with the same idempotency key, may succeed later.")
+    rule: str | None = Field(default=None, description="For policy-refused: the rule that forbids it.")
+
+
+class Issue(_Body):
+    """Ask for a device's identity."""
+
+    hardware_id: HardwareId
+    idempotency_key: IdempotencyKey
+    csr: Annotated[
+        str | None,
+        Field(
+            max_length=16384,
+            description="PKCS#10 (PEM or base64 DER) for a key born in the device; leave it out to have the key delivered.",
+        ),
+    ] = None
+
+
+class IssueResult(_Body):
+    """A certificate to install, and the challenge to sign afterwards."""
+
+    device: str = Field(description="Kind and hardware id, e.g. vin:1M8GDM9AXKP042788.")
+    attempt: AttemptId
+    state: Literal["issued"] = "issued"
+    certificate: str = Field(description="PEM.")
+    chain: list[str] = Field(description="The authorities above it, PEM each, the root not included.")
+    challenge: Base64 = Field(description="32 random octets.")
+    private_key: str | None = Field(
+        default=None, description="PKCS#8 PEM of a delivered key. Sent once, kept nowhere: store it before proving."
+    )
+
+
+class Prove(_Body):
+    """Show that the device holds its key."""
+
+    attempt: AttemptId
+    certificate_sha256: Sha256 = Field(description="Of the certificate (DER) as read back from the device.")
+    signature: Base64 = Field(
+        max_length=400,
+        description="By the device's key over the text 'birthmark/proof/v1' with attempt, certificate and challenge.",
+    )
+    idempotency_key: IdempotencyKey
+
+
+class ProveResult(_Body):
+    """The device may leave the line."""
+
+    device: str
+    attempt: AttemptId
+    state: Literal["released"] = "released"
+    token: str = Field(description="Release token: C2SP .tlog-proof, checked offline with the log's public key.")
+
+
+class GangIssue(_Body):
+    """Ask for many identities at once; each succeeds or fails alone."""
+
+    devices: Annotated[list[Issue], Field(min_length=1, max_length=512)]
+
+
+class GangProve(_Body):
+    """Prove many devices at once; each succeeds or fails alone."""
+
+    proofs: Annotated[list[Prove], Field(min_length=1, max_length=512)]
+
+
+class GangIssueResult(_Body):
+    """One result for each device, in the order of the request."""
+
+    results: list[IssueResult | Problem]
+
+
+class GangProveResult(_Body):
+    """One result for each proof, in the order of the request."""
+
+    results: list[ProveResult | Problem]
+
+
+class Disposal(_Body):
+    """Hold, rework or scrap a device."""
+
+    reason: Reason
+    idempotency_key: IdempotencyKey
+
+
+class DeviceStatus(_Body):
+    """Where a device stands."""
+
+    device: str
+    state: DeviceState
+    run: str
+    attempt: str
+    attempts: int
+    reason: str | None
+    certificate: str | None = Field(description="Serial number of its certificate (hex).")
+    certificate_sha256: str | None
+    revoked: str | None = Field(description="Why that certificate is revoked; null while it is good.")
+    release_leaf: int | None = Field(description="Index of the release in the log.")
+
+
+
+
+class Me(_Body):
+    """Who the client is, as the service sees it."""
+
+    client: str
+    site: str
+    line: str
+    realm: str
+    environment: str
+    last_seq: int = Field(description="The highest request number seen from this client; go on from there.")
+    vkey: str = Field(description="The log's verifier key (C2SP signed-note).")
+    development: bool = Field(description="True if the authorities' keys are in a software store.")
+    max_gang: int
+
+
+class RunStatusView(_Body):
+    """A run and its counters."""
+
+    run: str
+    product: str
+    batch: str
+    profile: str
+    status: str
+    quantity: int
+    admitted: int
+    released: int
+    held: int
+    scrapped: int
+    not_before: str
+    not_after: str
+    hardware_id_kind: str
+    origins: list[str]
+
+
+class Checkpoint(_Body):
+    """The log's newest checkpoint."""
+
+    checkpoint: str = Field(description="C2SP signed note.")

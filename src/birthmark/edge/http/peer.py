@@ -1,0 +1,120 @@
+"""TLS, and who is at the other end of it.  The only file that knows how the server hands over the client certificate.
+
+The context takes TLS 1.3 only (its suites are all AEAD), demands a client certificate and verifies it against the realm's root.
+A valid chain is not yet a live client: ``services.acts`` decides that from the record.  uvicorn does not show the application
+the certificate; ``protocol`` makes the subclass that does, under ``SCOPE_KEY``.  No header is ever trusted for it.
+
+Handshakes that fail are seen by a subclass of ``ssl.SSLObject``, because nothing else in the server hears of them.
+"""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from birthmark import errors
+from birthmark.edge.http.problems import MEDIA_TYPE, problem
+from birthmark.secret import SecretBytes
+
+__all__ = ["SCOPE_KEY", "peer_certificate", "protocol", "server_context"]
+
+SCOPE_KEY = "birthmark.peer"
+Refused = Callable[[str], None]
+
+
+def server_context(
+    certificate: Path, key: Path, passphrase: SecretBytes, client_ca: Path, on_refused: Refused
+) -> ssl.SSLContext:
+    """Return the context of a plane that speaks mutual TLS 1.3 only (SPEC C1).
+
+    Args:
+        certificate: the server's certificate and the authorities above it (PEM).
+        key: its private key (encrypted PKCS#8 PEM).
+        passphrase: of the key.
+        client_ca: the root that clients must chain to (PEM).
+        on_refused: told the reason of each failed handshake, on the loop's thread.
+
+    Raises:
+        errors.NotFound: one of the files cannot be read.
+        errors.MalformedRequest: one of them is not what it should be, or they do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    # A resumed session would skip the certificate; tickets also cost a millisecond a handshake.
+    context.num_tickets = 0
+    try:
+        context.load_cert_chain(certificate, key, passphrase.reveal)
+        context.load_verify_locations(client_ca)
+    except OSError as cause:
+        if isinstance(cause, ssl.SSLError):
+            raise errors.MalformedRequest(
+                f"{certificate}, {key} or {client_ca}: not a matching certificate, key and root: {cause.reason}"
+            ) from None
+        raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
+    context.sslobject_class = _observed(on_refused)
+    return context
+
+
+def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
+    class ObservedSSLObject(ssl.SSLObject):
+        """Tells when a handshake fails."""
+
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLCertVerificationError as cause:
+                on_refused(f"certificate verify failed: {cause.verify_message}")
+                raise
+            except ssl.SSLError as cause:
+                on_refused((cause.reason or type(cause).__name__).lower().replace("_", " "))
+                raise
+
+    return ObservedSSLObject
+
+
+def protocol(on_refused: Refused) -> type[HttpToolsProtocol]:
+    """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope."""
+
+    class PeerProtocol(HttpToolsProtocol):
+        """One connection."""
+
+        peer: bytes = b""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            tls = transport.get_extra_info("ssl_object")
+            self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
+
+        def send_400_response(self, msg: str) -> None:
+            on_refused("malformed http")
+            body = problem(errors.MalformedRequest("this is not HTTP/1.1"), "none").model_dump_json().encode()
+            head = (
+                f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+    return PeerProtocol
+
+
+def peer_certificate(scope: Any) -> bytes:
+    """Return the client's certificate (DER), which the handshake verified against the realm's root.
+
+    Raises:
+        errors.Unauthenticated: the connection has none: it did not come through this listener.
+    """
+    peer: bytes = scope.get(SCOPE_KEY, b"")
+    if not peer:
+        raise errors.Unauthenticated("no client certificate")
+    return peer

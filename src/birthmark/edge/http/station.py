@@ -1,0 +1,461 @@
+"""The station plane: what stations, bootstrapping devices and operators at the line may ask (DESIGN §8).
+
+Each endpoint parses, calls a use case, renders.  Every refusal is a problem (RFC 9457) and stands in the log before it is sent;
+what cannot be logged is answered 503.
+"""
+
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from birthmark import __version__, errors
+from birthmark.edge.application import Application
+from birthmark.edge.http import models
+from birthmark.edge.http.border import Border
+from birthmark.edge.http.peer import peer_certificate
+from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.floor.clients import Capability, Client, Credential, Role, require
+from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent
+from birthmark.floor.runs import Run, RunLicence
+from birthmark.ledger.entry import time_text
+from birthmark.pki.certificates import to_pem
+from birthmark.ports import Facts, Look, UseCase
+from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
+from birthmark.services.disposition import dispose
+from birthmark.services.provision import Issued, IssueRequest, ProveRequest, Released
+
+__all__ = ["StationPlane", "create_app"]
+
+log = logging.getLogger(__name__)
+
+SEQ_HEADER = "birthmark-seq"
+OPERATOR_HEADER = "birthmark-operator"
+REMEMBERED_PEERS = 1024
+_JSON = "application/json"
+
+_RunId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_DeviceId = Annotated[str, Path(max_length=100, pattern=r"^[a-z0-9-]+:[!-~]+$", description="Kind and hardware id: vin:…")]
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}, "description": "Refused."}
+    for status in sorted({*HTTP_STATUS.values()})
+}
+
+
+def _responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}, **_PROBLEMS}
+
+
+class StationPlane:
+    """The endpoints, over one application."""
+
+    def __init__(self, application: Application) -> None:
+        """Serve this application."""
+        self._app = application
+        self.border = Border(application)
+        self._peers: dict[bytes, tuple[Client, Credential]] = {}
+        self._chain_pem: dict[bytes, str] = {}
+
+    # --- who ----------------------------------------------------------------------------------------------------
+
+    async def caller(self, request: Request) -> Caller:
+        """Return who asks; the record decides at the commit whether they still may."""
+        peer = peer_certificate(request.scope)
+        seq, operator = _seq(request), request.headers.get(OPERATOR_HEADER)
+        known = self._peers.get(peer)
+        if known is None:
+            found = await self.border.carry(recognise(peer))
+            known = (found.client, found.credential)
+            if len(self._peers) >= REMEMBERED_PEERS:
+                self._peers.clear()
+            self._peers[peer] = known
+        if operator is not None and not (1 <= len(operator) <= 64 and operator.isascii() and operator.isprintable()):
+            raise errors.MalformedRequest(f"{OPERATOR_HEADER} is 1 to 64 printable characters")
+        return Caller(client=known[0], credential=known[1], seq=seq, operator=operator)
+
+    async def reader(self, request: Request) -> Client:
+        """Return who asks to read, checked against the record now."""
+        found = await self.border.carry(recognise(peer_certificate(request.scope)))
+        require(found.client, found.credential, Capability.READ)
+        return found.client
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    async def me(self, request: Request) -> Response:
+        """Tell the client who it is, and where its request numbers go on."""
+        found = await self.border.carry(recognise(peer_certificate(request.scope)))
+        require(found.client, found.credential, Capability.PROVE if found.client.role is Role.BOOTSTRAP else Capability.READ)
+        realm, client = self._app.realm, found.client
+        return _json(
+            models.Me(
+                client=client.id,
+                site=client.site,
+                line=client.line,
+                realm=realm.name,
+                environment=realm.environment,
+                last_seq=client.last_seq,
+                vkey=realm.vkey,
+                development=self._app.keys.development,
+                max_gang=self._app.settings.station_plane.max_gang,
+            )
+        )
+
+    async def run(self, request: Request, run: _RunId) -> Response:
+        """Show a run and its counters."""
+        await self.reader(request)
+        return _json(await self.border.carry(_run_view(run)))
+
+    async def device(self, request: Request, device: _DeviceId) -> Response:
+        """Show where a device stands."""
+        await self.reader(request)
+        return _json(await self.border.carry(_device_view(device)))
+
+    async def token(self, request: Request, device: _DeviceId) -> Response:
+        """Return the release token of a released device (C2SP .tlog-proof)."""
+        await self.reader(request)
+        status = await self.border.carry(_device_view(device))
+        if status.release_leaf is None:
+            raise errors.NotFound(f"{device} is {status.state}: it has no release token")
+        text: str = await self.border.read(self._app.store.token, status.release_leaf)
+        return Response(text, media_type="text/plain; charset=utf-8")
+
+    async def checkpoint(self, request: Request) -> Response:
+        """Return the log's newest checkpoint."""
+        await self.reader(request)
+        return _json(models.Checkpoint(checkpoint=await self.border.read(self._app.store.checkpoint)))
+
+    # --- the transaction ----------------------------------------------------------------------------------------
+
+    async def issue(self, request: Request, run: _RunId, body: models.Issue) -> Response:
+        """Admit one device to a run and issue its certificate."""
+        caller = await self.caller(request)
+        (result,) = await self.border.carry(self._app.provision.issue(caller, run, [_issue_request(body)]))
+        if isinstance(result, errors.Refusal):
+            raise result
+        return _json(self._issue_result(result))
+
+    async def gang_issue(self, request: Request, run: _RunId, body: models.GangIssue) -> Response:
+        """Admit many devices; each succeeds or fails alone."""
+        caller = await self.caller(request)
+        self._check_gang([item.idempotency_key for item in body.devices])
+        results = await self.border.carry(
+            self._app.provision.issue(caller, run, [_issue_request(item) for item in body.devices])
+        )
+        return _json(
+            models.GangIssueResult.model_construct(
+                results=[
+                    self._problem(result) if isinstance(result, errors.Refusal) else self._issue_result(result)
+                    for result in results
+                ]
+            )
+        )
+
+    async def prove(self, request: Request, body: models.Prove) -> Response:
+        """Check one device's proof and release it, or hold it."""
+        caller = await self.caller(request)
+        (result,) = await self.border.carry(self._app.provision.prove(caller, [_prove_request(body)]))
+        if isinstance(result, errors.Refusal):
+            raise result
+        return _json(_prove_result(result))
+
+    async def gang_prove(self, request: Request, body: models.GangProve) -> Response:
+        """Check many proofs; each succeeds or fails alone."""
+        caller = await self.caller(request)
+        self._check_gang([item.idempotency_key for item in body.proofs])
+        results = await self.border.carry(
+            self._app.provision.prove(caller, [_prove_request(item) for item in body.proofs])
+        )
+        return _json(
+            models.GangProveResult.model_construct(
+                results=[
+                    self._problem(result) if isinstance(result, errors.Refusal) else _prove_result(result)
+                    for result in results
+                ]
+            )
+        )
+
+    def disposal(self, event: DeviceEvent) -> Callable[..., Any]:
+        """Return the endpoint that holds, reworks or scraps."""
+
+        async def endpoint(request: Request, device: _DeviceId, body: models.Disposal) -> Response:
+            caller = await self.caller(request)
+            await self.border.carry(dispose(caller, device, event, reason=body.reason, key=body.idempotency_key))
+            return _json(await self.border.carry(_device_view(device)))
+
+        endpoint.__doc__ = f"{event.capitalize()} a device."
+        return endpoint
+
+    def _check_gang(self, keys: list[str]) -> None:
+        limit = self._app.settings.station_plane.max_gang
+        if len(keys) > limit:
+            raise errors.TooLarge(f"a gang has at most {limit} devices, not {len(keys)}")
+        if len(set(keys)) != len(keys):
+            raise errors.MalformedRequest("two devices of the gang have the same idempotency key")
+
+    def _issue_result(self, issued: Issued) -> models.IssueResult:
+        for der in issued.chain:
+            if der not in self._chain_pem:
+                self._chain_pem[der] = to_pem(der)
+        private_key = issued.private_key
+        return models.IssueResult.model_construct(
+            device=issued.device,
+            attempt=issued.attempt,
+            state="issued",
+            certificate=to_pem(issued.certificate),
+            chain=[self._chain_pem[der] for der in issued.chain],
+            challenge=base64.b64encode(issued.challenge).decode(),
+            private_key=None if private_key is None else to_pem(private_key.reveal(), "PRIVATE KEY"),
+        )
+
+    # --- refusing -----------------------------------------------------------------------------------------------
+
+    def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
+        return problem(error, self._app.entropy.token(8).hex(), status=status)
+
+    async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
+        """Put a refusal on record and answer it."""
+        if isinstance(error, errors.Refusal) and not error.recorded and not error.retryable:
+            try:
+                await self._record(request, error)
+            except errors.Refusal as unrecorded:
+                error, status = unrecorded, None
+        told = self._problem(error, status)
+        if not isinstance(error, errors.Refusal):
+            log.error("request failed", exc_info=error, extra={"instance": told.instance, "path": request.url.path})
+        elif isinstance(error, errors.Unavailable | errors.IntegrityFailure):
+            log.warning("%s", error, extra={"instance": told.instance, "path": request.url.path})
+        headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
+        return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
+
+    async def _record(self, request: Request, refusal: errors.Refusal) -> None:
+        actor, seq = ANONYMOUS, None
+        try:
+            caller = await self.caller(request)
+            actor, seq = caller.client.id, caller.seq
+        except errors.Unauthenticated:
+            pass
+        except errors.MalformedRequest:
+            known = self._peers.get(peer_certificate(request.scope))
+            actor = ANONYMOUS if known is None else known[0].id
+        what = f"{request.method} {request.url.path}"[:200]
+        await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq))
+
+
+def _seq(request: Request) -> int | None:
+    text = request.headers.get(SEQ_HEADER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
+        raise errors.MalformedRequest(f"{SEQ_HEADER} is a number from 1 up")
+    return int(text)
+
+
+def _json(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type=_JSON)
+
+
+def _issue_request(body: models.Issue) -> IssueRequest:
+    csr: bytes | None = None
+    if body.csr is not None:
+        try:
+            csr = body.csr.encode("ascii") if "-----BEGIN" in body.csr else base64.b64decode(body.csr, validate=True)
+        except (UnicodeEncodeError, binascii.Error, ValueError):
+            csr = b""  # the use case refuses it, under its idempotency key
+    return IssueRequest(hardware_id=body.hardware_id, csr=csr, key=body.idempotency_key)
+
+
+def _prove_request(body: models.Prove) -> ProveRequest:
+    return ProveRequest(
+        attempt=body.attempt,
+        certificate_sha256=body.certificate_sha256,
+        signature=base64.b64decode(body.signature),
+        key=body.idempotency_key,
+    )
+
+
+def _prove_result(released: Released) -> models.ProveResult:
+    return models.ProveResult.model_construct(
+        device=released.device, attempt=released.attempt, state="released", token=released.token
+    )
+
+
+def _run_view(run: str) -> UseCase[models.RunStatusView]:
+    facts: Facts = yield Look({Run: (run,)})
+    row = facts.get(Run, run)
+    if row is None:
+        raise errors.NotFound(f"there is no run {run}")
+    licence = RunLicence.decode(row.document)
+    return models.RunStatusView(
+        run=row.id,
+        product=licence.product,
+        batch=licence.batch,
+        profile=licence.profile,
+        status=row.status,
+        quantity=row.quantity,
+        admitted=row.admitted,
+        released=row.released,
+        held=row.held,
+        scrapped=row.scrapped,
+        not_before=time_text(licence.not_before),
+        not_after=time_text(licence.not_after),
+        hardware_id_kind=licence.hardware_id.kind,
+        origins=[str(origin) for origin in licence.origins],
+    )
+
+
+def _device_view(device: str) -> UseCase[models.DeviceStatus]:
+    facts: Facts = yield Look({Device: (device,)})
+    row = facts.get(Device, device)
+    if row is None:
+        raise errors.NotFound(f"there is no device {device}")
+    facts = yield Look({Attempt: (row.attempt,)})
+    attempt = facts.get(Attempt, row.attempt)
+    if attempt is None:
+        raise errors.IntegrityFailure(f"device {device} has no attempt")
+    facts = yield Look({DeviceCertificate: (attempt.certificate,)})
+    certificate = facts.get(DeviceCertificate, attempt.certificate)
+    return models.DeviceStatus(
+        device=row.id,
+        state=row.state,
+        run=row.run,
+        attempt=row.attempt,
+        attempts=row.attempts,
+        reason=row.reason,
+        certificate=attempt.certificate,
+        certificate_sha256=None if certificate is None else certificate.sha256,
+        revoked=None if certificate is None or certificate.revoked is None else str(certificate.revoked),
+        release_leaf=attempt.release_leaf,
+    )
+
+
+class _BodyLimit:
+    """Refuses a body over the limit before it is read into memory."""
+
+    def __init__(self, app: ASGIApp, limit: int, plane: StationPlane) -> None:
+        self._app = app
+        self._limit = limit
+        self._plane = plane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        left = self._limit
+        too_large = errors.TooLarge(f"a request body has at most {self._limit} octets")
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise too_large
+            return message
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if length.isdigit() and int(length) > self._limit:
+                raise too_large
+            await self._app(scope, limited, send)
+        except errors.TooLarge as refusal:
+            response = await self._plane.refused(Request(scope, receive), refusal)
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+
+
+def create_app(application: Application) -> FastAPI:
+    """Return the station plane as an ASGI application."""
+    plane = StationPlane(application)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        yield {}
+        plane.border.close()
+        await asyncio.to_thread(application.close)
+
+    app = FastAPI(
+        title="Birthmark station plane",
+        version=__version__,
+        description="Gives each device on the line its identity. Mutual TLS 1.3; refusals are RFC 9457 problems.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    reads: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
+        ("/v1/me", plane.me, models.Me),
+        ("/v1/runs/{run}", plane.run, models.RunStatusView),
+        ("/v1/devices/{device}", plane.device, models.DeviceStatus),
+        ("/v1/checkpoint", plane.checkpoint, models.Checkpoint),
+    )
+    for path, endpoint, model in reads:
+        app.get(path, responses=_responses(model), response_class=Response)(endpoint)
+    app.get(
+        "/v1/devices/{device}/token",
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_PROBLEMS},
+        response_class=Response,
+    )(plane.token)
+    acts: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
+        ("/v1/runs/{run}/issue", plane.issue, models.IssueResult),
+        ("/v1/runs/{run}/gang-issue", plane.gang_issue, models.GangIssueResult),
+        ("/v1/prove", plane.prove, models.ProveResult),
+        ("/v1/gang-prove", plane.gang_prove, models.GangProveResult),
+        ("/v1/devices/{device}/hold", plane.disposal(DeviceEvent.HOLD), models.DeviceStatus),
+        ("/v1/devices/{device}/rework", plane.disposal(DeviceEvent.REWORK), models.DeviceStatus),
+        ("/v1/devices/{device}/scrap", plane.disposal(DeviceEvent.SCRAP), models.DeviceStatus),
+    )
+    for path, endpoint, model in acts:
+        app.post(path, responses=_responses(model), response_class=Response)(endpoint)
+
+    async def on_refusal(request: Request, error: Exception) -> Response:
+        return await plane.refused(request, error)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return await plane.refused(request, _malformed(error))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal: errors.Refusal = errors.MalformedRequest(f"{request.method} {request.url.path[:100]}: {error.detail}")
+        if error.status_code == 404:
+            refusal = errors.NotFound(f"there is no {request.url.path[:100]}")
+        return await plane.refused(request, refusal, status=error.status_code)
+
+    app.add_exception_handler(errors.Refusal, on_refusal)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_refusal)
+    app.add_middleware(_BodyLimit, limit=application.settings.station_plane.max_body_bytes, plane=plane)
+    app.state.plane = plane
+    _declare_problem(app)
+    return app
+
+
+def _malformed(error: RequestValidationError) -> errors.MalformedRequest:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first.get("loc", ()))
+    return errors.MalformedRequest(f"{place}: {first.get('msg', 'invalid')}"[:500])
+
+
+def _declare_problem(app: FastAPI) -> None:
+    """Put the Problem schema into the OpenAPI description, and take FastAPI's own 422 out."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = original()
+            components = schema.setdefault("components", {}).setdefault("schemas", {})
+            components["Problem"] = models.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components.pop(unused, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the description

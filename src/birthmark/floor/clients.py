@@ -1,0 +1,117 @@
+"""Who may talk to the line, and what each may do.
+
+A client is a station, an operator, a device holding a bootstrap certificate, or the server itself.  A client has
+credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte with the
+one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from birthmark import errors
+
+__all__ = ["CAPABILITIES", "Capability", "Client", "ClientStatus", "Credential", "Role", "require"]
+
+
+class Role(StrEnum):
+    """What kind of client it is."""
+
+    STATION = "station"
+    BOOTSTRAP = "bootstrap"
+    OPERATOR = "operator"
+    SERVER = "server"
+
+
+class Capability(StrEnum):
+    """One thing a client may do."""
+
+    ISSUE = "issue"
+    PROVE = "prove"
+    HOLD = "hold"
+    REWORK = "rework"
+    SCRAP = "scrap"
+    OPEN_RUN = "open-run"
+    CLOSE_RUN = "close-run"
+    ENROL_CLIENT = "enrol-client"
+    REVOKE_CLIENT = "revoke-client"
+    CHANGE_AUTHORITY = "change-authority"
+    READ = "read"
+
+
+CAPABILITIES: Mapping[Role, frozenset[Capability]] = {
+    Role.STATION: frozenset({Capability.ISSUE, Capability.PROVE, Capability.HOLD, Capability.READ}),
+    Role.BOOTSTRAP: frozenset({Capability.ISSUE, Capability.PROVE}),
+    Role.OPERATOR: frozenset(
+        {
+            Capability.HOLD,
+            Capability.REWORK,
+            Capability.SCRAP,
+            Capability.OPEN_RUN,
+            Capability.CLOSE_RUN,
+            Capability.ENROL_CLIENT,
+            Capability.REVOKE_CLIENT,
+            Capability.CHANGE_AUTHORITY,
+            Capability.READ,
+        }
+    ),
+    Role.SERVER: frozenset(),
+}
+
+
+class ClientStatus(StrEnum):
+    """Whether a client or credential is accepted."""
+
+    ACTIVE = "active"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Somebody who may connect."""
+
+    id: str
+    """Role and name, e.g. ``station:ST01``, ``operator:anna``."""
+    role: Role
+    site: str
+    line: str
+    hardware_id: str | None
+    """For a bootstrap certificate: the one device it may provision."""
+    run: str | None
+    """For a bootstrap certificate: the run whose listed devices it may provision."""
+    status: ClientStatus
+    last_seq: int
+    """The highest request number seen from this client; 0 before the first."""
+
+    @property
+    def name(self) -> str:
+        """The part of the id after the role."""
+        return self.id.partition(":")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """One certificate of a client."""
+
+    serial: str
+    """Serial number, lower-case hex."""
+    client: str
+    authority: str
+    profile: str
+    der: bytes
+    not_after: datetime
+    status: ClientStatus
+
+
+def require(client: Client, credential: Credential, capability: Capability) -> None:
+    """Refuse unless the client is live and its role has the capability.
+
+    Raises:
+        errors.Unauthenticated: the client or its credential was revoked.
+        errors.NotPermitted: its role does not have the capability.
+    """
+    if client.status is not ClientStatus.ACTIVE or credential.status is not ClientStatus.ACTIVE:
+        raise errors.Unauthenticated(f"{client.id} was revoked")
+    if capability not in CAPABILITIES[client.role]:
+        raise errors.NotPermitted(f"{client.id} may not {capability}: a {client.role} does not have it")

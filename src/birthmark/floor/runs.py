@@ -1,0 +1,177 @@
+"""A production run: a signed licence to issue (SPEC C3).
+
+``RunLicence`` is the document an operator signs: what is made, how many, when, where, under which authority and for
+which hardware ids.  It never changes.  ``Run`` is its row: the licence, the signature, and the counters that the commit
+train moves in the same transaction as the devices they count.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.devices import KeyOrigin
+from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.ledger.entry import canonical, parse, parse_time, time_text
+
+__all__ = ["AllowList", "AllowedDevice", "Run", "RunLicence", "RunStatus", "admit", "allow_list_of"]
+
+_TYPE = "birthmark/run/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowList:
+    """The hardware ids a run may provision, by their number and hash."""
+
+    count: int
+    sha256: str
+    """SHA-256 over the sorted ids, each followed by a newline (hex)."""
+
+
+def allow_list_of(device_ids: Iterable[str]) -> AllowList:
+    """Return the allow-list of these device ids; order and repetition do not matter."""
+    unique = sorted(set(device_ids))
+    digest = hashlib.sha256("".join(f"{device}\n" for device in unique).encode("ascii"))
+    return AllowList(count=len(unique), sha256=digest.hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedDevice:
+    """One line of an allow-list."""
+
+    id: str
+    """The list's hash and the device id, joined by ``/``: see ``key``."""
+
+    @staticmethod
+    def key(allow_list: AllowList, device: str) -> str:
+        """Return the id under which a device stands in a list."""
+        return f"{allow_list.sha256}/{device}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLicence:
+    """What a run may issue.  Times are UTC; ``encode`` is what gets signed."""
+
+    realm: str
+    environment: str
+    id: str
+    product: str
+    batch: str
+    profile: str
+    authority: str
+    quantity: int
+    """The most devices it may admit, for ever."""
+    not_before: datetime
+    not_after: datetime
+    stations: tuple[str, ...]
+    """Names of the stations that may work on it; empty for none but bootstrap certificates."""
+    hardware_id: HardwareIdRule
+    allow_list: AllowList | None
+    origins: tuple[KeyOrigin, ...]
+    variables: Mapping[str, str]
+    """Values for the profile's names that are the same for the whole run, e.g. the hwType of an IDevID."""
+    opened_by: str
+
+    def encode(self) -> bytes:
+        """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
+        rule = self.hardware_id
+        return canonical(
+            {
+                "type": _TYPE,
+                "realm": self.realm,
+                "environment": self.environment,
+                "run": self.id,
+                "product": self.product,
+                "batch": self.batch,
+                "profile": self.profile,
+                "authority": self.authority,
+                "quantity": self.quantity,
+                "not_before": time_text(self.not_before),
+                "not_after": time_text(self.not_after),
+                "stations": list(self.stations),
+                "hardware_id": {
+                    "kind": rule.kind,
+                    "check_digit": rule.check_digit,
+                    "wmi": sorted(rule.wmi),
+                    "pattern": rule.pattern,
+                },
+                "allow_list": (
+                    None
+                    if self.allow_list is None
+                    else {"count": self.allow_list.count, "sha256": self.allow_list.sha256}
+                ),
+                "origins": list(self.origins),
+                "variables": dict(self.variables),
+                "opened_by": self.opened_by,
+            }
+        )
+
+    @classmethod
+    def decode(cls, document: bytes) -> "RunLicence":
+        """Read a licence back.
+
+        Raises:
+            errors.MalformedRequest: these bytes are not a run licence.
+        """
+        try:
+            fields: dict[str, Any] = parse(document)
+            if fields.pop("type") != _TYPE:
+                raise errors.MalformedRequest(f"not a {_TYPE} document")
+            rule, allowed = fields.pop("hardware_id"), fields.pop("allow_list")
+            return cls(
+                id=fields.pop("run"),
+                hardware_id=HardwareIdRule(
+                    kind=HardwareIdKind(rule["kind"]),
+                    check_digit=rule["check_digit"],
+                    wmi=frozenset(rule["wmi"]),
+                    pattern=rule["pattern"],
+                ),
+                allow_list=None if allowed is None else AllowList(**allowed),
+                not_before=parse_time(fields.pop("not_before")),
+                not_after=parse_time(fields.pop("not_after")),
+                stations=tuple(fields.pop("stations")),
+                origins=tuple(KeyOrigin(origin) for origin in fields.pop("origins")),
+                **fields,
+            )
+        except (KeyError, TypeError, ValueError) as cause:
+            raise errors.MalformedRequest("not a run licence") from cause
+
+
+class RunStatus(StrEnum):
+    """Whether a run admits devices."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A licence at work."""
+
+    id: str
+    document: bytes
+    signature: bytes
+    """By the operator who opened it, over ``document``."""
+    signer: str
+    """Serial number of the operator's certificate (hex)."""
+    status: RunStatus
+    quantity: int
+    admitted: int
+    released: int
+    held: int
+    """Devices held now."""
+    scrapped: int
+
+
+def admit(run: Run) -> Run:
+    """Return the run with one more device counted.
+
+    Raises:
+        errors.QuotaExhausted: the run is full.
+    """
+    if run.admitted >= run.quantity:
+        raise errors.QuotaExhausted(f"run {run.id} is full: all {run.quantity} devices are admitted")
+    return replace(run, admitted=run.admitted + 1)

@@ -1,0 +1,208 @@
+"""What every use case shares: who is asking, whether they still may, and how a refusal is put on record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from cryptography import x509
+
+from birthmark import errors
+from birthmark.floor.answers import Answer
+from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, require
+from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
+
+__all__ = [
+    "ANONYMOUS",
+    "Caller",
+    "answer_key",
+    "client_reads",
+    "earlier_answer",
+    "live_client",
+    "outcomes",
+    "recognise",
+    "record_refusal",
+    "refuse",
+    "serial_hex",
+    "stored_refusal",
+]
+
+T = TypeVar("T")
+ANONYMOUS = "peer:anonymous"
+"""The actor of a request whose sender is not a client of the realm."""
+DETAIL_LIMIT = 500
+"""Characters of a refusal's detail that go into the log."""
+
+_BY_CODE: Mapping[str, type[errors.Refusal]] = {
+    kind.code: kind for kind in errors.Refusal.__subclasses__() if kind is not errors.PolicyRefused
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """A recognised client and the request it makes."""
+
+    client: Client
+    credential: Credential
+    seq: int | None = None
+    """The client's number for the request."""
+    operator: str | None = None
+    """Name of the operator at the station, as the station says."""
+
+
+def serial_hex(number: int) -> str:
+    """Return a certificate serial number as we write it: lower-case hex, whole octets."""
+    return number.to_bytes((number.bit_length() + 7) // 8 or 1).hex()
+
+
+def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = None) -> UseCase[Caller]:
+    """Find the client a certificate (DER) belongs to.
+
+    The certificate is compared byte for byte with the one on record; the names in it decide nothing.
+
+    Raises:
+        errors.Unauthenticated: no live client of this realm has this certificate.
+    """
+    try:
+        serial = serial_hex(x509.load_der_x509_certificate(peer).serial_number)
+    except ValueError as cause:
+        raise errors.Unauthenticated("the client certificate cannot be read") from cause
+    facts: Facts = yield Look({Credential: (serial,)})
+    credential = facts.get(Credential, serial)
+    if credential is None or credential.der != peer:
+        raise errors.Unauthenticated(f"certificate {serial} belongs to no client of this realm")
+    facts = yield Look({Client: (credential.client,)})
+    client = facts.get(Client, credential.client)
+    if client is None:
+        raise errors.IntegrityFailure(f"credential {serial} names {credential.client}, which does not exist")
+    return Caller(client=client, credential=credential, seq=seq, operator=operator)
+
+
+def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
+    """Return what ``live_client`` is going to look at."""
+    clients = [caller.client.id] if caller.operator is None else [caller.client.id, f"operator:{caller.operator}"]
+    return {Client: clients, Credential: (caller.credential.serial,)}
+
+
+def live_client(facts: Facts, caller: Caller, capability: Capability) -> Client:
+    """Check, at the moment of the commit, that the caller may do this, and note its request number.
+
+    Raises:
+        errors.Unauthenticated: it was revoked since it connected.
+        errors.NotPermitted: its role may not, or the operator it names is no live operator.
+    """
+    client = facts.get(Client, caller.client.id)
+    credential = facts.get(Credential, caller.credential.serial)
+    if client is None or credential is None:
+        raise errors.Unauthenticated(f"{caller.client.id} is not known")
+    require(client, credential, capability)
+    if caller.operator is not None:
+        operator = facts.get(Client, f"operator:{caller.operator}")
+        if operator is None or operator.status is not ClientStatus.ACTIVE:
+            raise errors.NotPermitted(f"{caller.operator} is no live operator of this realm")
+    _count(facts, client, caller.seq)
+    return client
+
+
+def _count(facts: Facts, client: Client, seq: int | None) -> None:
+    if seq is not None and seq > client.last_seq:
+        facts.put(replace(client, last_seq=seq))
+
+
+def answer_key(caller: Caller, key: str) -> str:
+    """Return the id of the answer to a caller's idempotency key."""
+    return f"{caller.client.id}/{key}"
+
+
+def earlier_answer(facts: Facts, caller: Caller, key: str, request_sha256: str) -> Answer | None:
+    """Return the answer this key already got.
+
+    Raises:
+        errors.KeyReused: the key came with another request.
+        errors.Refusal: the refusal this key already got.
+    """
+    answer = facts.get(Answer, answer_key(caller, key))
+    if answer is None:
+        return None
+    if answer.request_sha256 != request_sha256:
+        raise errors.KeyReused(f"idempotency key {key} was used for another request")
+    if answer.refusal is not None:
+        raise stored_refusal(answer)
+    return answer
+
+
+def stored_refusal(answer: Answer) -> errors.Refusal:
+    """Return the refusal that an answer holds."""
+    code, _, rule = (answer.refusal or "").partition(":")
+    if rule:
+        return errors.PolicyRefused(rule, answer.detail or "")
+    return _BY_CODE[code](answer.detail or "")
+
+
+def refuse(
+    caller: Caller | None, request: str, fields: Mapping[str, Any], *, key: str | None = None, request_sha256: str = ""
+) -> Callable[[Facts, datetime, errors.Refusal], Decision[errors.Refusal]]:
+    """Return the ``refuse`` of an act: the log entry, and the answer kept under the idempotency key."""
+
+    def decide(facts: Facts, at: datetime, refusal: errors.Refusal) -> Decision[errors.Refusal]:
+        if caller is not None:
+            client = facts.get(Client, caller.client.id)
+            if client is not None:
+                _count(facts, client, caller.seq)
+            if key is not None and _is_kept(refusal) and facts.get(Answer, answer_key(caller, key)) is None:
+                facts.put(
+                    Answer(
+                        id=answer_key(caller, key),
+                        request_sha256=request_sha256,
+                        attempt=None,
+                        refusal=_spelled(refusal),
+                        detail=str(refusal)[:DETAIL_LIMIT],
+                        at=at,
+                    )
+                )
+        return Decision(refusal, [("refused", _entry(request, fields, refusal))])
+
+    return decide
+
+
+def _is_kept(refusal: errors.Refusal) -> bool:
+    # A client that is not (any longer) one of ours leaves no answers behind; a fault of ours may be gone tomorrow.
+    return not isinstance(refusal, errors.Unauthenticated | errors.IntegrityFailure | errors.KeyReused)
+
+
+def _spelled(refusal: errors.Refusal) -> str:
+    return f"{refusal.code}:{refusal.rule}" if isinstance(refusal, errors.PolicyRefused) else refusal.code
+
+
+def _entry(request: str, fields: Mapping[str, Any], refusal: errors.Refusal) -> dict[str, Any]:
+    entry = {**fields, "request": request, "code": refusal.code, "detail": str(refusal)[:DETAIL_LIMIT]}
+    if isinstance(refusal, errors.PolicyRefused):
+        entry["rule"] = refusal.rule
+    return entry
+
+
+def record_refusal(
+    actor: str, request: str, fields: Mapping[str, Any], refusal: errors.Refusal, *, seq: int | None = None
+) -> UseCase[None]:
+    """Put on record a refusal that was decided before any act could be made."""
+
+    def decide(facts: Facts, at: datetime) -> Decision[None]:
+        client = facts.get(Client, actor)
+        if client is not None:
+            _count(facts, client, seq)
+        return Decision(None, [("refused", _entry(request, fields, refusal))])
+
+    committed: list[Committed[None]] = yield [
+        Act(actor=actor, decide=decide, refuse=refuse(None, request, fields), reads={Client: (actor,)}, seq=seq)
+    ]
+    outcomes(committed)
+
+
+def outcomes(committed: Sequence[Committed[T]]) -> list[T]:
+    """Return the answers of acts that must all have succeeded; raise the first refusal."""
+    answers: list[T] = []
+    for item in committed:
+        if isinstance(item.answer, Exception):
+            raise item.answer
+        answers.append(item.answer)
+    return answers

@@ -1,0 +1,300 @@
+"""Who signs and who may connect: authorities, and the credentials of stations, operators, bootstrap devices and servers.
+
+Each credential is one certificate under an issuing authority of the realm, put on record in the commit that makes its client
+known.  A revoked client stays revoked: its name is not given out again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.authorities import Authority, AuthorityStatus, count_issuance
+from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
+from birthmark.floor.realm import Realm
+from birthmark.pki import profiles
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.issuance import build_reference, build_root, compile_template, serial_number, sign_certificate
+from birthmark.pki.issuer import Issuer
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.lint import permit
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
+from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.runs import authority_chain
+
+__all__ = ["Authorise", "Enrolled", "Enrolment", "make_issuing", "make_root"]
+
+INIT = "realm:init"
+"""The actor of what happens before there is an operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """Somebody to be let in."""
+
+    role: Role
+    name: str
+    """1 to 64 of ``A-Z a-z 0-9 . _ -``."""
+    subject_public_key_info: bytes
+    authority: str
+    variables: Mapping[str, str]
+    """For the role's certificate profile; ``organization`` at least."""
+    site: str = ""
+    line: str = ""
+    hardware_id: str | None = None
+    run: str | None = None
+    not_after: datetime | None = None
+    renew: bool = False
+    """Give a known client another credential."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that cannot stand in an id."""
+        if not 1 <= len(self.name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in self.name):
+            raise errors.MalformedRequest(f"a name is 1 to 64 letters, digits, dots, underscores or hyphens: {self.name!r}")
+        if self.role is Role.BOOTSTRAP and (self.hardware_id is None) == (self.run is None):
+            raise errors.MalformedRequest("a bootstrap certificate is for one hardware id or for one run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """A credential."""
+
+    client: Client
+    certificate: Certificate
+    chain: tuple[bytes, ...]
+    """The authorities above it (DER), the root not included."""
+
+
+def make_root(
+    keys: KeyStore, label: KeyLabel, algorithm: KeyAlgorithm, clock: Clock, entropy: Entropy, variables: Mapping[str, str]
+) -> bytes:
+    """Make the root's key in its own store and return its self-signed certificate (DER)."""
+    tbs = build_root(
+        profiles.load("root"),
+        key_label=label,
+        serial_number=serial_number(entropy.token(20)),
+        subject_public_key_info=keys.generate(label, algorithm),
+        not_before=clock.now(),
+        variables=variables,
+    )
+    return sign_certificate(permit(tbs), keys.sign)
+
+
+def make_issuing(
+    root_keys: KeyStore,
+    root: Issuer,
+    subject_public_key_info: bytes,
+    clock: Clock,
+    entropy: Entropy,
+    variables: Mapping[str, str],
+) -> bytes:
+    """Certify an issuing authority's key under the root and return the certificate (DER)."""
+    tbs = build_reference(
+        profiles.load("issuing"),
+        root,
+        serial_number=serial_number(entropy.token(20)),
+        subject_public_key_info=subject_public_key_info,
+        not_before=clock.now(),
+        variables=variables,
+    )
+    return sign_certificate(permit(tbs), root_keys.sign)
+
+
+class Authorise:
+    """The use cases that let somebody in or shut somebody out."""
+
+    def __init__(self, realm: Realm, keys: KeyStore, clock: Clock, entropy: Entropy) -> None:
+        """Certify with the authorities' keys in ``keys``."""
+        self._realm = realm
+        self._keys = keys
+        self._clock = clock
+        self._entropy = entropy
+
+    def enrol(self, caller: Caller | None, enrolment: Enrolment) -> UseCase[Enrolled]:
+        """Certify a client's key and put it on record; ``caller`` is None only while a realm is made.
+
+        Raises:
+            errors.NotFound: there is no such authority.
+            errors.IllegalTransition: the name is taken, or was revoked.
+            errors.PolicyRefused: the certificate would break its profile.
+        """
+        chain: list[Authority] = yield from authority_chain(enrolment.authority)
+        issuer = Issuer.from_certificate(KeyLabel(chain[0].key_label), chain[0].der)
+        profile = profiles.load(str(enrolment.role))
+        certificate_der = sign_certificate(
+            permit(
+                compile_template(profile, issuer, enrolment.variables).fill(
+                    serial_number=serial_number(self._entropy.token(20)),
+                    subject_public_key_info=enrolment.subject_public_key_info,
+                    not_before=self._clock.now(),
+                    not_after=enrolment.not_after,
+                    variables={},
+                )
+            ),
+            self._keys.sign,
+        )
+        certificate = Certificate.from_der(certificate_der)
+        client_id = f"{enrolment.role}:{enrolment.name}"
+        committed: list[Committed[Client]] = yield [
+            Act(
+                actor=INIT if caller is None else caller.client.id,
+                decide=partial(_decide_enrol, caller, enrolment, certificate, client_id),
+                refuse=refuse(caller, "enrol", {"client": client_id}),
+                reads={Authority: (enrolment.authority,)} if caller is None else client_reads(caller),
+            )
+        ]
+        return Enrolled(
+            client=outcomes(committed)[0],
+            certificate=certificate,
+            chain=tuple(authority.der for authority in chain[:-1]),
+        )
+
+    def revoke(self, caller: Caller, client: str, reason: str) -> UseCase[Client]:
+        """Shut a client out, from the commit of this act on.
+
+        Raises:
+            errors.NotFound: there is no such client.
+            errors.IllegalTransition: it is revoked already.
+        """
+
+        def decide(facts: Facts, _at: datetime) -> Decision[Client]:
+            live_client(facts, caller, Capability.REVOKE_CLIENT)
+            found = facts.get(Client, client)
+            if found is None:
+                raise errors.NotFound(f"there is no client {client[:100]}")
+            if found.status is ClientStatus.REVOKED:
+                raise errors.IllegalTransition(f"{client} is revoked already")
+            revoked = replace(found, status=ClientStatus.REVOKED)
+            facts.put(revoked)
+            return Decision(revoked, [("client-revoked", {"client": client, "reason": reason})])
+
+        committed: list[Committed[Client]] = yield [
+            Act(
+                actor=caller.client.id,
+                decide=decide,
+                refuse=refuse(caller, "revoke-client", {"client": client[:100]}),
+                reads=client_reads(caller),
+            )
+        ]
+        return outcomes(committed)[0]
+
+    def establish(self, caller: Caller | None, authority: Authority) -> UseCase[Authority]:
+        """Put an authority on record; ``caller`` is None only while a realm is made.
+
+        Raises:
+            errors.IllegalTransition: the id is taken.
+        """
+
+        def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
+            if caller is not None:
+                live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+            if facts.get(Authority, authority.id) is not None:
+                raise errors.IllegalTransition(f"there is an authority {authority.id} already")
+            facts.put(authority)
+            certificate = Certificate.from_der(authority.der)
+            entry: dict[str, Any] = {
+                "authority": authority.id,
+                "authority_kind": str(authority.kind),
+                "issuer": authority.issuer,
+                "subject": certificate.subject,
+                "certificate": certificate.serial_hex,
+                "certificate_sha256": certificate.fingerprint,
+                "owner": authority.owner,
+                "scope": authority.scope,
+                "quota": authority.quota,
+                "key_store": "development" if self._keys.development else "token",
+            }
+            return Decision(authority, [("authority-established", entry)])
+
+        committed: list[Committed[Authority]] = yield [
+            Act(
+                actor=INIT if caller is None else caller.client.id,
+                decide=decide,
+                refuse=refuse(caller, "establish-authority", {"authority": authority.id}),
+                reads={} if caller is None else client_reads(caller),
+            )
+        ]
+        return outcomes(committed)[0]
+
+    def change(self, caller: Caller, authority: str, status: AuthorityStatus, reason: str) -> UseCase[Authority]:
+        """Suspend, resume or retire an authority.
+
+        Raises:
+            errors.NotFound: there is no such authority.
+            errors.IllegalTransition: it has that status already, or is retired.
+        """
+
+        def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
+            live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+            found = facts.get(Authority, authority)
+            if found is None:
+                raise errors.NotFound(f"there is no authority {authority[:100]}")
+            if found.status in (status, AuthorityStatus.RETIRED):
+                raise errors.IllegalTransition(f"authority {authority} is {found.status}")
+            changed = replace(found, status=status)
+            facts.put(changed)
+            return Decision(changed, [(f"authority-{status}", {"authority": authority, "reason": reason})])
+
+        committed: list[Committed[Authority]] = yield [
+            Act(
+                actor=caller.client.id,
+                decide=decide,
+                refuse=refuse(caller, "change-authority", {"authority": authority[:100]}),
+                reads=client_reads(caller),
+            )
+        ]
+        return outcomes(committed)[0]
+
+
+def _decide_enrol(
+    caller: Caller | None, enrolment: Enrolment, certificate: Certificate, client_id: str, facts: Facts, at: datetime
+) -> Decision[Client]:
+    if caller is not None:
+        live_client(facts, caller, Capability.ENROL_CLIENT)
+    authority = facts.get(Authority, enrolment.authority)
+    if authority is None:
+        raise errors.NotFound(f"there is no authority {enrolment.authority}")
+    count_issuance(replace(authority, quota=None), at)  # the quota counts devices, not stations
+    known = facts.get(Client, client_id)
+    if known is not None and known.status is ClientStatus.REVOKED:
+        raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
+    if known is not None and not enrolment.renew:
+        raise errors.IllegalTransition(f"there is a client {client_id} already; renew it to give it another certificate")
+    if known is None and enrolment.renew:
+        raise errors.NotFound(f"there is no client {client_id} to renew")
+    client = known or Client(
+        id=client_id,
+        role=enrolment.role,
+        site=enrolment.site,
+        line=enrolment.line,
+        hardware_id=enrolment.hardware_id,
+        run=enrolment.run,
+        status=ClientStatus.ACTIVE,
+        last_seq=0,
+    )
+    if known is None:
+        facts.put(client)
+    facts.put(
+        Credential(
+            serial=certificate.serial_hex,
+            client=client.id,
+            authority=authority.id,
+            profile=str(enrolment.role),
+            der=certificate.der,
+            not_after=certificate.not_after,
+            status=ClientStatus.ACTIVE,
+        )
+    )
+    entry = {
+        "client": client.id,
+        "site": client.site,
+        "line": client.line,
+        "hardware_id": client.hardware_id,
+        "run": client.run,
+        "authority": authority.id,
+        "certificate": certificate.serial_hex,
+        "certificate_sha256": certificate.fingerprint,
+    }
+    return Decision(client, [("client-renewed" if enrolment.renew else "client-enrolled", entry)])

@@ -1,0 +1,139 @@
+"""What becomes of a device that is not released: hold, rework, scrap (DESIGN §2).
+
+Rework makes a new attempt possible and revokes the old credential as superseded in the same commit; scrap ends the device
+and revokes as cessationOfOperation.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.answers import Answer
+from birthmark.floor.clients import Capability, Client, Role
+from birthmark.floor.devices import (
+    Attempt,
+    Device,
+    DeviceCertificate,
+    DeviceEvent,
+    DeviceState,
+    ReasonCode,
+    move,
+)
+from birthmark.floor.runs import Run, RunLicence
+from birthmark.ports import Act, Committed, Decision, Facts, UseCase
+from birthmark.services.acts import (
+    Caller,
+    answer_key,
+    client_reads,
+    earlier_answer,
+    live_client,
+    outcomes,
+    refuse,
+)
+
+__all__ = ["Disposed", "dispose"]
+
+_CAPABILITY = {
+    DeviceEvent.HOLD: Capability.HOLD,
+    DeviceEvent.REWORK: Capability.REWORK,
+    DeviceEvent.SCRAP: Capability.SCRAP,
+}
+_KIND = {
+    DeviceEvent.HOLD: "device-held",
+    DeviceEvent.REWORK: "device-reworked",
+    DeviceEvent.SCRAP: "device-scrapped",
+}
+_REVOKES = {
+    DeviceEvent.REWORK: ReasonCode.SUPERSEDED,
+    DeviceEvent.SCRAP: ReasonCode.CESSATION_OF_OPERATION,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disposed:
+    """Where the device stands now."""
+
+    device: str
+    state: DeviceState
+
+
+def dispose(caller: Caller, device: str, event: DeviceEvent, *, reason: str, key: str) -> UseCase[Disposed]:
+    """Hold, rework or scrap a device.
+
+    Raises:
+        errors.NotFound: there is no such device.
+        errors.IllegalTransition: the device is in a state that does not allow it.
+        errors.NotPermitted: the caller may not, or not on this device's run.
+    """
+    if event not in _CAPABILITY:
+        raise ValueError(f"{event} is not a disposition")
+    digest = sha256(repr((str(event), device, reason)).encode()).hexdigest()
+    fields: dict[str, Any] = {"hardware_id": device[:100], "reason": reason[:200]}
+    committed: list[Committed[Disposed]] = yield [
+        Act(
+            actor=caller.client.id,
+            seq=caller.seq,
+            operator=caller.operator,
+            decide=partial(_decide, caller, device, event, reason, key, digest),
+            refuse=refuse(caller, str(event), fields, key=key, request_sha256=digest),
+            reads=client_reads(caller) | {Answer: (answer_key(caller, key),), Device: (device,)},
+        )
+    ]
+    return outcomes(committed)[0]
+
+
+def _decide(
+    caller: Caller, device_id: str, event: DeviceEvent, reason: str, key: str, digest: str, facts: Facts, at: datetime
+) -> Decision[Disposed]:
+    client = live_client(facts, caller, _CAPABILITY[event])
+    earlier = earlier_answer(facts, caller, key, digest)
+    device = facts.get(Device, device_id)
+    if device is None:
+        raise errors.NotFound(f"there is no device {device_id[:100]}")
+    if earlier is not None:
+        said = {"device": device.id, "request": str(event)}
+        return Decision(Disposed(device=device.id, state=DeviceState(earlier.detail or "")), [("answer-repeated", said)])
+    run, attempt = facts.get(Run, device.run), facts.get(Attempt, device.attempt)
+    if run is None or attempt is None:
+        raise errors.IntegrityFailure(f"device {device.id} has no run or attempt")
+    _check_station(client, run)
+    state = move(device.id, device.state, event)
+    entry: dict[str, Any] = {"device": device.id, "run": run.id, "attempt": attempt.id, "reason": reason}
+    if event is DeviceEvent.HOLD:
+        facts.put(replace(run, held=run.held + 1))
+        if attempt.state is DeviceState.ISSUED:
+            facts.put(replace(attempt, state=DeviceState.HELD))
+    else:
+        scrapped = 1 if event is DeviceEvent.SCRAP else 0
+        facts.put(replace(run, held=run.held - 1, scrapped=run.scrapped + scrapped))
+        entry |= _revoke(facts, attempt, _REVOKES[event], at)
+    facts.put(replace(device, state=state, reason=None if event is DeviceEvent.REWORK else reason))
+    facts.put(
+        Answer(
+            id=answer_key(caller, key),
+            request_sha256=digest,
+            attempt=None,
+            refusal=None,
+            detail=str(state),
+            at=at,
+        )
+    )
+    return Decision(Disposed(device=device.id, state=state), [(_KIND[event], entry)])
+
+
+def _check_station(client: Client, run: Run) -> None:
+    if client.role is Role.STATION and client.name not in RunLicence.decode(run.document).stations:
+        raise errors.NotPermitted(f"{client.id} is not allowed on run {run.id}")
+
+
+def _revoke(facts: Facts, attempt: Attempt, reason: ReasonCode, at: datetime) -> dict[str, Any]:
+    certificate = facts.get(DeviceCertificate, attempt.certificate)
+    if certificate is None:
+        raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
+    if certificate.revoked is not None:
+        return {}
+    facts.put(replace(certificate, revoked=reason, revoked_at=at))
+    return {"revoked": certificate.serial, "revocation_reason": str(reason)}

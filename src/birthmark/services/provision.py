@@ -1,0 +1,636 @@
+"""Give devices their identity: admit and issue in one commit, prove and release in another (DESIGN, SPEC C4–C10).
+
+``issue`` vets each request, builds, lints and signs its certificate, and lets the commit decide: whether the client may, the
+run has room, the hardware id is on its list and has no identity yet, and the key belongs to nobody else.  ``prove`` checks
+the device's signature over the challenge of its attempt, and the commit releases the device or holds it.  What was signed
+and not committed never leaves the process.
+
+Every request carries an idempotency key.  The same key gets the same answer, with one exception that is told: a delivered key
+is kept nowhere, so asking again makes a new one, and the certificate that was never proved is revoked in the same commit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from birthmark import errors
+from birthmark.floor.answers import Answer
+from birthmark.floor.authorities import Authority, count_issuance
+from birthmark.floor.clients import Capability, Client, Role
+from birthmark.floor.devices import (
+    Attempt,
+    Device,
+    DeviceCertificate,
+    DeviceEvent,
+    DeviceState,
+    IdentityRecord,
+    KeyOrigin,
+    KeyUse,
+    ReasonCode,
+    move,
+)
+from birthmark.floor.runs import AllowedDevice, Run, admit
+from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.csr import vet
+from birthmark.pki.issuance import serial_number, sign_certificate
+from birthmark.pki.lint import permit
+from birthmark.pki.possession import proof_message, verify_proof
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, ProofOf, UseCase
+from birthmark.secret import SecretBytes
+from birthmark.services.acts import (
+    Caller,
+    answer_key,
+    client_reads,
+    earlier_answer,
+    live_client,
+    outcomes,
+    refuse,
+    serial_hex,
+)
+from birthmark.services.runs import RunContext, Runs
+
+__all__ = ["IssueRequest", "Issued", "ProveRequest", "Provision", "Released"]
+
+CHALLENGE_SIZE = 32
+REMEMBERED_ATTEMPTS = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueRequest:
+    """One device asks for its identity."""
+
+    hardware_id: str
+    csr: bytes | None
+    """Certification request (DER or PEM) for a key born in the device; None to have the key delivered."""
+    key: str
+    """Idempotency key, 1 to 64 characters chosen by the client."""
+
+    def digest(self, run: str) -> str:
+        """Return what tells this request from another under the same key."""
+        return sha256(repr(("issue", run, self.hardware_id, self.csr)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate, and the challenge by which the device shows that it holds the key."""
+
+    device: str
+    attempt: str
+    certificate: bytes = field(repr=False)
+    """DER."""
+    chain: tuple[bytes, ...] = field(repr=False)
+    """The authorities above it (DER), the root not included."""
+    challenge: bytes = field(repr=False)
+    private_key: SecretBytes | None
+    """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProveRequest:
+    """A device shows that it holds its key."""
+
+    attempt: str
+    certificate_sha256: str
+    """Fingerprint of the certificate as read back from the device (hex)."""
+    signature: bytes
+    """Over ``pki.possession.proof_message``."""
+    key: str
+    """Idempotency key."""
+
+    def digest(self) -> str:
+        """Return what tells this request from another under the same key."""
+        return sha256(repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A device that may leave the line, and the proof of it."""
+
+    device: str
+    attempt: str
+    token: str = field(repr=False)
+    """C2SP ``.tlog-proof`` of the release: checked offline with the log's public key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A signed certificate that nobody has seen yet."""
+
+    device: str
+    attempt: str
+    certificate: bytes = field(repr=False)
+    serial: str
+    sha256: str
+    spki_sha256: str
+    challenge: bytes = field(repr=False)
+    private_key: SecretBytes | None
+
+    @property
+    def origin(self) -> KeyOrigin:
+        return KeyOrigin.BORN if self.private_key is None else KeyOrigin.DELIVERED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Challenged:
+    """What a proof is checked against."""
+
+    device: str
+    run: str
+    challenge: bytes = field(repr=False)
+    serial: str
+    sha256: str
+    spki: bytes = field(repr=False)
+
+
+class Provision:
+    """The use cases every device takes."""
+
+    def __init__(self, runs: Runs, keys: KeyStore, clock: Clock, entropy: Entropy) -> None:
+        """Provision under the runs' licences, signing with the authorities' keys in ``keys``."""
+        self._runs = runs
+        self._keys = keys
+        self._clock = clock
+        self._entropy = entropy
+        self._challenged: dict[str, _Challenged] = {}
+
+    # --- admit and issue -----------------------------------------------------------------------------------------
+
+    def issue(
+        self, caller: Caller, run: str, requests: Sequence[IssueRequest]
+    ) -> UseCase[list[Issued | errors.Refusal]]:
+        """Admit devices to a run and issue their certificates; each succeeds or fails alone.
+
+        Raises:
+            errors.NotFound: there is no such run.
+        """
+        context = yield from self._runs.context(run)
+        committed: list[Committed[Any]] = yield [self._issue_act(caller, context, request) for request in requests]
+        return [self._issued(context, item) for item in committed]
+
+    def _issued(self, context: RunContext, item: Committed[Any]) -> Issued | errors.Refusal:
+        answer = item.answer
+        if isinstance(answer, errors.Refusal):
+            return answer
+        if isinstance(answer, Exception):
+            raise answer
+        issued: Issued = answer
+        certificate = Certificate.from_der(issued.certificate)
+        if len(self._challenged) >= REMEMBERED_ATTEMPTS:
+            del self._challenged[next(iter(self._challenged))]
+        self._challenged[issued.attempt] = _Challenged(
+            device=issued.device,
+            run=context.licence.id,
+            challenge=issued.challenge,
+            serial=certificate.serial_hex,
+            sha256=certificate.fingerprint,
+            spki=certificate.subject_public_key_info,
+        )
+        return issued
+
+    def _issue_act(self, caller: Caller, context: RunContext, request: IssueRequest) -> Act[Issued]:
+        prepared: _Prepared | errors.Refusal
+        try:
+            prepared = self._prepare(context, request)
+        except errors.Refusal as refusal:
+            prepared = refusal
+        key, digest = request.key, request.digest(context.licence.id)
+        fields: dict[str, Any] = {"run": context.licence.id, "hardware_id": request.hardware_id[:100]}
+        reads = client_reads(caller)
+        reads |= {
+            Answer: (answer_key(caller, key),),
+            Run: (context.licence.id,),
+            Authority: (context.licence.authority,),
+        }
+        if isinstance(prepared, _Prepared):
+            reads |= {Device: (prepared.device,), KeyUse: (prepared.spki_sha256,)}
+            reads |= {Attempt: (prepared.attempt,), DeviceCertificate: (prepared.serial,)}
+            if context.licence.allow_list is not None:
+                reads[AllowedDevice] = (AllowedDevice.key(context.licence.allow_list, prepared.device),)
+        return Act(
+            actor=caller.client.id,
+            seq=caller.seq,
+            operator=caller.operator,
+            decide=partial(self._decide_issue, caller, context, prepared, key, digest),
+            refuse=refuse(caller, "issue", fields, key=key, request_sha256=digest),
+            reads=reads,
+        )
+
+    def _prepare(self, context: RunContext, request: IssueRequest) -> _Prepared:
+        """Vet, build, lint and sign; nothing here is known to anybody yet."""
+        licence = context.licence
+        hardware_id = licence.hardware_id.parse(request.hardware_id)
+        origin = KeyOrigin.DELIVERED if request.csr is None else KeyOrigin.BORN
+        if origin not in licence.origins:
+            raise errors.NotPermitted(f"run {licence.id} does not allow {origin} keys")
+        private_key: SecretBytes | None = None
+        if request.csr is None:
+            made = ec.generate_private_key(ec.SECP256R1())
+            spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            private_key = SecretBytes(made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+        else:
+            vetted = vet(request.csr, allowed=context.template.profile.subject_key_algorithms)
+            spki = vetted.subject_public_key_info
+            for name in (vetted.subject_common_name, vetted.subject_serial_number):
+                if name is not None and name.upper() != hardware_id.text.upper():
+                    raise errors.PolicyRefused(
+                        "csr-names-the-device", f"the certification request names {name}, not {hardware_id.text}"
+                    )
+        tbs = context.template.fill(
+            serial_number=serial_number(self._entropy.token(20)),
+            subject_public_key_info=spki,
+            not_before=self._clock.now(),
+            variables={"hardware_id": hardware_id.text},
+        )
+        certificate = sign_certificate(permit(tbs), self._keys.sign)
+        return _Prepared(
+            device=str(hardware_id),
+            attempt=self._entropy.token(16).hex(),
+            certificate=certificate,
+            serial=serial_hex(tbs.serial_number),
+            sha256=fingerprint(certificate),
+            spki_sha256=sha256(spki).hexdigest(),
+            challenge=self._entropy.token(CHALLENGE_SIZE),
+            private_key=private_key,
+        )
+
+    def _decide_issue(
+        self,
+        caller: Caller,
+        context: RunContext,
+        prepared: _Prepared | errors.Refusal,
+        key: str,
+        digest: str,
+        facts: Facts,
+        at: datetime,
+    ) -> Decision[Issued]:
+        client = live_client(facts, caller, Capability.ISSUE)
+        earlier = earlier_answer(facts, caller, key, digest)
+        if isinstance(prepared, errors.Refusal):
+            raise prepared
+        if earlier is not None and earlier.attempt is not None:
+            return self._issue_again(facts, context, prepared, earlier.attempt, at)
+        run = self._runs.admitting(facts, context, client, at)
+        _check_scope(facts, client, context, prepared.device)
+        device = facts.get(Device, prepared.device)
+        if device is None:
+            facts.put(admit(run))
+            device = Device(
+                id=prepared.device,
+                state=DeviceState.ADMITTED,
+                run=run.id,
+                attempt="",
+                attempts=0,
+                reason=None,
+            )
+        elif device.run != run.id:
+            raise errors.IllegalTransition(f"{device.id} belongs to run {device.run}: it is {device.state}")
+        state = move(device.id, device.state, DeviceEvent.ISSUE)
+        self._certify(facts, context, prepared, prepared.attempt, device.attempts + 1, at)
+        facts.put(
+            replace(device, state=state, attempt=prepared.attempt, attempts=device.attempts + 1, reason=None)
+        )
+        facts.put(
+            Attempt(
+                id=prepared.attempt,
+                device=device.id,
+                number=device.attempts + 1,
+                run=run.id,
+                client=client.id,
+                operator=caller.operator,
+                origin=prepared.origin,
+                state=state,
+                challenge=prepared.challenge,
+                certificate=prepared.serial,
+                issued_at=at,
+                issue_leaf=facts.next_leaf,
+                proof=None,
+                released_at=None,
+                release_leaf=None,
+            )
+        )
+        facts.put(
+            Answer(
+                id=answer_key(caller, key),
+                request_sha256=digest,
+                attempt=prepared.attempt,
+                refusal=None,
+                detail=None,
+                at=at,
+            )
+        )
+        entry = self._issue_entry(context, prepared, prepared.attempt, device.attempts + 1)
+        return Decision(_issued(context, prepared, prepared.attempt), [("device-issued", entry)])
+
+    def _certify(
+        self, facts: Facts, context: RunContext, prepared: _Prepared, attempt: str, number: int, at: datetime
+    ) -> None:
+        """Count and keep a certificate, and take its key for the device."""
+        authority = facts.get(Authority, context.licence.authority)
+        if authority is None:
+            raise errors.IntegrityFailure(f"authority {context.licence.authority} of run {context.licence.id} is gone")
+        facts.put(count_issuance(authority, at))
+        used = facts.get(KeyUse, prepared.spki_sha256)
+        if used is None:
+            facts.put(KeyUse(spki_sha256=prepared.spki_sha256, device=prepared.device))
+        elif used.device != prepared.device:
+            raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
+        facts.put(
+            DeviceCertificate(
+                serial=prepared.serial,
+                authority=authority.id,
+                device=prepared.device,
+                attempt=attempt,
+                der=prepared.certificate,
+                sha256=prepared.sha256,
+                revoked=None,
+                revoked_at=None,
+            )
+        )
+
+    def _issue_again(
+        self, facts: Facts, context: RunContext, prepared: _Prepared, attempt_id: str, at: datetime
+    ) -> Decision[Issued]:
+        """Answer a repeated request: the same certificate, or a new delivered key in place of the lost one."""
+        attempt = facts.get(Attempt, attempt_id)
+        certificate = None if attempt is None else facts.get(DeviceCertificate, attempt.certificate)
+        if attempt is None or certificate is None:
+            raise errors.IntegrityFailure(f"attempt {attempt_id} was answered and is gone")
+        said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "issue"}
+        if attempt.origin is KeyOrigin.BORN:
+            issued = Issued(
+                device=attempt.device,
+                attempt=attempt.id,
+                certificate=certificate.der,
+                chain=context.chain,
+                challenge=attempt.challenge,
+                private_key=None,
+            )
+            return Decision(issued, [("answer-repeated", said)])
+        if attempt.state is not DeviceState.ISSUED:
+            raise errors.IllegalTransition(
+                f"{attempt.device} is {attempt.state}: its delivered key was sent and is kept nowhere"
+            )
+        facts.put(replace(certificate, revoked=ReasonCode.SUPERSEDED, revoked_at=at))
+        self._certify(facts, context, prepared, attempt.id, attempt.number, at)
+        facts.put(replace(attempt, certificate=prepared.serial, challenge=prepared.challenge))
+        entry = self._issue_entry(context, prepared, attempt.id, attempt.number)
+        entry |= {"superseded": certificate.serial, "reason": str(ReasonCode.SUPERSEDED)}
+        return Decision(_issued(context, prepared, attempt.id), [("device-reissued", entry)])
+
+    def _issue_entry(
+        self, context: RunContext, prepared: _Prepared, attempt: str, number: int
+    ) -> dict[str, Any]:
+        licence = context.licence
+        return {
+            "device": prepared.device,
+            "attempt": attempt,
+            "attempt_number": number,
+            "run": licence.id,
+            "batch": licence.batch,
+            "product": licence.product,
+            "profile": licence.profile,
+            "authority": licence.authority,
+            "certificate": prepared.serial,
+            "certificate_sha256": prepared.sha256,
+            "spki_sha256": prepared.spki_sha256,
+            "origin": str(prepared.origin),
+            "key_store": "development" if self._keys.development else "token",
+        }
+
+    # --- prove and release ---------------------------------------------------------------------------------------
+
+    def prove(self, caller: Caller, requests: Sequence[ProveRequest]) -> UseCase[list[Released | errors.Refusal]]:
+        """Check devices' proofs and release or hold them; each succeeds or fails alone."""
+        yield from self._remember([request.attempt for request in requests])
+        contexts: dict[str, RunContext] = {}
+        for run in {self._challenged[r.attempt].run for r in requests if r.attempt in self._challenged}:
+            contexts[run] = yield from self._runs.context(run)
+        acts = [self._prove_act(caller, contexts, request) for request in requests]
+        committed: list[Committed[Any]] = yield acts
+        results: list[Released | errors.Refusal] = []
+        for request, item in zip(requests, committed, strict=True):
+            answer = item.answer
+            if isinstance(answer, _StaleChallenge):
+                self._challenged.pop(request.attempt, None)
+                results += yield from self.prove(caller, [request])
+            elif isinstance(answer, errors.Refusal):
+                results.append(answer)
+            elif isinstance(answer, Exception):
+                raise answer
+            elif item.leaves and item.leaves[0].index == answer.release_leaf:
+                results.append(_released(answer, item.token(item.leaves[0].index)))
+            else:
+                results.append(_released(answer, (yield ProofOf(answer.release_leaf))))
+        return results
+
+    def _remember(self, attempts: Sequence[str]) -> UseCase[None]:
+        """Look up the attempts this process does not remember."""
+        missing = [attempt for attempt in dict.fromkeys(attempts) if attempt not in self._challenged]
+        if not missing:
+            return
+        facts: Facts = yield Look({Attempt: missing})
+        found = [attempt for attempt in (facts.get(Attempt, key) for key in missing) if attempt is not None]
+        facts = yield Look({DeviceCertificate: [attempt.certificate for attempt in found]})
+        for attempt in found:
+            stored = facts.get(DeviceCertificate, attempt.certificate)
+            if stored is None:
+                raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
+            self._challenged[attempt.id] = _Challenged(
+                device=attempt.device,
+                run=attempt.run,
+                challenge=attempt.challenge,
+                serial=stored.serial,
+                sha256=stored.sha256,
+                spki=Certificate.from_der(stored.der).subject_public_key_info,
+            )
+
+    def _prove_act(
+        self, caller: Caller, contexts: Mapping[str, RunContext], request: ProveRequest
+    ) -> Act[Attempt | errors.ProofFailed]:
+        challenged = self._challenged.get(request.attempt)
+        failure = None if challenged is None else _check_proof(challenged, request)
+        digest = request.digest()
+        reads = client_reads(caller)
+        reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
+        fields: dict[str, Any] = {"attempt": request.attempt[:64]}
+        if challenged is not None:
+            reads |= {Device: (challenged.device,), Run: (challenged.run,), DeviceCertificate: (challenged.serial,)}
+            fields |= {"device": challenged.device, "run": challenged.run}
+        return Act(
+            actor=caller.client.id,
+            seq=caller.seq,
+            operator=caller.operator,
+            decide=partial(self._decide_prove, caller, contexts, challenged, request, failure),
+            refuse=refuse(caller, "prove", fields, key=request.key, request_sha256=digest),
+            reads=reads,
+        )
+
+    def _decide_prove(
+        self,
+        caller: Caller,
+        contexts: Mapping[str, RunContext],
+        challenged: _Challenged | None,
+        request: ProveRequest,
+        failure: errors.ProofFailed | None,
+        facts: Facts,
+        at: datetime,
+    ) -> Decision[Any]:
+        client = live_client(facts, caller, Capability.PROVE)
+        earlier = earlier_answer(facts, caller, request.key, request.digest())
+        attempt = facts.get(Attempt, request.attempt)
+        if attempt is None or challenged is None:
+            raise errors.NotFound(f"there is no attempt {request.attempt[:64]}")
+        if earlier is not None:
+            said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "prove"}
+            return Decision(attempt, [("answer-repeated", said)])
+        if attempt.challenge != challenged.challenge or attempt.certificate != challenged.serial:
+            raise _StaleChallenge("the attempt got another challenge meanwhile")
+        context = contexts[attempt.run]
+        self._runs.working(context, client)
+        _check_scope(facts, client, context, attempt.device)
+        device, run = facts.get(Device, attempt.device), facts.get(Run, attempt.run)
+        if device is None or run is None:
+            raise errors.IntegrityFailure(f"attempt {attempt.id} has no device or run")
+        if device.attempt != attempt.id:
+            raise errors.IllegalTransition(f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}")
+        if failure is not None:
+            return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
+        state = move(device.id, move(device.id, device.state, DeviceEvent.PROVE), DeviceEvent.RELEASE)
+        released = replace(
+            attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
+        )
+        record = _record(facts, context, client, caller, released, challenged, at)
+        facts.put(replace(device, state=state))
+        facts.put(replace(run, released=run.released + 1))
+        facts.put(released)
+        facts.put(record)
+        facts.put(_prove_answer(caller, request, attempt.id, at))
+        return Decision(released, [("device-released", {"device": device.id, "record": record.document()})])
+
+
+class _StaleChallenge(errors.Unavailable):
+    """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
+
+
+def _issued(context: RunContext, prepared: _Prepared, attempt: str) -> Issued:
+    return Issued(
+        device=prepared.device,
+        attempt=attempt,
+        certificate=prepared.certificate,
+        chain=context.chain,
+        challenge=prepared.challenge,
+        private_key=prepared.private_key,
+    )
+
+
+def _released(attempt: Attempt, token: str) -> Released:
+    return Released(device=attempt.device, attempt=attempt.id, token=token)
+
+
+def _check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:
+    """Refuse a device that the run's list or the client's own certificate does not cover (SPEC C9)."""
+    allow_list = context.licence.allow_list
+    if allow_list is not None and facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is None:
+        raise errors.PolicyRefused("hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}")
+    if client.role is not Role.BOOTSTRAP:
+        return
+    if client.hardware_id is not None and client.hardware_id != device:
+        raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
+    if client.run is not None and (client.run != context.licence.id or allow_list is None):
+        raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
+
+
+def _check_proof(challenged: _Challenged, request: ProveRequest) -> errors.ProofFailed | None:
+    if request.certificate_sha256 != challenged.sha256:
+        return errors.ProofFailed("the certificate read back from the device is not the one that was issued")
+    message = proof_message(
+        attempt=request.attempt, certificate_sha256=challenged.sha256, challenge=challenged.challenge
+    )
+    try:
+        verify_proof(challenged.spki, request.signature, message)
+    except errors.ProofFailed as failure:
+        return failure
+    return None
+
+
+def _prove_answer(
+    caller: Caller, request: ProveRequest, attempt: str, at: datetime, failure: errors.ProofFailed | None = None
+) -> Answer:
+    return Answer(
+        id=answer_key(caller, request.key),
+        request_sha256=request.digest(),
+        attempt=attempt,
+        refusal=None if failure is None else failure.code,
+        detail=None if failure is None else str(failure),
+        at=at,
+    )
+
+
+def _hold_unproved(
+    facts: Facts,
+    caller: Caller,
+    device: Device,
+    attempt: Attempt,
+    run: Run,
+    request: ProveRequest,
+    failure: errors.ProofFailed,
+    at: datetime,
+) -> Decision[errors.Refusal]:
+    """Hold a device whose proof is wrong: the refusal is the answer, and it is committed."""
+    state = move(device.id, device.state, DeviceEvent.HOLD)
+    refusal = errors.ProofFailed(f"{failure}; {device.id} is held")
+    facts.put(replace(device, state=state, reason=str(failure)))
+    facts.put(replace(attempt, state=state))
+    facts.put(replace(run, held=run.held + 1))
+    facts.put(_prove_answer(caller, request, attempt.id, at, refusal))
+    entry = {
+        "device": device.id,
+        "attempt": attempt.id,
+        "run": run.id,
+        "reason": str(failure),
+        "code": failure.code,
+        "signature_sha256": sha256(request.signature).hexdigest(),
+    }
+    return Decision(refusal, [("device-held", entry)])
+
+
+def _record(
+    facts: Facts,
+    context: RunContext,
+    client: Client,
+    caller: Caller,
+    attempt: Attempt,
+    challenged: _Challenged,
+    at: datetime,
+) -> IdentityRecord:
+    licence = context.licence
+    return IdentityRecord(
+        leaf=facts.next_leaf,
+        device=attempt.device,
+        attempt=attempt.id,
+        attempt_number=attempt.number,
+        run=licence.id,
+        batch=licence.batch,
+        product=licence.product,
+        profile=licence.profile,
+        authority=licence.authority,
+        certificate=attempt.certificate,
+        certificate_sha256=challenged.sha256,
+        spki_sha256=sha256(challenged.spki).hexdigest(),
+        origin=attempt.origin,
+        site=client.site,
+        line=client.line,
+        client=client.id,
+        operator=caller.operator,
+        issued_at=attempt.issued_at,
+        issue_leaf=attempt.issue_leaf,
+        released_at=at,
+        challenge=attempt.challenge,
+        proof=attempt.proof or b"",
+    )
