@@ -175,6 +175,20 @@ def test_a_line_that_unpacks_to_much_is_refused_before_it_is_held(name: str) -> 
         )
 
 
+def test_a_note_of_many_lines_is_refused_before_it_is_held() -> None:
+    data = packed({**members(EXPORT), "checkpoints": b"line\n" * 1_000_000})
+    with Bundle(io.BytesIO(data)) as read, pytest.raises(errors.MalformedRequest, match="longer"):
+        list(read.earlier())
+    with pytest.raises(errors.MalformedRequest, match="UTF-8"):
+        list(bundle.split_notes([b"\xff"]))
+
+
+def test_a_log_larger_than_what_is_written_at_once_reads_back() -> None:
+    large = sample(40, {number: {"filler": "x" * 60_000} for number in range(40)})
+    with Bundle(io.BytesIO(large.export())) as read:
+        assert tuple(read.entries()) == large.entries
+
+
 def test_a_member_that_ends_within_a_line_is_refused() -> None:
     contents = members(EXPORT)
     cut = packed({**contents, "entries.jsonl": contents["entries.jsonl"][:-1]})

@@ -204,3 +204,11 @@ def test_a_key_store_that_answers_nonsense_makes_no_note() -> None:
 def test_an_origin_is_one_line(origin: str) -> None:
     with pytest.raises(errors.MalformedRequest):
         Checkpoint(origin, 17, ROOT)
+
+
+def test_a_checkpoint_and_a_key_have_the_sizes_they_have() -> None:
+    for size, root in ((-1, ROOT), (1 << 63, ROOT), (17, ROOT[1:])):
+        with pytest.raises(errors.MalformedRequest):
+            Checkpoint(ORIGIN, size, root)
+    with pytest.raises(errors.MalformedRequest):
+        VerifierKey(ORIGIN, PUBLIC[1:])

@@ -55,6 +55,11 @@ def test_an_entry_is_spelled_as_the_reference_implementation_does_and_reads_back
     assert entry.encode(MappingProxyType(GOOD)) == data
 
 
+def test_an_entry_needs_no_number_and_no_operator() -> None:
+    short = {name: value for name, value in GOOD.items() if name not in {"seq", "operator"}}
+    assert entry.decode(entry.encode(short)) == short
+
+
 def test_enumerated_kinds_are_spelled_by_their_value() -> None:
     class Kind(StrEnum):
         RELEASED = "device-released"

@@ -214,6 +214,21 @@ def test_proofs_asked_for_between_appends_are_against_the_tree_of_that_moment() 
             assert list(growth.inclusion_proof(index)) == naive_path(index, 0, end)
 
 
+@given(st.integers(0, 1 << 62), st.integers(1, 80))
+@settings(max_examples=50, deadline=None)
+def test_a_train_on_a_tree_of_any_size_proves_its_leaves(size: int, length: int) -> None:
+    """No storage is asked, however large the tree: what is proved is checked as a verifier does."""
+    growth = Growth(Edge(size, tuple(LEAVES[: size.bit_count()])))
+    for leaf in LEAVES[:length]:
+        growth.append(leaf)
+    frontier = Frontier(growth.edge)
+    assert (frontier.size, frontier.root()) == (size + length, growth.root())
+    for number in range(length):
+        index = size + number
+        proof = growth.inclusion_proof(index)
+        merkle.verify_inclusion(LEAVES[number], index, proof, growth.size, growth.root())
+
+
 def test_a_growth_proves_no_leaf_that_is_not_its_own() -> None:
     growth = grown(5, 9)
     for index in (-1, 0, 4, 9):
@@ -236,3 +251,8 @@ def test_proofs_outside_the_tree_are_a_mistake_of_the_caller() -> None:
 def test_an_edge_that_does_not_fit_its_size_is_an_integrity_failure(size: int, data: bytes) -> None:
     with pytest.raises(errors.IntegrityFailure):
         Edge.from_bytes(size, data)
+
+
+def test_an_edge_is_made_of_whole_hashes() -> None:
+    with pytest.raises(errors.IntegrityFailure):
+        Edge(1, (bytes(31),))

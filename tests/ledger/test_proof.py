@@ -28,6 +28,7 @@ def tokens(start: int, end: int) -> list[TlogProof]:
 
 TOKEN = tokens(37, 69)[3]
 TEXT = TOKEN.encode()
+ROOT = LOG.root(69)
 
 
 def test_every_token_of_a_train_proves_its_entry() -> None:
@@ -115,3 +116,14 @@ def test_a_token_changed_anywhere_is_refused(data: st.DataObject) -> None:
 def test_a_text_that_is_no_token_is_malformed(text: str) -> None:
     with pytest.raises(errors.MalformedRequest):
         proof.decode(text)
+
+
+def test_a_token_has_no_negative_index_odd_hashes_or_huge_entry() -> None:
+    for index, data, path in (
+        (-1, b"", ()),
+        (0, b"x" * 65_536, ()),
+        (0, b"", (bytes(31),)),
+        (0, b"", (ROOT,) * 64),
+    ):
+        with pytest.raises(errors.MalformedRequest):
+            TlogProof(index, data, path, "")

@@ -218,6 +218,12 @@ def test_a_number_that_left_no_entry_is_a_gap(place: Path) -> None:
     )
 
 
+def test_an_actor_that_does_not_number_its_requests_has_no_gap(place: Path) -> None:
+    fields = [{name: value for name, value in entry_fields(at).items() if name != "seq"} for at in range(2)]
+    log = Sample(entries=tuple(entry.encode(item) for item in fields), records=())
+    assert judged(place, log.export()).findings == ()
+
+
 def test_a_first_number_that_is_not_one_is_a_gap(place: Path) -> None:
     report = judged(place, logged({0: {"actor": "station:ST09", "seq": 3}}))
     assert Gap(actor="station:ST09", first=1, last=2) in report.gaps
@@ -314,33 +320,39 @@ def test_a_release_token_is_verified_with_the_same_module() -> None:
         verify.verify_proof(token.replace("\n1\n", "\n2\n"), VKEY)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "birthmark.ledger.verify", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_the_command_says_what_it_found_and_its_status_says_it_shortly(tmp_path: Path) -> None:
+def test_the_command_says_what_it_found_and_its_status_says_it_shortly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """K3: exit codes a script can use."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = verify.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
     (tmp_path / "vkey").write_text(f"{VKEY}\n")
     (tmp_path / "kept").write_text(LOG.checkpoint(17) + LOG.checkpoint(33))
     (tmp_path / "fork").write_text(signed(Checkpoint(ORIGIN, 17, bytes(32))))
+    (tmp_path / "stranger").write_text(str(VerifierKey(ORIGIN, bytes(31) + b"\x09")))
     (tmp_path / "good.zip").write_bytes(EXPORT)
     (tmp_path / "bad.zip").write_bytes(changed("entries.jsonl", lambda text: text.replace(b"acme", b"acne")))
     options = ("--vkey", tmp_path / "vkey")
     good = run(tmp_path / "good.zip", *options, "--checkpoint", tmp_path / "kept")
-    assert (good.returncode, good.stderr) == (0, "")
-    assert "agreeing 5 earlier checkpoints, 13 records" in good.stdout
-    assert good.stdout.endswith("\nok\n")
-    assert all(f"{step}. {claim}: ok" in good.stdout for step, claim in verify.STEPS.items())
+    assert (good[0], good[2]) == (0, "")
+    assert "agreeing 5 earlier checkpoints, 13 records" in good[1]
+    assert good[1].endswith("\nok\n")
+    assert all(f"{step}. {claim}: ok" in good[1] for step, claim in verify.STEPS.items())
 
     bad = run(tmp_path / "bad.zip", *options)
-    assert bad.returncode == 1
-    assert "4. the root over the entries is the root in the checkpoint: FAILED" in bad.stdout
-    assert bad.stdout.endswith("\nNOT OK\n")
+    assert bad[0] == 1
+    assert "4. the root over the entries is the root in the checkpoint: FAILED" in bad[1]
+    assert bad[1].endswith("\nNOT OK\n")
 
-    report = json.loads(
-        run(tmp_path / "good.zip", *options, "--json", "--checkpoint", tmp_path / "fork").stdout
-    )
+    stranger = run(tmp_path / "good.zip", "--vkey", tmp_path / "stranger")
+    assert stranger[0] == 1
+    assert "1. the checkpoint is signed by the log: FAILED\n2." in stranger[1]
+    assert stranger[1].count(": not tried") == 7
+
+    report = json.loads(run(tmp_path / "good.zip", *options, "--json", "--checkpoint", tmp_path / "fork")[1])
     assert (report["ok"], report["size"], report["findings"][0]["step"]) == (False, 40, 5)
 
     for wrong in (
@@ -350,14 +362,18 @@ def test_the_command_says_what_it_found_and_its_status_says_it_shortly(tmp_path:
         (tmp_path / "good.zip", *options, "--checkpoint", tmp_path / "vkey"),
         (tmp_path / "good.zip", *options, "--checkpoint", tmp_path / "missing"),
     ):
-        unreadable = run(*wrong)
-        assert (unreadable.returncode, unreadable.stdout) == (65, "")
-        assert unreadable.stderr.startswith("cannot be read: ")
+        status, printed, complaint = run(*wrong)
+        assert (status, printed) == (65, "")
+        assert complaint.startswith("cannot be read: ")
 
 
 def test_the_command_shows_progress_on_a_long_bundle(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
     monkeypatch.setattr(verify, "_PROGRESS_EVERY", 16)
     place.write_bytes(EXPORT)
     key = place.with_name("vkey")
@@ -366,6 +382,11 @@ def test_the_command_shows_progress_on_a_long_bundle(
     captured = capsys.readouterr()
     assert captured.err == "40 of 40 entries\n"
     assert json.loads(captured.out)["ok"] is True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert verify.main([str(place), "--vkey", str(key)]) == 0
+    assert terminal.getvalue() == "\r16 of 40 entries\r32 of 40 entries\r40 of 40 entries\n"
 
 
 def test_the_verifier_brings_nothing_else_of_ours() -> None:
@@ -392,10 +413,11 @@ def test_the_verifier_works_where_only_it_was_carried(tmp_path: Path) -> None:
     for path in (source / "__init__.py", source / "errors.py", *(source / "ledger").glob("*.py")):
         (tmp_path / "birthmark" / path.relative_to(source)).write_bytes(path.read_bytes())
     (tmp_path / "bundle.zip").write_bytes(EXPORT)
-    (tmp_path / "vkey").write_text(str(VKEY))
-    command = [sys.executable, "-m", "birthmark.ledger.verify", "bundle.zip", "--vkey", "vkey"]
-    carried = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert carried.returncode == 0, carried.stderr
+    command = [sys.executable, "-W", "error", "-m", "birthmark.ledger.verify", "bundle.zip", "--vkey", "vkey"]
+    for origin, status in ((VKEY.name, 0), ("another.example", 1)):
+        (tmp_path / "vkey").write_text(str(VerifierKey(origin, VKEY.public)))
+        carried = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (carried.returncode, carried.stderr) == (status, "")
 
 
 def test_a_bundle_may_hold_a_checkpoint_for_every_size(place: Path) -> None:

@@ -3,7 +3,7 @@
 An entry is what an auditor reads in twenty years, so it is text, self-describing and at most 65 535 octets.
 It holds no secret, and people only by their operator id; that is for whoever writes it.  Values are
 restricted to what has one obvious spelling: objects, arrays, strings, integers that a double holds exactly,
-booleans and null. Names are 1 to 64 of ``a-z 0-9 _``, for which the order of UTF-16 code units (RFC 8785
+booleans and null.  Names are 1 to 64 of ``a-z 0-9 _``, for which the order of UTF-16 code units (RFC 8785
 section 3.2.3) is plain string order.
 
 Every entry has these names, and others as its kind wants:

@@ -188,8 +188,8 @@ def verify_bundle(
             kind, actor = str(entry["kind"]), str(entry["actor"])
             counts[kind] += 1
             history.follow(index, entry)
-            if "seq" in entry:
-                sequences.see(actor, entry["seq"])
+            if isinstance(seq := entry.get("seq"), int):
+                sequences.see(actor, seq)
             if kind == RELEASED:
                 records.compare(index, entry.get("record"))
             if progress is not None and not index % _PROGRESS_EVERY:
@@ -343,9 +343,7 @@ class _Sequences:
         self._next: dict[str, int] = {}  # all numbers below were seen
         self._ahead: dict[str, set[int]] = {}
 
-    def see(self, actor: str, seq: object) -> None:
-        if not isinstance(seq, int):
-            return
+    def see(self, actor: str, seq: int) -> None:
         following = self._next.setdefault(actor, 1)
         if seq == following:
             following += 1
