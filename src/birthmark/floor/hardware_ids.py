@@ -205,7 +205,7 @@ def _eid(text: str) -> HardwareId:
 # --- serial patterns ---
 
 _TOKEN = re.compile(
-    r"""(?P<atom>\[(?!\^)(?:[A-Za-z0-9_.:/+ -]|\\[\[\]^\\-])+\]   # a class, not negated
+    r"""(?P<atom>\[(?!\^)(?:[A-Za-z0-9_.:/+]|-(?!-)|\\[\[\]^\\-])+\]  # a class, not negated
           |\\[d.+*?()\[\]{}|^$\\/-]                               # a digit, or an escaped character
           |[A-Za-z0-9_:/=,;@%~!"'<>&\#-])                         # a character that stands for itself
         (?P<quantifier>\{\d{1,2}\}|\{\d{0,2},\d{0,2}\}|[?*+])?""",
