@@ -1,1 +1,1 @@
-"""Public key infrastructure: names, profiles, issuance, lint, requests and proofs.  Pure; nothing here acts."""
+"""Public key infrastructure: names, profiles, issuance, lint, requests and proofs.  Pure: nothing acts."""

@@ -25,7 +25,7 @@ from birthmark.pki.certificates import from_pem
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import Attribute, attribute_values
 
-__all__ = ["PUBLICLY_KNOWN", "VettedRequest", "vet"]
+__all__ = ["PUBLICLY_KNOWN", "SMALL_ORDER", "VettedRequest", "vet"]
 
 PUBLICLY_KNOWN = frozenset(
     {
@@ -38,7 +38,7 @@ PUBLICLY_KNOWN = frozenset(
 
 _Y_SMALL = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc"
 _Y_LARGE = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03"
-_SMALL_ORDER = frozenset(
+SMALL_ORDER = frozenset(
     bytes.fromhex(text)
     for text in (
         # Points whose order divides 8, with both signs of x (RFC 8032 section 5.1.3): y = 1, -1, 0
@@ -52,6 +52,7 @@ _SMALL_ORDER = frozenset(
         *("ed" + "ff" * 30 + "7f", "ed" + "ff" * 31),
     )
 )
+"""Encodings of the Ed25519 points of small order (32 octets)."""
 
 _ECDSA = frozenset(bytes.fromhex(f"300a06082a8648ce3d0403{last}") for last in ("02", "03", "04"))
 """ecdsa-with-SHA256, -384, -512 (RFC 5758 section 3.2): tools often sign P-384 requests with SHA-256."""
@@ -173,7 +174,7 @@ def _refuse_known(spki: bytes, spki_sha256: str, blocked_spki: Collection[str]) 
     if spki_sha256 in blocked_spki:
         raise PolicyRefused("known-key", f"the key {spki_sha256} is blocked")
     ed25519 = ALGORITHMS[KeyAlgorithm.ED25519].spki_prefix
-    if spki.startswith(ed25519) and spki[len(ed25519) :] in _SMALL_ORDER:
+    if spki.startswith(ed25519) and spki[len(ed25519) :] in SMALL_ORDER:
         raise PolicyRefused("weak-key", "the ed25519 key has small order: anyone can sign for it")
 
 
