@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.pkcs11 import PKCS11KeyStore, custody_complaints
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
+from tests.support.programs import missing
 from tests.support.softhsm import SoftHSM, softhsm_token
 
 LABEL = KeyLabel("ca.floor-7")
@@ -426,12 +428,21 @@ def test_a_token_that_hangs_is_unavailable_and_comes_back(token: SoftHSM) -> Non
 # --- threads and processes
 
 
-def run(program: str, token: SoftHSM) -> str:
+def run(program: str, token: SoftHSM, *, module: Path | None = None) -> str:
     """Run a program in a process of its own, for it may crash or hang where we are wrong."""
     root = Path(__file__).parents[2]
+    seen = {"PKCS11SPY": str(token.module), "PKCS11SPY_OUTPUT": str(token.tokens.parent / "calls")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PREAMBLE + program, str(token.module), str(token.pin_file)],
-        env=os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            PREAMBLE + program,
+            str(module or token.module),
+            str(token.pin_file),
+        ],
+        env=os.environ | seen | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"},
         capture_output=True,
         text=True,
         timeout=90,
@@ -506,8 +517,25 @@ print("both")
 
 
 def test_ending_the_process_amid_signing_does_not_crash(token: SoftHSM) -> None:
-    """The library is finalised before the interpreter unloads it; nobody has to call close()."""
-    program = """
+    """Nobody has to call close()."""
+    assert run(SIGN_UNTIL_THE_END, token) == "end\n"
+
+
+def test_a_process_that_ends_leaves_no_session_behind(token: SoftHSM) -> None:
+    """B3: what the library was asked, as OpenSC's pkcs11-spy saw it."""
+    folder = Path("/usr/lib") / f"{os.uname().machine}-linux-gnu"
+    spy = next(
+        (path for path in (folder / "pkcs11-spy.so", folder / "pkcs11/pkcs11-spy.so") if path.exists()), None
+    )
+    if spy is None:
+        missing("pkcs11-spy is not installed (Debian package opensc)")
+    run(SIGN_UNTIL_THE_END, token, module=spy)
+    calls = re.findall(r"^\d+: (C_\w+)", (token.tokens.parent / "calls").read_text(), re.MULTILINE)
+    assert calls.count("C_OpenSession") == calls.count("C_Login") == calls.count("C_Finalize") == 1
+    assert calls[-1] == "C_Finalize"
+
+
+SIGN_UNTIL_THE_END = """
 store = open_store()
 store.generate(LABEL, KeyAlgorithm.EC_P256)
 begun = threading.Barrier(5)
@@ -520,4 +548,3 @@ begun.wait()
 for _ in range(20): store.sign(LABEL, b"m")
 print("end")
 """
-    assert run(program, token) == "end\n"

@@ -171,6 +171,9 @@ def _portable(failure: BaseException) -> BaseException:
 
 
 def _finish_all() -> None:
-    """Finalise the libraries before the interpreter unloads them under a running thread."""
+    """Finalise the libraries as the process ends, each in its worker.
+
+    Otherwise python-pkcs11 does it when the interpreter frees it, in that thread, whatever the worker is in.
+    """
     for worker in tuple(_workers.values()):
         worker.finish(_AT_EXIT_SECONDS)
