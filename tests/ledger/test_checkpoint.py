@@ -212,3 +212,29 @@ def test_a_checkpoint_and_a_key_have_the_sizes_they_have() -> None:
             Checkpoint(ORIGIN, size, root)
     with pytest.raises(errors.MalformedRequest):
         VerifierKey(ORIGIN, PUBLIC[1:])
+
+
+def respelled(text: str) -> str:
+    """The same octets in base64 with one of the unused bits set."""
+    head, last = text[:-2], text[-2]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    other = head + alphabet[alphabet.index(last) | 1] + "="
+    assert text.endswith("=")
+    assert not text.endswith("==")
+    assert other != text
+    assert b64decode(other) == b64decode(text)
+    return other
+
+
+def test_base64_has_one_spelling() -> None:
+    """Two texts that say the same would let a note change unseen."""
+    encoded = SIGNATURE.split()[-1]
+    with pytest.raises(errors.MalformedRequest):
+        open_note(NOTE.replace(encoded, respelled(encoded)), VKEY)
+    root = b64encode(ROOT).decode()
+    body = BODY.replace(root, respelled(root)) + "\n"
+    with pytest.raises(errors.MalformedRequest):
+        open_note(sign_note(body.encode(), ORIGIN, PUBLIC, KEY.sign), VKEY)
+    for text in (" " + root, root + "\n", root[:10] + "\n" + root[10:], root[:-1], root + "=", "ä" + root):
+        with pytest.raises(errors.MalformedRequest):
+            checkpoint.decode_base64(text)

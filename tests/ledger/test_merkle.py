@@ -183,6 +183,24 @@ def test_a_proof_for_another_leaf_index_size_or_root_is_refused() -> None:
                         merkle.verify_inclusion(LEAVES[index], index, changed, size, good[4])
 
 
+def test_a_proof_between_other_trees_is_refused() -> None:
+    other = merkle.leaf_hash(b"another")
+    for new in range(1, 33):
+        for old in range(1, new + 1):
+            proof = merkle.consistency_proof(old, new, node)
+            old_root, new_root = naive(0, old), naive(0, new)
+            changes = [(old, new, (*proof, other)), (old, new, (other, *proof)), (new + 1, new, proof)]
+            for at in range(len(proof)):
+                changes.append((old, new, (*proof[:at], *proof[at + 1 :])))
+                changes.append((old, new, (*proof[:at], other, *proof[at + 1 :])))
+            for bad in changes:
+                with pytest.raises(errors.IntegrityFailure):
+                    merkle.verify_consistency(*bad, old_root, new_root)
+            for roots in ((other, new_root), (old_root, other), (other, other if old != new else new_root)):
+                with pytest.raises(errors.IntegrityFailure):
+                    merkle.verify_consistency(old, new, proof, *roots)
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_train_proves_its_leaves_from_the_old_edge_alone(data: st.DataObject) -> None:

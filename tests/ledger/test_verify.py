@@ -291,6 +291,14 @@ def test_a_record_too_few_or_too_many_is_found(
     assert steps(judged(place, data)) == {8}
 
 
+def test_a_record_repeated_for_ever_is_not_read_for_ever(place: Path) -> None:
+    data = changed("records.jsonl", lambda lines: lines + lines.splitlines(keepends=True)[-1] * 10_000)
+    report = judged(place, data)
+    assert [finding.text for finding in report.findings] == [
+        "the record after that of leaf 38 is none, or out of order"
+    ]
+
+
 @pytest.mark.parametrize("record", [None, "text", {"leaf": 2}])
 def test_a_released_device_without_a_proper_record_is_found(place: Path, record: object) -> None:
     log = sample(3, {2: {"record": record}})
