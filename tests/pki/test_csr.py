@@ -77,7 +77,8 @@ def test_openssls_requests_pass_in_der_and_pem(curve: str, tmp_path: Path) -> No
     made = subprocess.run(
         [
             need("openssl"), "req", "-new", "-newkey", "ec", "-nodes",
-            "-pkeyopt", f"ec_paramgen_curve:{curve}", "-keyout", tmp_path / "key.pem", "-subj", "/CN=device", "-addext", "subjectAltName=DNS:a.example",
+            "-pkeyopt", f"ec_paramgen_curve:{curve}", "-keyout", tmp_path / "key.pem",
+            "-subj", "/CN=device", "-addext", "subjectAltName=DNS:a.example",
         ],
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip

@@ -46,7 +46,7 @@ SET = 0x31
 
 def encode(tag: int, *contents: bytes) -> bytes:
     """Return one element: the tag octet, the length, the contents joined."""
-    body = contents[0] if len(contents) == 1 else b"".join(contents)
+    body = b"".join(contents)
     length = len(body)
     if length < 0x80:
         return bytes((tag, length)) + body
@@ -129,7 +129,11 @@ def only(data: bytes, tag: int, start: int = 0, end: int | None = None) -> Eleme
     Raises:
         MalformedRequest: it is another tag, or not exactly one element.
     """
-    found = children(data, start, end)
+    stop = len(data) if end is None else end
+    content = start + 2
+    if content <= stop and data[start] == tag and data[start + 1] == stop - content < 0x80:
+        return (tag, start, content, stop)  # nearly always; what follows says the same of longer ones
+    found = children(data, start, stop)
     if len(found) != 1 or found[0][0] != tag:
         raise MalformedRequest(f"der: expected one element with tag {tag:02x} at offset {start}")
     return found[0]

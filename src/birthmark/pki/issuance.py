@@ -97,7 +97,8 @@ def _validity(
 
 
 def _time(moment: datetime) -> bytes:
-    year, *rest = moment.timetuple()[:6]
+    year = moment.year
+    rest = moment.month, moment.day, moment.hour, moment.minute, moment.second
     if year < _FIRST_UTC_TIME:
         raise PolicyRefused("validity", f"{moment.isoformat()} is before 1950 and has no encoding")
     if year < _FIRST_GENERALIZED_TIME:

@@ -99,6 +99,7 @@ _PLAIN_EXTENSION = [der.OID, der.OCTET_STRING]
 _MARKED_EXTENSION = [der.OID, der.BOOLEAN, der.OCTET_STRING]
 
 
+@lru_cache(maxsize=64)  # most certificates of a minute share theirs
 def _moment(tag: int, contents: bytes) -> datetime:
     digits = contents[:-1]
     if not digits.isdigit() or contents[-1:] != b"Z" or (tag, len(contents)) not in {(0x17, 13), (0x18, 15)}:
@@ -468,13 +469,15 @@ def permit(tbs: TBSCertificate) -> IssuancePermit:
         PolicyRefused: a rule refuses; ``rule`` is the rule's name, or "well_formed" for octets that are no
             TBSCertificate.
     """
-    rule_name = "well_formed"
     try:
         seen = read(tbs.der)
-        for rule in RULES:
-            rule_name = rule.__name__
-            if (complaint := rule(seen, tbs)) is not None:
-                raise PolicyRefused(rule_name, complaint)
     except MalformedRequest as error:
-        raise PolicyRefused(rule_name, str(error)) from error
+        raise PolicyRefused("well_formed", str(error)) from error
+    for rule in RULES:
+        try:
+            complaint = rule(seen, tbs)
+        except MalformedRequest as error:
+            complaint = str(error)
+        if complaint is not None:
+            raise PolicyRefused(rule.__name__, complaint)
     return IssuancePermit(tbs, _BY_PERMIT)
