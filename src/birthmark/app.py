@@ -1,4 +1,4 @@
-"""The composition root: builds everything from the settings, once, and hands it to the edges as one frozen value.
+"""The composition root: builds everything from the settings, once, as one frozen value for the edges.
 
 The edges see this module as an ``edge.application.Factory``.
 """

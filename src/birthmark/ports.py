@@ -3,9 +3,10 @@
 Everything above this file in the import order computes over values; everything that touches a token, a
 database, a clock or a source of randomness implements one of these protocols.
 
-How a use case meets the store: it thinks (vets, builds, lints, signs), hands over an ``Act``, and gets back what was
-committed.  The store collects the acts that are waiting, takes the log's head, lets each act decide against the facts as
-they are at that moment, appends the leaves of all of them, signs one checkpoint, commits once, and only then answers.
+How a use case meets the store: it thinks (vets, builds, lints, signs), hands over an ``Act``, and gets back
+what was committed.  The store collects the acts that are waiting, takes the log's head, lets each act decide
+against the facts as they are at that moment, appends the leaves of all of them, signs one checkpoint, commits
+once, and only then answers.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ __all__ = [
     "Facts",
     "KeyStore",
     "Log",
-    "Look",
     "LogEntry",
+    "Look",
     "ProofOf",
     "Reads",
     "Store",
@@ -128,10 +129,10 @@ class Decision(Generic[T]):
 class Act(Generic[T]):
     """One thing that happens, all or not at all.
 
-    ``decide`` is called inside the commit train, perhaps more than once, with the facts and the time of the commit; it
-    must be quick and have no effect but ``facts.put``.  If it raises a ``Refusal``, its changes are dropped and ``refuse``
-    decides instead: that is how a refusal gets into the log and under its idempotency key.  A refusal that is
-    ``retryable`` commits nothing.
+    ``decide`` is called inside the commit train, perhaps more than once, with the facts and the time of the
+    commit; it must be quick and have no effect but ``facts.put``.  If it raises a ``Refusal``, its changes
+    are dropped and ``refuse`` decides instead: that is how a refusal gets into the log and under its
+    idempotency key.  A refusal that is ``retryable`` commits nothing.
     """
 
     actor: str
@@ -139,7 +140,10 @@ class Act(Generic[T]):
     decide: Callable[[Facts, datetime], Decision[T]]
     refuse: Callable[[Facts, datetime, errors.Refusal], Decision[errors.Refusal]]
     reads: Reads
-    """What ``decide`` is going to look at: fetched for the whole train at once.  A hint; the rest is fetched on demand."""
+    """What ``decide`` is going to look at.
+
+    Fetched for the whole train at once.  A hint; the rest is fetched on demand.
+    """
     seq: int | None = None
     """The client's own number for the request (SPEC E5)."""
     operator: str | None = None
@@ -194,15 +198,15 @@ class Log(Protocol):
 class Store(Protocol):
     """The record: values by key, and the log, which only ever change together.
 
-    Durable means: on stable storage by the database's own strictest setting.  Any number of processes may share one
-    store; their trains are ordered by the log's head.
+    Durable means: on stable storage by the database's own strictest setting.  Any number of processes may
+    share one store; their trains are ordered by the log's head.
     """
 
     def submit(self, acts: Sequence[Act[Any]]) -> "Future[list[Committed[Any]]]":
         """Commit acts in this order, each succeeding or failing alone, and resolve once all are durable.
 
-        The future fails with ``errors.Unavailable`` when it is not known whether they were committed: ask again
-        with the same idempotency keys.
+        The future fails with ``errors.Unavailable`` when it is not known whether they were committed: ask
+        again with the same idempotency keys.
         """
         ...
 
@@ -242,9 +246,11 @@ class ProofOf:
 
 
 UseCase = Generator[Look | ProofOf | Sequence[Act[Any]], Any, T]
-"""A use case is a dialogue with the store: it yields a ``Look`` and is sent ``Facts``, a ``ProofOf`` and is sent the proof's
-text, or acts and is sent the list of ``Committed``.  So the same code runs under an event loop and under a command line, and
-does no I/O itself."""
+"""A use case is a dialogue with the store.
+
+It yields a ``Look`` and is sent ``Facts``, a ``ProofOf`` and is sent the proof's text, or acts and is sent the
+list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no I/O itself.
+"""
 
 
 def carry(store: Store, use_case: UseCase[T]) -> T:

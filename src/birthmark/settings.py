@@ -5,7 +5,7 @@ Paths are relative to the file's own directory.  Secrets are given as paths of f
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -125,8 +125,7 @@ def _anchored(settings: Settings, base: Path) -> Settings:
                 changes[name] = anchor(value)
         return table.model_copy(update=changes)
 
-    anchored = anchor(settings)
-    assert isinstance(anchored, Settings)
+    anchored = cast("Settings", anchor(settings))
     url = anchored.database.url
     if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
         absolute = f"sqlite:///{base / url.removeprefix('sqlite:///')}"

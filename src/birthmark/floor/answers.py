@@ -10,8 +10,8 @@ __all__ = ["Answer"]
 class Answer:
     """What a client was told.
 
-    It refers to the attempt instead of repeating its certificate, and never holds a key: a delivered key cannot be
-    sent again, so its retry makes a new one.
+    It refers to the attempt instead of repeating its certificate, and never holds a key: a delivered key
+    cannot be sent again, so its retry makes a new one.
     """
 
     id: str

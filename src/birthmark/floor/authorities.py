@@ -56,7 +56,11 @@ def count_issuance(authority: Authority, at: datetime) -> Authority:
     if authority.status is not AuthorityStatus.ACTIVE:
         raise errors.IllegalTransition(f"authority {authority.id} is {authority.status}")
     if at >= authority.ends_at:
-        raise errors.IllegalTransition(f"authority {authority.id} stopped issuing at {authority.ends_at:%Y-%m-%dT%H:%M:%SZ}")
+        raise errors.IllegalTransition(
+            f"authority {authority.id} stopped issuing at {authority.ends_at:%Y-%m-%dT%H:%M:%SZ}"
+        )
     if authority.quota is not None and authority.issued >= authority.quota:
-        raise errors.QuotaExhausted(f"authority {authority.id} has issued all {authority.quota} certificates it may")
+        raise errors.QuotaExhausted(
+            f"authority {authority.id} has issued all {authority.quota} certificates it may"
+        )
     return replace(authority, issued=authority.issued + 1)

@@ -1,8 +1,8 @@
 """Who may talk to the line, and what each may do.
 
-A client is a station, an operator, a device holding a bootstrap certificate, or the server itself.  A client has
-credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte with the
-one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
+A client is a station, an operator, a device holding a bootstrap certificate, or the server itself.  A client
+has credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte
+with the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
 """
 
 from collections.abc import Mapping

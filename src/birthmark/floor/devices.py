@@ -1,8 +1,8 @@
 """A device on the line: its states, its attempts, its certificates and the record it leaves with.
 
-The states and the permitted moves are one table, ``TRANSITIONS``; ``move`` is the only function that reads it.
-The only way into RELEASED is from PROVED, and the only way into PROVED is a verified proof.  Nothing is deleted:
-a device's history is its list of attempts.
+The states and the permitted moves are one table, ``TRANSITIONS``; ``move`` is the only function that reads
+it. The only way into RELEASED is from PROVED, and the only way into PROVED is a verified proof.  Nothing is
+deleted: a device's history is its list of attempts.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """A production run: a signed licence to issue (SPEC C3).
 
-``RunLicence`` is the document an operator signs: what is made, how many, when, where, under which authority and for
-which hardware ids.  It never changes.  ``Run`` is its row: the licence, the signature, and the counters that the commit
-train moves in the same transaction as the devices they count.
+``RunLicence`` is the document an operator signs: what is made, how many, when, where, under which authority
+and for which hardware ids.  It never changes.  ``Run`` is its row: the licence, the signature, and the
+counters that the commit train moves in the same transaction as the devices they count.
 """
 
 import hashlib

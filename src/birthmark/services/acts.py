@@ -80,7 +80,9 @@ def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = Non
 
 def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
     """Return what ``live_client`` is going to look at."""
-    clients = [caller.client.id] if caller.operator is None else [caller.client.id, f"operator:{caller.operator}"]
+    clients = (
+        [caller.client.id] if caller.operator is None else [caller.client.id, f"operator:{caller.operator}"]
+    )
     return {Client: clients, Credential: (caller.credential.serial,)}
 
 
@@ -140,7 +142,12 @@ def stored_refusal(answer: Answer) -> errors.Refusal:
 
 
 def refuse(
-    caller: Caller | None, request: str, fields: Mapping[str, Any], *, key: str | None = None, request_sha256: str = ""
+    caller: Caller | None,
+    request: str,
+    fields: Mapping[str, Any],
+    *,
+    key: str | None = None,
+    request_sha256: str = "",
 ) -> Callable[[Facts, datetime, errors.Refusal], Decision[errors.Refusal]]:
     """Return the ``refuse`` of an act: the log entry, and the answer kept under the idempotency key."""
 
@@ -166,7 +173,8 @@ def refuse(
 
 
 def _is_kept(refusal: errors.Refusal) -> bool:
-    # A client that is not (any longer) one of ours leaves no answers behind; a fault of ours may be gone tomorrow.
+    # A client that is not (any longer) one of ours leaves no answers behind; a fault of ours may be gone
+    # tomorrow.
     return not isinstance(refusal, errors.Unauthenticated | errors.IntegrityFailure | errors.KeyReused)
 
 
@@ -186,14 +194,20 @@ def record_refusal(
 ) -> UseCase[None]:
     """Put on record a refusal that was decided before any act could be made."""
 
-    def decide(facts: Facts, at: datetime) -> Decision[None]:
+    def decide(facts: Facts, _at: datetime) -> Decision[None]:
         client = facts.get(Client, actor)
         if client is not None:
             _count(facts, client, seq)
         return Decision(None, [("refused", _entry(request, fields, refusal))])
 
     committed: list[Committed[None]] = yield [
-        Act(actor=actor, decide=decide, refuse=refuse(None, request, fields), reads={Client: (actor,)}, seq=seq)
+        Act(
+            actor=actor,
+            decide=decide,
+            refuse=refuse(None, request, fields),
+            reads={Client: (actor,)},
+            seq=seq,
+        )
     ]
     outcomes(committed)
 

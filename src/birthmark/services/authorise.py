@@ -1,7 +1,7 @@
-"""Who signs and who may connect: authorities, and the credentials of stations, operators, bootstrap devices and servers.
+"""Who signs and who may connect: authorities, and the credentials of clients and servers.
 
-Each credential is one certificate under an issuing authority of the realm, put on record in the commit that makes its client
-known.  A revoked client stays revoked: its name is not given out again.
+Each credential is one certificate under an issuing authority of the realm, put on record in the commit that
+makes its client known.  A revoked client stays revoked: its name is not given out again.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,13 @@ from birthmark.floor.clients import Capability, Client, ClientStatus, Credential
 from birthmark.floor.realm import Realm
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate
-from birthmark.pki.issuance import build_reference, build_root, compile_template, serial_number, sign_certificate
+from birthmark.pki.issuance import (
+    build_reference,
+    build_root,
+    compile_template,
+    serial_number,
+    sign_certificate,
+)
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
@@ -51,8 +57,12 @@ class Enrolment:
 
     def __post_init__(self) -> None:
         """Refuse names that cannot stand in an id."""
-        if not 1 <= len(self.name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in self.name):
-            raise errors.MalformedRequest(f"a name is 1 to 64 letters, digits, dots, underscores or hyphens: {self.name!r}")
+        if not 1 <= len(self.name) <= 64 or not all(
+            c.isascii() and (c.isalnum() or c in "._-") for c in self.name
+        ):
+            raise errors.MalformedRequest(
+                f"a name is 1 to 64 letters, digits, dots, underscores or hyphens: {self.name!r}"
+            )
         if self.role is Role.BOOTSTRAP and (self.hardware_id is None) == (self.run is None):
             raise errors.MalformedRequest("a bootstrap certificate is for one hardware id or for one run")
 
@@ -68,7 +78,12 @@ class Enrolled:
 
 
 def make_root(
-    keys: KeyStore, label: KeyLabel, algorithm: KeyAlgorithm, clock: Clock, entropy: Entropy, variables: Mapping[str, str]
+    keys: KeyStore,
+    label: KeyLabel,
+    algorithm: KeyAlgorithm,
+    clock: Clock,
+    entropy: Entropy,
+    variables: Mapping[str, str],
 ) -> bytes:
     """Make the root's key in its own store and return its self-signed certificate (DER)."""
     tbs = build_root(
@@ -218,7 +233,9 @@ class Authorise:
         ]
         return outcomes(committed)[0]
 
-    def change(self, caller: Caller, authority: str, status: AuthorityStatus, reason: str) -> UseCase[Authority]:
+    def change(
+        self, caller: Caller, authority: str, status: AuthorityStatus, reason: str
+    ) -> UseCase[Authority]:
         """Suspend, resume or retire an authority.
 
         Raises:
@@ -249,7 +266,12 @@ class Authorise:
 
 
 def _decide_enrol(
-    caller: Caller | None, enrolment: Enrolment, certificate: Certificate, client_id: str, facts: Facts, at: datetime
+    caller: Caller | None,
+    enrolment: Enrolment,
+    certificate: Certificate,
+    client_id: str,
+    facts: Facts,
+    at: datetime,
 ) -> Decision[Client]:
     if caller is not None:
         live_client(facts, caller, Capability.ENROL_CLIENT)
@@ -261,7 +283,9 @@ def _decide_enrol(
     if known is not None and known.status is ClientStatus.REVOKED:
         raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
     if known is not None and not enrolment.renew:
-        raise errors.IllegalTransition(f"there is a client {client_id} already; renew it to give it another certificate")
+        raise errors.IllegalTransition(
+            f"there is a client {client_id} already; renew it to give it another certificate"
+        )
     if known is None and enrolment.renew:
         raise errors.NotFound(f"there is no client {client_id} to renew")
     client = known or Client(

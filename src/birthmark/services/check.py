@@ -1,8 +1,8 @@
-"""Hold everything that is stored against everything else that is stored: the invariants of a realm, checked from outside.
+"""Hold everything that is stored against everything else that is stored.
 
-Nothing here trusts a counter, a column or a cache: the tree is computed again from the entries, every signature is verified
-again, and each fact must have its entry and each entry its fact.  What does not agree is a *finding*; what an auditor should
-ask about (a gap in a station's request numbers) is a *note*.
+Nothing here trusts a counter, a column or a cache: the tree is computed again from the entries, every
+signature is verified again, and each fact must have its entry and each entry its fact.  What does not agree
+is a *finding*; what an auditor should ask about (a gap in a station's request numbers) is a *note*.
 """
 
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ from birthmark.ledger.entry import decode
 from birthmark.ledger.merkle import Frontier, leaf_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.ports import Facts, Log, Look, Store, UseCase, carry
+from birthmark.ports import Facts, Log, LogEntry, Look, Store, UseCase, carry
 from birthmark.services.runs import Runs
 
 __all__ = ["Progress", "Report", "check"]
@@ -32,6 +32,16 @@ __all__ = ["Progress", "Report", "check"]
 Progress = Callable[[str, int], None]
 """Told the stage and how many items of it are done."""
 FINDINGS_SHOWN = 1000
+PROGRESS_EVERY = 1000
+_LEAVES = {
+    "device-issued": DeviceState.ISSUED,
+    "device-reissued": DeviceState.ISSUED,
+    "device-released": DeviceState.RELEASED,
+    "device-held": DeviceState.HELD,
+    "device-reworked": DeviceState.ADMITTED,
+    "device-scrapped": DeviceState.SCRAPPED,
+}
+"""The state each kind of entry leaves its device in."""
 
 
 @dataclass(slots=True)
@@ -90,10 +100,11 @@ def check(
         log: its log.
         realm: whose both are.
         progress: told how far it is.
-        received_checkpoints: notes that clients, witnesses or printed reports hold; each must be a prefix of the log.
+        received_checkpoints: notes that clients, witnesses or printed reports hold; each must be a prefix of
+            the log.
     """
     report, told = Report(), progress or (lambda _stage, _done: None)
-    said = _check_log(report, log, realm, list(received_checkpoints), told)
+    said = _check_log(report, log, realm, received_checkpoints, told)
     _check_hierarchy(report, store, said)
     certificates = _check_certificates(report, store, said, told)
     _check_devices(report, store, said, certificates, told)
@@ -102,44 +113,24 @@ def check(
     return report
 
 
-# --- the log ---------------------------------------------------------------------------------------------------------
+# --- the log
+# ---------------------------------------------------------------------------------------------------------
 
 
-def _check_log(report: Report, log: Log, realm: Realm, received: list[str], told: Progress) -> _Said:
+def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], told: Progress) -> _Said:
     """Compute the tree again; every checkpoint ever signed or received must be one of its prefixes."""
-    key, said = VerifierKey.parse(realm.vkey), _Said()
-    expected: dict[int, set[bytes]] = defaultdict(set)
-    for source, notes in (("stored", (note for _, note in log.checkpoints())), ("received", received)):
-        for note in notes:
-            try:
-                checkpoint = open_note(note, key)
-            except errors.Refusal as refusal:
-                report.find(f"a {source} checkpoint does not verify: {refusal}")
-                continue
-            expected[checkpoint.size].add(checkpoint.root)
-            report.counts[f"checkpoints {source}"] += 1
+    said, expected = _Said(), _checkpoint_roots(report, log, realm, received)
     tree, last = Frontier(), ""
     for item in log.entries():
         if item.index != tree.size:
             report.find(f"the log has no entry {tree.size}")
-            return said
+            break
         tree.append(leaf_hash(item.entry))
         roots = expected.pop(tree.size, None)
         if roots is not None and roots != {tree.root()}:
             report.find(f"a checkpoint of size {tree.size} contradicts the log")
-        try:
-            entry = decode(item.entry)
-        except errors.Refusal as refusal:
-            report.find(f"entry {item.index} is not one of ours: {refusal}")
-            continue
-        if (entry["realm"], entry["environment"]) != (realm.name, realm.environment):
-            report.find(f"entry {item.index} belongs to {entry['realm']} ({entry['environment']})")
-        if str(entry["at"]) < last:
-            report.find(f"entry {item.index} is dated before the one before it")
-        last = str(entry["at"])
-        report.counts[f"entries {entry['kind']}"] += 1
-        _take(said, item.index, entry)
-        if tree.size % 1000 == 0:
+        last = _check_entry(report, said, realm, item, last)
+        if tree.size % PROGRESS_EVERY == 0:
             told("log", tree.size)
     for size in sorted(expected):
         report.find(f"a checkpoint speaks of {size} entries, the log has {tree.size}")
@@ -152,26 +143,63 @@ def _check_log(report: Report, log: Log, realm: Realm, received: list[str], told
     return said
 
 
-def _take(said: _Said, index: int, entry: Mapping[str, Any]) -> None:
-    """Remember what one entry says."""
-    kind = entry["kind"]
+def _checkpoint_roots(
+    report: Report, log: Log, realm: Realm, received: Iterable[str]
+) -> dict[int, set[bytes]]:
+    """Return the roots that checkpoints claim, by tree size."""
+    key = VerifierKey.parse(realm.vkey)
+    roots: dict[int, set[bytes]] = defaultdict(set)
+    for source, notes in (("stored", (note for _, note in log.checkpoints())), ("received", received)):
+        for note in notes:
+            try:
+                checkpoint = open_note(note, key)
+            except errors.Refusal as refusal:
+                report.find(f"a {source} checkpoint does not verify: {refusal}")
+                continue
+            roots[checkpoint.size].add(checkpoint.root)
+            report.counts[f"checkpoints {source}"] += 1
+    return roots
+
+
+def _check_entry(report: Report, said: _Said, realm: Realm, item: LogEntry, last: str) -> str:
+    """Check one entry by itself, remember what it says, and return its time."""
+    try:
+        entry = decode(item.entry)
+    except errors.Refusal as refusal:
+        report.find(f"entry {item.index} is not one of ours: {refusal}")
+        return last
+    at = str(entry["at"])
+    if (entry["realm"], entry["environment"]) != (realm.name, realm.environment):
+        report.find(f"entry {item.index} belongs to {entry['realm']} ({entry['environment']})")
+    if at < last:
+        report.find(f"entry {item.index} is dated before the one before it")
+    report.counts[f"entries {entry['kind']}"] += 1
     if "seq" in entry:
-        said.numbers[entry["actor"]].add(entry["seq"])
+        said.numbers[str(entry["actor"])].add(int(str(entry["seq"])))
+    _take_device(said, item.index, entry)
+    _take_realm(said, entry)
+    return at
+
+
+def _take_device(said: _Said, index: int, entry: Mapping[str, Any]) -> None:
+    """Remember what an entry says of a device."""
+    kind = entry["kind"]
+    if kind in _LEAVES:
+        said.state[entry["device"]] = _LEAVES[kind]
     if kind in ("device-issued", "device-reissued"):
         said.issued[entry["certificate"]] = entry["certificate_sha256"]
-        said.state[entry["device"]] = DeviceState.ISSUED
-        if kind == "device-reissued":
-            said.superseded.add(entry["superseded"])
     elif kind == "device-released":
         said.released[index] = entry["record"]
-        said.state[entry["device"]] = DeviceState.RELEASED
-    elif kind == "device-held":
-        said.state[entry["device"]] = DeviceState.HELD
-    elif kind in ("device-reworked", "device-scrapped"):
-        said.state[entry["device"]] = DeviceState.ADMITTED if kind == "device-reworked" else DeviceState.SCRAPPED
-        if "revoked" in entry:
-            said.superseded.add(entry["revoked"])
-    elif kind in ("client-enrolled", "client-renewed"):
+    if kind == "device-reissued":
+        said.superseded.add(entry["superseded"])
+    elif kind in ("device-reworked", "device-scrapped") and "revoked" in entry:
+        said.superseded.add(entry["revoked"])
+
+
+def _take_realm(said: _Said, entry: Mapping[str, Any]) -> None:
+    """Remember what an entry says of the realm's own parts."""
+    kind = entry["kind"]
+    if kind in ("client-enrolled", "client-renewed"):
         said.credentials[entry["certificate"]] = entry["certificate_sha256"]
     elif kind == "client-revoked":
         said.revoked_clients.add(entry["client"])
@@ -183,7 +211,8 @@ def _take(said: _Said, index: int, entry: Mapping[str, Any]) -> None:
         said.closed.add(entry["run"])
 
 
-# --- authorities, clients, certificates ------------------------------------------------------------------------------
+# --- authorities, clients, certificates
+# ------------------------------------------------------------------------------
 
 
 def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
@@ -203,7 +232,9 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
         if said.credentials.pop(credential.serial, None) != fingerprint(credential.der):
             report.find(f"credential {credential.serial} of {credential.client} has no entry in the log")
         if credential.client not in clients:
-            report.find(f"credential {credential.serial} belongs to {credential.client}, which does not exist")
+            report.find(
+                f"credential {credential.serial} belongs to {credential.client}, which does not exist"
+            )
         issuer = authorities.get(credential.authority)
         if issuer is None or not _issued_by(credential.der, issuer.der):
             report.find(f"credential {credential.serial} is not signed by {credential.authority}")
@@ -216,7 +247,9 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
 
 def _issued_by(certificate: bytes, issuer: bytes) -> bool:
     try:
-        x509.load_der_x509_certificate(certificate).verify_directly_issued_by(x509.load_der_x509_certificate(issuer))
+        x509.load_der_x509_certificate(certificate).verify_directly_issued_by(
+            x509.load_der_x509_certificate(issuer)
+        )
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
@@ -242,7 +275,7 @@ def _check_certificates(report: Report, store: Store, said: _Said, told: Progres
             if certificate.device in live:
                 report.find(f"{certificate.device} has two live certificates")
             live[certificate.device] = certificate.serial
-        if number % 1000 == 0:
+        if number % PROGRESS_EVERY == 0:
             told("certificates", number)
     report.counts["certificates"] = issued.total()
     for serial in said.issued:
@@ -253,10 +286,13 @@ def _check_certificates(report: Report, store: Store, said: _Said, told: Progres
     return live
 
 
-# --- devices, records, runs ------------------------------------------------------------------------------------------
+# --- devices, records, runs
+# ------------------------------------------------------------------------------------------
 
 
-def _check_devices(report: Report, store: Store, said: _Said, live: Mapping[str, str], told: Progress) -> None:
+def _check_devices(
+    report: Report, store: Store, said: _Said, live: Mapping[str, str], told: Progress
+) -> None:
     attempts: dict[str, Attempt] = {attempt.id: attempt for attempt in store.scan(Attempt)}
     of_device: Counter[str] = Counter(attempt.device for attempt in attempts.values())
     records = {record.attempt: record for record in store.scan(IdentityRecord)}
@@ -277,7 +313,7 @@ def _check_devices(report: Report, store: Store, said: _Said, live: Mapping[str,
             report.find(f"{device.id} is released without proof or record")
         if device.state in (DeviceState.SCRAPPED, DeviceState.ADMITTED) and device.id in live:
             report.find(f"{device.id} is {device.state} and has a live certificate")
-        if number % 1000 == 0:
+        if number % PROGRESS_EVERY == 0:
             told("devices", number)
     for name in said.state:
         report.find(f"the log speaks of {name}; there is no such device")
@@ -293,9 +329,14 @@ def _check_records(report: Report, store: Store, said: _Said, told: Progress) ->
         if said.released.pop(record.leaf, None) != record.document():
             report.find(f"record {record.leaf} of {record.device} is not what the log says was released")
         facts = carry(store, _with_key(record))
-        certificate, use = facts.get(DeviceCertificate, record.certificate), facts.get(KeyUse, record.spki_sha256)
+        certificate, use = (
+            facts.get(DeviceCertificate, record.certificate),
+            facts.get(KeyUse, record.spki_sha256),
+        )
         if certificate is None or certificate.sha256 != record.certificate_sha256:
-            report.find(f"record {record.leaf} names certificate {record.certificate}, which is another or gone")
+            report.find(
+                f"record {record.leaf} names certificate {record.certificate}, which is another or gone"
+            )
             continue
         if use is None or use.device != record.device:
             report.find(f"the key of {record.device} is not kept as its own")
@@ -306,7 +347,7 @@ def _check_records(report: Report, store: Store, said: _Said, told: Progress) ->
             verify_proof(Certificate.from_der(certificate.der).subject_public_key_info, record.proof, message)
         except errors.Refusal as refusal:
             report.find(f"the proof of {record.device} does not verify: {refusal}")
-        if number % 1000 == 0:
+        if number % PROGRESS_EVERY == 0:
             told("records", number)
         report.counts["records"] = number
     for leaf, record_said in said.released.items():
@@ -347,10 +388,17 @@ def _check_runs(report: Report, store: Store, realm: Realm, said: _Said) -> None
             counted[DeviceState.SCRAPPED],
         )
         if claimed != actual:
-            report.find(f"run {run.id} counts {claimed}, {actual} are there (admitted, released, held, scrapped)")
+            report.find(
+                f"run {run.id} counts {claimed}, {actual} are there (admitted, released, held, scrapped)"
+            )
         if counted.total() > licence.quantity:
-            report.find(f"run {run.id} admitted {counted.total()} devices, its licence is for {licence.quantity}")
-        if licence.allow_list is not None and allow_list_of(lists[licence.allow_list.sha256]) != licence.allow_list:
+            report.find(
+                f"run {run.id} admitted {counted.total()} devices, its licence is for {licence.quantity}"
+            )
+        if (
+            licence.allow_list is not None
+            and allow_list_of(lists[licence.allow_list.sha256]) != licence.allow_list
+        ):
             report.find(f"the hardware-id list of run {run.id} is not the one that was signed")
     for name in said.runs:
         report.find(f"the log says run {name} was opened; it is gone")

@@ -1,7 +1,7 @@
 """What becomes of a device that is not released: hold, rework, scrap (DESIGN §2).
 
-Rework makes a new attempt possible and revokes the old credential as superseded in the same commit; scrap ends the device
-and revokes as cessationOfOperation.
+Rework makes a new attempt possible and revokes the old credential as superseded in the same commit; scrap
+ends the device and revokes as cessationOfOperation.
 """
 
 from dataclasses import dataclass, replace
@@ -86,7 +86,14 @@ def dispose(caller: Caller, device: str, event: DeviceEvent, *, reason: str, key
 
 
 def _decide(
-    caller: Caller, device_id: str, event: DeviceEvent, reason: str, key: str, digest: str, facts: Facts, at: datetime
+    caller: Caller,
+    device_id: str,
+    event: DeviceEvent,
+    reason: str,
+    key: str,
+    digest: str,
+    facts: Facts,
+    at: datetime,
 ) -> Decision[Disposed]:
     client = live_client(facts, caller, _CAPABILITY[event])
     earlier = earlier_answer(facts, caller, key, digest)
@@ -95,7 +102,9 @@ def _decide(
         raise errors.NotFound(f"there is no device {device_id[:100]}")
     if earlier is not None:
         said = {"device": device.id, "request": str(event)}
-        return Decision(Disposed(device=device.id, state=DeviceState(earlier.detail or "")), [("answer-repeated", said)])
+        return Decision(
+            Disposed(device=device.id, state=DeviceState(earlier.detail or "")), [("answer-repeated", said)]
+        )
     run, attempt = facts.get(Run, device.run), facts.get(Attempt, device.attempt)
     if run is None or attempt is None:
         raise errors.IntegrityFailure(f"device {device.id} has no run or attempt")

@@ -1,12 +1,13 @@
-"""Give devices their identity: admit and issue in one commit, prove and release in another (DESIGN, SPEC C4–C10).
+"""Give devices their identity: admit and issue in one commit, prove and release in another (SPEC C4–C10).
 
-``issue`` vets each request, builds, lints and signs its certificate, and lets the commit decide: whether the client may, the
-run has room, the hardware id is on its list and has no identity yet, and the key belongs to nobody else.  ``prove`` checks
-the device's signature over the challenge of its attempt, and the commit releases the device or holds it.  What was signed
-and not committed never leaves the process.
+``issue`` vets each request, builds, lints and signs its certificate, and lets the commit decide: whether the
+client may, the run has room, the hardware id is on its list and has no identity yet, and the key belongs to
+nobody else.  ``prove`` checks the device's signature over the challenge of its attempt, and the commit
+releases the device or holds it.  What was signed and not committed never leaves the process.
 
-Every request carries an idempotency key.  The same key gets the same answer, with one exception that is told: a delivered key
-is kept nowhere, so asking again makes a new one, and the certificate that was never proved is revoked in the same commit.
+Every request carries an idempotency key.  The same key gets the same answer, with one exception that is told:
+a delivered key is kept nowhere, so asking again makes a new one, and the certificate that was never proved is
+revoked in the same commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,6 @@ from birthmark.services.acts import (
     client_reads,
     earlier_answer,
     live_client,
-    outcomes,
     refuse,
     serial_hex,
 )
@@ -105,7 +105,9 @@ class ProveRequest:
 
     def digest(self) -> str:
         """Return what tells this request from another under the same key."""
-        return sha256(repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()).hexdigest()
+        return sha256(
+            repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +161,8 @@ class Provision:
         self._entropy = entropy
         self._challenged: dict[str, _Challenged] = {}
 
-    # --- admit and issue -----------------------------------------------------------------------------------------
+    # --- admit and issue
+    # -----------------------------------------------------------------------------------------
 
     def issue(
         self, caller: Caller, run: str, requests: Sequence[IssueRequest]
@@ -170,7 +173,9 @@ class Provision:
             errors.NotFound: there is no such run.
         """
         context = yield from self._runs.context(run)
-        committed: list[Committed[Any]] = yield [self._issue_act(caller, context, request) for request in requests]
+        committed: list[Committed[Any]] = yield [
+            self._issue_act(caller, context, request) for request in requests
+        ]
         return [self._issued(context, item) for item in committed]
 
     def _issued(self, context: RunContext, item: Committed[Any]) -> Issued | errors.Refusal:
@@ -239,7 +244,8 @@ class Provision:
             for name in (vetted.subject_common_name, vetted.subject_serial_number):
                 if name is not None and name.upper() != hardware_id.text.upper():
                     raise errors.PolicyRefused(
-                        "csr-names-the-device", f"the certification request names {name}, not {hardware_id.text}"
+                        "csr-names-the-device",
+                        f"the certification request names {name}, not {hardware_id.text}",
                     )
         tbs = context.template.fill(
             serial_number=serial_number(self._entropy.token(20)),
@@ -291,7 +297,7 @@ class Provision:
         elif device.run != run.id:
             raise errors.IllegalTransition(f"{device.id} belongs to run {device.run}: it is {device.state}")
         state = move(device.id, device.state, DeviceEvent.ISSUE)
-        self._certify(facts, context, prepared, prepared.attempt, device.attempts + 1, at)
+        _certify(facts, context, prepared, prepared.attempt, at)
         facts.put(
             replace(device, state=state, attempt=prepared.attempt, attempts=device.attempts + 1, reason=None)
         )
@@ -327,36 +333,13 @@ class Provision:
         entry = self._issue_entry(context, prepared, prepared.attempt, device.attempts + 1)
         return Decision(_issued(context, prepared, prepared.attempt), [("device-issued", entry)])
 
-    def _certify(
-        self, facts: Facts, context: RunContext, prepared: _Prepared, attempt: str, number: int, at: datetime
-    ) -> None:
-        """Count and keep a certificate, and take its key for the device."""
-        authority = facts.get(Authority, context.licence.authority)
-        if authority is None:
-            raise errors.IntegrityFailure(f"authority {context.licence.authority} of run {context.licence.id} is gone")
-        facts.put(count_issuance(authority, at))
-        used = facts.get(KeyUse, prepared.spki_sha256)
-        if used is None:
-            facts.put(KeyUse(spki_sha256=prepared.spki_sha256, device=prepared.device))
-        elif used.device != prepared.device:
-            raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
-        facts.put(
-            DeviceCertificate(
-                serial=prepared.serial,
-                authority=authority.id,
-                device=prepared.device,
-                attempt=attempt,
-                der=prepared.certificate,
-                sha256=prepared.sha256,
-                revoked=None,
-                revoked_at=None,
-            )
-        )
-
     def _issue_again(
         self, facts: Facts, context: RunContext, prepared: _Prepared, attempt_id: str, at: datetime
     ) -> Decision[Issued]:
-        """Answer a repeated request: the same certificate, or a new delivered key in place of the lost one."""
+        """Answer a repeated request.
+
+        The same certificate, or a new delivered key in place of the lost one.
+        """
         attempt = facts.get(Attempt, attempt_id)
         certificate = None if attempt is None else facts.get(DeviceCertificate, attempt.certificate)
         if attempt is None or certificate is None:
@@ -377,7 +360,7 @@ class Provision:
                 f"{attempt.device} is {attempt.state}: its delivered key was sent and is kept nowhere"
             )
         facts.put(replace(certificate, revoked=ReasonCode.SUPERSEDED, revoked_at=at))
-        self._certify(facts, context, prepared, attempt.id, attempt.number, at)
+        _certify(facts, context, prepared, attempt.id, at)
         facts.put(replace(attempt, certificate=prepared.serial, challenge=prepared.challenge))
         entry = self._issue_entry(context, prepared, attempt.id, attempt.number)
         entry |= {"superseded": certificate.serial, "reason": str(ReasonCode.SUPERSEDED)}
@@ -403,9 +386,12 @@ class Provision:
             "key_store": "development" if self._keys.development else "token",
         }
 
-    # --- prove and release ---------------------------------------------------------------------------------------
+    # --- prove and release
+    # ---------------------------------------------------------------------------------------
 
-    def prove(self, caller: Caller, requests: Sequence[ProveRequest]) -> UseCase[list[Released | errors.Refusal]]:
+    def prove(
+        self, caller: Caller, requests: Sequence[ProveRequest]
+    ) -> UseCase[list[Released | errors.Refusal]]:
         """Check devices' proofs and release or hold them; each succeeds or fails alone."""
         yield from self._remember([request.attempt for request in requests])
         contexts: dict[str, RunContext] = {}
@@ -440,7 +426,9 @@ class Provision:
         for attempt in found:
             stored = facts.get(DeviceCertificate, attempt.certificate)
             if stored is None:
-                raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
+                raise errors.IntegrityFailure(
+                    f"certificate {attempt.certificate} of attempt {attempt.id} is gone"
+                )
             self._challenged[attempt.id] = _Challenged(
                 device=attempt.device,
                 run=attempt.run,
@@ -460,7 +448,11 @@ class Provision:
         reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
         fields: dict[str, Any] = {"attempt": request.attempt[:64]}
         if challenged is not None:
-            reads |= {Device: (challenged.device,), Run: (challenged.run,), DeviceCertificate: (challenged.serial,)}
+            reads |= {
+                Device: (challenged.device,),
+                Run: (challenged.run,),
+                DeviceCertificate: (challenged.serial,),
+            }
             fields |= {"device": challenged.device, "run": challenged.run}
         return Act(
             actor=caller.client.id,
@@ -498,7 +490,9 @@ class Provision:
         if device is None or run is None:
             raise errors.IntegrityFailure(f"attempt {attempt.id} has no device or run")
         if device.attempt != attempt.id:
-            raise errors.IllegalTransition(f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}")
+            raise errors.IllegalTransition(
+                f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}"
+            )
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
         state = move(device.id, move(device.id, device.state, DeviceEvent.PROVE), DeviceEvent.RELEASE)
@@ -516,6 +510,33 @@ class Provision:
 
 class _StaleChallenge(errors.Unavailable):
     """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
+
+
+def _certify(facts: Facts, context: RunContext, prepared: _Prepared, attempt: str, at: datetime) -> None:
+    """Count and keep a certificate, and take its key for the device."""
+    authority = facts.get(Authority, context.licence.authority)
+    if authority is None:
+        raise errors.IntegrityFailure(
+            f"authority {context.licence.authority} of run {context.licence.id} is gone"
+        )
+    facts.put(count_issuance(authority, at))
+    used = facts.get(KeyUse, prepared.spki_sha256)
+    if used is None:
+        facts.put(KeyUse(spki_sha256=prepared.spki_sha256, device=prepared.device))
+    elif used.device != prepared.device:
+        raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
+    facts.put(
+        DeviceCertificate(
+            serial=prepared.serial,
+            authority=authority.id,
+            device=prepared.device,
+            attempt=attempt,
+            der=prepared.certificate,
+            sha256=prepared.sha256,
+            revoked=None,
+            revoked_at=None,
+        )
+    )
 
 
 def _issued(context: RunContext, prepared: _Prepared, attempt: str) -> Issued:
@@ -537,7 +558,9 @@ def _check_scope(facts: Facts, client: Client, context: RunContext, device: str)
     """Refuse a device that the run's list or the client's own certificate does not cover (SPEC C9)."""
     allow_list = context.licence.allow_list
     if allow_list is not None and facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is None:
-        raise errors.PolicyRefused("hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}")
+        raise errors.PolicyRefused(
+            "hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}"
+        )
     if client.role is not Role.BOOTSTRAP:
         return
     if client.hardware_id is not None and client.hardware_id != device:
@@ -560,7 +583,11 @@ def _check_proof(challenged: _Challenged, request: ProveRequest) -> errors.Proof
 
 
 def _prove_answer(
-    caller: Caller, request: ProveRequest, attempt: str, at: datetime, failure: errors.ProofFailed | None = None
+    caller: Caller,
+    request: ProveRequest,
+    attempt: str,
+    at: datetime,
+    failure: errors.ProofFailed | None = None,
 ) -> Answer:
     return Answer(
         id=answer_key(caller, request.key),

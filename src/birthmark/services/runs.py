@@ -89,7 +89,8 @@ class Runs:
         """Return the licence of a run, if an operator of this realm signed it.
 
         Raises:
-            errors.IntegrityFailure: the signature, the signer, the realm or the row's quantity is not the licence's.
+            errors.IntegrityFailure: the signature, the signer, the realm or the row's quantity is not the
+                licence's.
         """
         try:
             licence = RunLicence.decode(run.document)
@@ -99,11 +100,15 @@ class Runs:
                 Certificate.from_der(signer.der).subject_public_key_info, run.signature, licence.encode()
             )
         except (errors.MalformedRequest, errors.ProofFailed) as cause:
-            raise errors.IntegrityFailure(f"the licence of run {run.id} is not what was signed: {cause}") from cause
+            raise errors.IntegrityFailure(
+                f"the licence of run {run.id} is not what was signed: {cause}"
+            ) from cause
         if licence.id != run.id or licence.quantity != run.quantity:
             raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
         if licence.realm != self._realm.name or licence.environment != self._realm.environment:
-            raise errors.IntegrityFailure(f"run {run.id} belongs to realm {licence.realm} ({licence.environment})")
+            raise errors.IntegrityFailure(
+                f"run {run.id} belongs to realm {licence.realm} ({licence.environment})"
+            )
         return licence
 
     def _compile(self, licence: RunLicence) -> UseCase[RunContext]:
@@ -139,7 +144,8 @@ class Runs:
         if client.role is Role.STATION and client.name not in context.licence.stations:
             raise errors.NotPermitted(f"{client.id} is not allowed on run {context.licence.id}")
 
-    # --- opening and closing -------------------------------------------------------------------------------------
+    # --- opening and closing
+    # -------------------------------------------------------------------------------------
 
     def import_list(self, actor: str, device_ids: Iterable[str]) -> UseCase[AllowList]:
         """Take in an allow-list; a list is named by its content, so a broken import is simply done again."""
@@ -155,7 +161,12 @@ class Runs:
                 return Decision(None)
 
             committed: list[Committed[None]] = yield [
-                Act(actor=actor, decide=decide, refuse=refuse(None, "import-list", {}), reads={AllowedDevice: keys})
+                Act(
+                    actor=actor,
+                    decide=decide,
+                    refuse=refuse(None, "import-list", {}),
+                    reads={AllowedDevice: keys},
+                )
             ]
             outcomes(committed)
         return allow_list
@@ -165,8 +176,9 @@ class Runs:
 
         Raises:
             errors.IllegalTransition: there is such a run already, or its authority does not issue.
-            errors.NotPermitted: the licence is not this operator's, or the authority's scope does not cover it.
-            errors.PolicyRefused: the licence cannot work: an impossible window, quantity, profile or station.
+            errors.NotPermitted: the licence is not this operator's, or the authority's scope does not cover
+                it. errors.PolicyRefused: the licence cannot work: an impossible window, quantity, profile or
+                station.
         """
         run = Run(
             id=licence.id,
@@ -223,7 +235,12 @@ class Runs:
                 raise errors.IllegalTransition(f"run {run} is closed already")
             closed = replace(row, status=RunStatus.CLOSED)
             facts.put(closed)
-            counts = {"admitted": row.admitted, "released": row.released, "held": row.held, "scrapped": row.scrapped}
+            counts = {
+                "admitted": row.admitted,
+                "released": row.released,
+                "held": row.held,
+                "scrapped": row.scrapped,
+            }
             return Decision(closed, [("run-closed", {"run": run, "reason": reason, **counts})])
 
         committed: list[Committed[Run]] = yield [
@@ -254,7 +271,8 @@ def check_licence(licence: RunLicence, realm: Realm) -> None:
         raise errors.PolicyRefused("origins", "the run allows neither born nor delivered keys")
     if licence.allow_list is not None and licence.allow_list.count < licence.quantity:
         raise errors.PolicyRefused(
-            "quantity", f"the list holds {licence.allow_list.count} hardware ids, fewer than {licence.quantity}"
+            "quantity",
+            f"the list holds {licence.allow_list.count} hardware ids, fewer than {licence.quantity}",
         )
     if profiles.load(licence.profile).is_ca:
         raise errors.PolicyRefused("profile", f"profile {licence.profile} is for authorities, not devices")
@@ -276,7 +294,9 @@ def _decide_open(
     if authority.kind is not AuthorityKind.ISSUING or authority.status is not AuthorityStatus.ACTIVE:
         raise errors.IllegalTransition(f"authority {authority.id} is {authority.kind} and {authority.status}")
     if authority.scope not in ("*", licence.product):
-        raise errors.NotPermitted(f"authority {authority.id} issues for {authority.scope}, not for {licence.product}")
+        raise errors.NotPermitted(
+            f"authority {authority.id} issues for {authority.scope}, not for {licence.product}"
+        )
     if licence.not_after > authority.ends_at:
         raise errors.NotPermitted(f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}")
     for name in licence.stations:

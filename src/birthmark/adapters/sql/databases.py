@@ -1,12 +1,13 @@
 """The two databases, as the commit train sees them: begin under the head lock, fetch by key, write, commit.
 
-Both lock the log's head first, so at any time one train in the whole installation reads and writes, and what it read
-stays true until it commits.  On SQLite the lock is a lock file (fair, and without the polling of SQLite's busy handler)
-and ``BEGIN IMMEDIATE``; on PostgreSQL it is ``SELECT … FOR UPDATE`` on the head row.  Statements are set-wise, and on
-PostgreSQL a train costs two round trips: one to lock and read, one to write and commit.
+Both lock the log's head first, so at any time one train in the whole installation reads and writes, and what
+it read stays true until it commits.  On SQLite the lock is a lock file (fair, and without the polling of
+SQLite's busy handler) and ``BEGIN IMMEDIATE``; on PostgreSQL it is ``SELECT … FOR UPDATE`` on the head row.
+Statements are set-wise, and on PostgreSQL a train costs two round trips: one to lock and read, one to write
+and commit.
 
-Durability: SQLite runs in WAL mode with ``synchronous=FULL``; a PostgreSQL server that was set to ``fsync=off`` is refused,
-and ``synchronous_commit`` is forced on.
+Durability: SQLite runs in WAL mode with ``synchronous=FULL``; a PostgreSQL server that was set to
+    ``fsync=off`` is refused, and ``synchronous_commit`` is forced on.
 """
 
 import fcntl
@@ -32,11 +33,19 @@ class TableShape(Protocol):
     """A table's name, columns and column types; the first column is the key."""
 
     @property
-    def table(self) -> str: ...
+    def table(self) -> str:
+        """Name of the table."""
+        ...
+
     @property
-    def columns(self) -> tuple[str, ...]: ...
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        ...
+
     @property
-    def types(self) -> tuple[str, ...]: ...
+    def types(self) -> tuple[str, ...]:
+        """PostgreSQL's names of the columns' types."""
+        ...
 
 
 Reads = Sequence[tuple[TableShape, Sequence[Any]]]
@@ -48,7 +57,10 @@ class Broken(Exception):
 
 
 class Database(Protocol):
-    """One database.  A train's methods belong to one thread; ``select`` and ``query`` may be called from any."""
+    """One database.
+
+    A train's methods belong to one thread; ``select`` and ``query`` may be called from any.
+    """
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
         """Start a train: lock the head and return its row, and the rows of ``reads`` in their order."""
@@ -135,6 +147,11 @@ class SQLite:
             raise errors.IntegrityFailure("the database has no log head")
         return head, rows
 
+    def _under_way(self) -> sqlite3.Connection:
+        if self._train is None:
+            raise RuntimeError("no train is under way")
+        return self._train
+
     @staticmethod
     def _fetch(db: sqlite3.Connection, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         columns, key = ", ".join(shape.columns), shape.columns[0]
@@ -147,30 +164,28 @@ class SQLite:
 
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch``."""
-        assert self._train is not None
-        return self._fetch(self._train, shape, keys)
+        return self._fetch(self._under_way(), shape, keys)
 
     def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch_all``."""
-        assert self._train is not None
-        return self._train.execute(statement.replace("%s", "?"), parameters).fetchall()
+        return self._under_way().execute(statement.replace("%s", "?"), parameters).fetchall()
 
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
-        assert self._train is not None
+        train = self._under_way()
         try:
             for shape, rows in inserts:
                 marks = ", ".join("?" * len(shape.columns))
-                self._train.executemany(
+                train.executemany(
                     f"INSERT INTO {shape.table} ({', '.join(shape.columns)}) VALUES ({marks})", rows
                 )
             for shape, rows in updates:
                 key, *rest = shape.columns
-                self._train.executemany(
+                train.executemany(
                     f"UPDATE {shape.table} SET {', '.join(f'{name} = ?' for name in rest)} WHERE {key} = ?",
                     [(*row[1:], row[0]) for row in rows],
                 )
-            self._train.execute("COMMIT")
+            train.execute("COMMIT")
         except sqlite3.Error as cause:
             raise _sqlite_failure(cause) from cause
         finally:
@@ -239,7 +254,9 @@ class PostgreSQL:
             raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
         if fsync is None or fsync[0] != "on":
             db.close()
-            raise errors.IntegrityFailure("the PostgreSQL server runs with fsync=off: nothing it commits is durable")
+            raise errors.IntegrityFailure(
+                "the PostgreSQL server runs with fsync=off: nothing it commits is durable"
+            )
         return db
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
@@ -263,32 +280,39 @@ class PostgreSQL:
             raise errors.IntegrityFailure("the database has no log head")
         return head, rows
 
+    def _under_way(self) -> psycopg.Connection[Any]:
+        if self._train is None:
+            raise RuntimeError("no train is under way")
+        return self._train
+
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch``."""
-        assert self._train is not None
         try:
-            return self._train.execute(_select_statement(shape), (list(keys),)).fetchall()
+            return self._under_way().execute(_select_statement(shape), (list(keys),)).fetchall()
         except psycopg.Error as cause:
             raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
 
     def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch_all``."""
-        assert self._train is not None
         try:
-            return self._train.execute(statement.encode(), parameters).fetchall()
+            return self._under_way().execute(statement.encode(), parameters).fetchall()
         except psycopg.Error as cause:
             raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
 
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
-        assert self._train is not None
+        train = self._under_way()
         try:
-            with self._train.pipeline():
+            with train.pipeline():
                 for shape, rows in inserts:
-                    self._train.execute(_insert_statement(shape), [list(column) for column in zip(*rows, strict=True)])
+                    train.execute(
+                        _insert_statement(shape), [list(column) for column in zip(*rows, strict=True)]
+                    )
                 for shape, rows in updates:
-                    self._train.execute(_update_statement(shape), [list(column) for column in zip(*rows, strict=True)])
-                self._train.execute("COMMIT")
+                    train.execute(
+                        _update_statement(shape), [list(column) for column in zip(*rows, strict=True)]
+                    )
+                train.execute("COMMIT")
         except (psycopg.IntegrityError, psycopg.errors.RaiseException) as cause:
             raise Broken(_first_line(cause)) from cause
         except psycopg.Error as cause:
@@ -375,4 +399,6 @@ def open_database(url: str, password: SecretBytes | None = None) -> Database:
         return SQLite(Path(url.removeprefix("sqlite:///")))
     if url.startswith("postgresql://"):
         return PostgreSQL(url, password)
-    raise errors.MalformedRequest(f"a database url starts with sqlite:/// or postgresql://, not {url.partition(':')[0]}:")
+    raise errors.MalformedRequest(
+        f"a database url starts with sqlite:/// or postgresql://, not {url.partition(':')[0]}:"
+    )

@@ -1,8 +1,8 @@
 """The log as it lies in the database: leaves, the roots of full tiles, and every checkpoint ever signed.
 
-A *tile* at level L covers 256 nodes of level 8·L (C2SP tlog-tiles).  Only the root of each full tile is kept beside the
-leaf hashes: any node of the tree is at most 256 hashes away from one of them, so proofs for old leaves cost a bounded
-number of reads, and a train writes at the right edge only.
+A *tile* at level L covers 256 nodes of level 8·L (C2SP tlog-tiles).  Only the root of each full tile is kept
+beside the leaf hashes: any node of the tree is at most 256 hashes away from one of them, so proofs for old
+leaves cost a bounded number of reads, and a train writes at the right edge only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,8 @@ def _hashes(query: Query, level: int, start: int, end: int) -> list[bytes]:
         rows = query("SELECT hash FROM leaf WHERE idx >= %s AND idx < %s ORDER BY idx", (start, end))
     else:
         rows = query(
-            "SELECT root FROM tile WHERE level = %s AND idx >= %s AND idx < %s ORDER BY idx", (level - 1, start, end)
+            "SELECT root FROM tile WHERE level = %s AND idx >= %s AND idx < %s ORDER BY idx",
+            (level - 1, start, end),
         )
     if len(rows) != end - start:
         raise errors.IntegrityFailure(f"the log lacks hashes between {start} and {end} of tile level {level}")
@@ -97,7 +98,8 @@ class LogReader:
         at, stop = start, self.size() if end is None else end
         while at < stop:
             rows = self._database.query(
-                "SELECT idx, entry FROM leaf WHERE idx >= %s AND idx < %s ORDER BY idx", (at, min(at + 1024, stop))
+                "SELECT idx, entry FROM leaf WHERE idx >= %s AND idx < %s ORDER BY idx",
+                (at, min(at + 1024, stop)),
             )
             if not rows:
                 return
@@ -125,7 +127,9 @@ class LogReader:
     def token(self, index: int) -> str:
         """Return the proof of an entry under the first checkpoint that covers it."""
         rows = self._database.query("SELECT entry FROM leaf WHERE idx = %s", (index,))
-        notes = self._database.query("SELECT note FROM checkpoint WHERE size > %s ORDER BY size LIMIT 1", (index,))
+        notes = self._database.query(
+            "SELECT note FROM checkpoint WHERE size > %s ORDER BY size LIMIT 1", (index,)
+        )
         if not rows or not notes:
             raise errors.NotFound(f"the log has no entry {index}")
         note: str = notes[0][0]

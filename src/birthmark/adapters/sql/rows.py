@@ -1,7 +1,7 @@
 """Values to rows and back: one mapping a table, derived from the value's own fields.
 
-Times become milliseconds, enums their stored spelling, everything else stays what it is.  A test holds the mappings
-against ``tables``.
+Times become milliseconds, enums their stored spelling, everything else stays what it is.  A test holds the
+mappings against ``tables``.
 """
 
 import dataclasses

@@ -1,16 +1,16 @@
 """The store: the commit train over one database.
 
-One writer thread a process collects the acts that are waiting (no timer: while one commit is under way the next train
-fills) and commits them in one database transaction:
+One writer thread a process collects the acts that are waiting (no timer: while one commit is under way the
+next train fills) and commits them in one database transaction:
 
 1. take the log head, and fetch for the whole train what its acts are going to look at;
 2. let each act decide, in order; a refusal drops that act's changes alone and becomes an entry of its own;
 3. append the leaves, move the right edge, sign one checkpoint;
 4. write, commit, and only then answer everyone.
 
-Because the head is locked, what was read stays true until the commit, so the guards are plain code in the use cases.  The
-database's constraints and triggers stand behind them: a train that breaks one is taken apart and run act by act, and the
-act that broke it fails alone.
+Because the head is locked, what was read stays true until the commit, so the guards are plain code in the use
+cases.  The database's constraints and triggers stand behind them: a train that breaks one is taken apart and
+run act by act, and the act that broke it fails alone.
 """
 
 import logging
@@ -54,7 +54,11 @@ def read_realm(database: Database) -> Realm:
         raise errors.NotFound("the database holds no realm; 'birthmark init' makes one")
     name, environment, origin, vkey, created_at = rows[0]
     return Realm(
-        name=name, environment=Environment(environment), origin=origin, vkey=vkey, created_at=moment(created_at)
+        name=name,
+        environment=Environment(environment),
+        origin=origin,
+        vkey=vkey,
+        created_at=moment(created_at),
     )
 
 
@@ -188,7 +192,7 @@ class SQLStore:
         mapping = MAPPINGS[kind]
         key, columns = mapping.columns[0], ", ".join(mapping.columns)
         low: Any = -1 if mapping.types[0] == "bigint" and after == "" else after
-        statement = f"SELECT {columns} FROM {mapping.table} WHERE {key} > %s ORDER BY {key} LIMIT %s"  # noqa: S608  # our own names
+        statement = f"SELECT {columns} FROM {mapping.table} WHERE {key} > %s ORDER BY {key} LIMIT %s"
         left = limit
         while left is None or left > 0:
             page = 1000 if left is None else min(left, 1000)
@@ -251,8 +255,12 @@ class SQLStore:
                         results += self._train([act])
                     except Broken:
                         if len(jobs) == 1 and len(acts) == 1:
-                            raise errors.IntegrityFailure(f"the database refused this act: {cause}") from cause
-                        failure = errors.IntegrityFailure("the database refused this act; see the service's log")
+                            raise errors.IntegrityFailure(
+                                f"the database refused this act: {cause}"
+                            ) from cause
+                        failure = errors.IntegrityFailure(
+                            "the database refused this act; see the service's log"
+                        )
                         results.append(_Committed(failure, (), _Train(Growth(Edge.empty()))))
             except BaseException as failed:  # noqa: BLE001  # as above
                 future.set_exception(failed)
@@ -281,8 +289,13 @@ class SQLStore:
             if not entries and not facts.new and not facts.changed:
                 self._database.rollback()
                 return results
-            inserts: Writes = [(mapping, [mapping.row(v) for v in values.values()]) for mapping, values in facts.new.items()]
-            updates: Writes = [(mapping, [mapping.row(v) for v in values.values()]) for mapping, values in facts.changed.items()]
+            inserts: Writes = [
+                (mapping, [mapping.row(v) for v in values.values()]) for mapping, values in facts.new.items()
+            ]
+            updates: Writes = [
+                (mapping, [mapping.row(v) for v in values.values()])
+                for mapping, values in facts.changed.items()
+            ]
             log_inserts, head = self._append(train, size, entries, at)
         except BaseException:
             self._database.rollback()
@@ -323,7 +336,9 @@ class SQLStore:
         view.merge()
         if isinstance(decision.answer, errors.Refusal):
             decision.answer.recorded = True
-        return decision.answer, [LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded]
+        return decision.answer, [
+            LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded
+        ]
 
     def _encode(self, act: Act[Any], entries: Sequence[tuple[str, Any]], at: datetime) -> list[bytes]:
         common: dict[str, Any] = {
@@ -352,7 +367,10 @@ class SQLStore:
         tiles = full_tiles(self._database.fetch_all, size, hashes)
         checkpoint = Checkpoint(self.realm.origin, growth.size, growth.root())
         train.note = sign_note(checkpoint.body(), self.realm.origin, self._public, self._sign)
-        rows: list[tuple[TableShape, Sequence[Row]]] = [(LEAF, leaves), (CHECKPOINT, [(growth.size, train.note)])]
+        rows: list[tuple[TableShape, Sequence[Row]]] = [
+            (LEAF, leaves),
+            (CHECKPOINT, [(growth.size, train.note)]),
+        ]
         if tiles:
             rows.append((TILE, tiles))
         return rows, head

@@ -1,8 +1,8 @@
 """The tables, as SQLAlchemy Core metadata: what the migrations must arrive at, on both databases.
 
-Every table of values has one text key, the first field of the value it holds.  Times are milliseconds since 1970 in UTC.
-``leaf``, ``tile``, ``checkpoint`` and ``identity_record`` are append-only by trigger (see the migrations), and so are the
-bytes of every certificate.
+Every table of values has one text key, the first field of the value it holds.  Times are milliseconds since
+1970 in UTC. ``leaf``, ``tile``, ``checkpoint`` and ``identity_record`` are append-only by trigger (see the
+migrations), and so are the bytes of every certificate.
 """
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
@@ -29,7 +29,15 @@ def _bytes(name: str, *, null: bool = False) -> Column[bytes]:
 
 
 # The realm: one row, written once.
-Table("realm", METADATA, _key("name"), _text("environment"), _text("origin"), _text("vkey"), _integer("created_at"))
+Table(
+    "realm",
+    METADATA,
+    _key("name"),
+    _text("environment"),
+    _text("origin"),
+    _text("vkey"),
+    _integer("created_at"),
+)
 
 # The log.
 Table(
@@ -40,7 +48,13 @@ Table(
     _bytes("edge"),
     _integer("at"),
 )
-Table("leaf", METADATA, Column("idx", BigInteger, primary_key=True, autoincrement=False), _bytes("hash"), _bytes("entry"))
+Table(
+    "leaf",
+    METADATA,
+    Column("idx", BigInteger, primary_key=True, autoincrement=False),
+    _bytes("hash"),
+    _bytes("entry"),
+)
 Table(
     "tile",
     METADATA,
@@ -48,7 +62,9 @@ Table(
     Column("idx", BigInteger, primary_key=True, autoincrement=False),
     _bytes("root"),
 )
-Table("checkpoint", METADATA, Column("size", BigInteger, primary_key=True, autoincrement=False), _text("note"))
+Table(
+    "checkpoint", METADATA, Column("size", BigInteger, primary_key=True, autoincrement=False), _text("note")
+)
 
 # What the log's entries made true.
 Table(

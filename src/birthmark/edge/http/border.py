@@ -1,7 +1,8 @@
 """The border between the event loop and everything else, which is synchronous.
 
-A use case thinks, and asks the store.  With keys in this process thinking is pure computation and runs on the loop; with a
-token it waits for the token, and runs on one thread beside the loop.  Reading and committing never run on the loop.
+A use case thinks, and asks the store.  With keys in this process thinking is pure computation and runs on the
+loop; with a token it waits for the token, and runs on one thread beside the loop.  Reading and committing
+never run on the loop.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ class Border:
         """Carry over the application's store."""
         self._store = application.store
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="read")
-        self._thinker = None if application.keys.development else ThreadPoolExecutor(1, thread_name_prefix="think")
+        self._thinker = (
+            None if application.keys.development else ThreadPoolExecutor(1, thread_name_prefix="think")
+        )
 
     async def carry(self, use_case: UseCase[T]) -> T:
         """Carry a use case until it returns; what it raises passes through."""

@@ -1,7 +1,7 @@
 """The bodies of the station plane, as they stand in its OpenAPI description.
 
-Binary values are base64 (RFC 4648 section 4), fingerprints and serial numbers lower-case hex.  Certificates and keys are PEM, so
-that a file written from an answer is already what other programs read.
+Binary values are base64 (RFC 4648 section 4), fingerprints and serial numbers lower-case hex.  Certificates
+and keys are PEM, so that a file written from an answer is already what other programs read.
 """
 
 import base64
@@ -86,7 +86,7 @@ class Issue(_Body):
         str | None,
         Field(
             max_length=16384,
-            description="PKCS#10 (PEM or base64 DER) for a key born in the device; leave it out to have the key delivered.",
+            description="PKCS#10 (PEM or base64 DER) for a key born in the device; without it, delivered.",
         ),
     ] = None
 
@@ -101,7 +101,8 @@ class IssueResult(_Body):
     chain: list[str] = Field(description="The authorities above it, PEM each, the root not included.")
     challenge: Base64 = Field(description="32 random octets.")
     private_key: str | None = Field(
-        default=None, description="PKCS#8 PEM of a delivered key. Sent once, kept nowhere: store it before proving."
+        default=None,
+        description="PKCS#8 PEM of a delivered key: sent once, kept nowhere.",
     )
 
 
@@ -112,7 +113,7 @@ class Prove(_Body):
     certificate_sha256: Sha256 = Field(description="Of the certificate (DER) as read back from the device.")
     signature: Base64 = Field(
         max_length=400,
-        description="By the device's key over the text 'birthmark/proof/v1' with attempt, certificate and challenge.",
+        description="By the device's key over 'birthmark/proof/v1', attempt, certificate, challenge.",
     )
     idempotency_key: IdempotencyKey
 
@@ -123,7 +124,9 @@ class ProveResult(_Body):
     device: str
     attempt: AttemptId
     state: Literal["released"] = "released"
-    token: str = Field(description="Release token: C2SP .tlog-proof, checked offline with the log's public key.")
+    token: str = Field(
+        description="Release token: C2SP .tlog-proof, checked offline with the log's public key."
+    )
 
 
 class GangIssue(_Body):
@@ -170,8 +173,6 @@ class DeviceStatus(_Body):
     certificate_sha256: str | None
     revoked: str | None = Field(description="Why that certificate is revoked; null while it is good.")
     release_leaf: int | None = Field(description="Index of the release in the log.")
-
-
 
 
 class Me(_Body):

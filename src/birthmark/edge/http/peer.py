@@ -1,10 +1,12 @@
-"""TLS, and who is at the other end of it.  The only file that knows how the server hands over the client certificate.
+"""TLS, and who is at the other end: the only file that knows how the server hands over the certificate.
 
-The context takes TLS 1.3 only (its suites are all AEAD), demands a client certificate and verifies it against the realm's root.
-A valid chain is not yet a live client: ``services.acts`` decides that from the record.  uvicorn does not show the application
-the certificate; ``protocol`` makes the subclass that does, under ``SCOPE_KEY``.  No header is ever trusted for it.
+The context takes TLS 1.3 only (its suites are all AEAD), demands a client certificate and verifies it against
+the realm's root. A valid chain is not yet a live client: ``services.acts`` decides that from the record.
+uvicorn does not show the application the certificate; ``protocol`` makes the subclass that does, under
+``SCOPE_KEY``.  No header is ever trusted for it.
 
-Handshakes that fail are seen by a subclass of ``ssl.SSLObject``, because nothing else in the server hears of them.
+Handshakes that fail are seen by a subclass of ``ssl.SSLObject``, because nothing else in the server hears of
+them.
 """
 
 import ssl
@@ -52,7 +54,7 @@ def server_context(
     except OSError as cause:
         if isinstance(cause, ssl.SSLError):
             raise errors.MalformedRequest(
-                f"{certificate}, {key} or {client_ca}: not a matching certificate, key and root: {cause.reason}"
+                f"{certificate}, {key}, {client_ca}: no matching certificate, key and root: {cause.reason}"
             ) from None
         raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
     context.sslobject_class = _observed(on_refused)
@@ -95,7 +97,7 @@ def protocol(on_refused: Refused) -> type[HttpToolsProtocol]:
             super().on_message_begin()
             self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
 
-        def send_400_response(self, msg: str) -> None:
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
             on_refused("malformed http")
             body = problem(errors.MalformedRequest("this is not HTTP/1.1"), "none").model_dump_json().encode()
             head = (

@@ -35,7 +35,12 @@ def problem(error: BaseException, instance: str, *, status: int | None = None) -
         status: for errors of HTTP itself (405, 415), which have no class of their own.
     """
     if not isinstance(error, errors.Refusal):
-        code, detail, retryable, number = "internal", "a fault in the service; its log has it under this instance", False, 500
+        code, detail, retryable, number = (
+            "internal",
+            "a fault in the service; its log has it under this instance",
+            False,
+            500,
+        )
     else:
         code, detail, retryable = error.code, str(error), error.retryable
         number = next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)

@@ -1,8 +1,8 @@
 """Run the station plane: one listening socket, one or more processes behind it.
 
-With several processes the parent only watches: it starts each again if it dies, and passes on SIGTERM and SIGINT.  The
-processes share the database, not memory; each opens its own key store after the fork, because a PKCS#11 session does not
-survive one.
+With several processes the parent only watches: it starts each again if it dies, and passes on SIGTERM and
+SIGINT.  The processes share the database, not memory; each opens its own key store after the fork, because a
+PKCS#11 session does not survive one.
 """
 
 import asyncio
@@ -155,7 +155,10 @@ def _supervise(work: Callable[[], None], count: int) -> int:
         children.discard(child)
         if stopping:
             continue
-        log.error("a process of the station plane died", extra={"pid": child, "code": os.waitstatus_to_exitcode(status)})
+        log.error(
+            "a process of the station plane died",
+            extra={"pid": child, "code": os.waitstatus_to_exitcode(status)},
+        )
         failed_at_start = failed_at_start + 1 if time.monotonic() - started < RESTART_SECONDS else 0
         if failed_at_start > 3 * count:
             log.error("the station plane cannot start")

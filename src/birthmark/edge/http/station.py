@@ -1,7 +1,7 @@
 """The station plane: what stations, bootstrapping devices and operators at the line may ask (DESIGN §8).
 
-Each endpoint parses, calls a use case, renders.  Every refusal is a problem (RFC 9457) and stands in the log before it is sent;
-what cannot be logged is answered 503.
+Each endpoint parses, calls a use case, renders.  Every refusal is a problem (RFC 9457) and stands in the log
+before it is sent; what cannot be logged is answered 503.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import binascii
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -44,9 +44,14 @@ REMEMBERED_PEERS = 1024
 _JSON = "application/json"
 
 _RunId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
-_DeviceId = Annotated[str, Path(max_length=100, pattern=r"^[a-z0-9-]+:[!-~]+$", description="Kind and hardware id: vin:…")]
+_DeviceId = Annotated[
+    str, Path(max_length=100, pattern=r"^[a-z0-9-]+:[!-~]+$", description="Kind and hardware id: vin:…")
+]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}, "description": "Refused."}
+    status: {
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "description": "Refused.",
+    }
     for status in sorted({*HTTP_STATUS.values()})
 }
 
@@ -65,7 +70,8 @@ class StationPlane:
         self._peers: dict[bytes, tuple[Client, Credential]] = {}
         self._chain_pem: dict[bytes, str] = {}
 
-    # --- who ----------------------------------------------------------------------------------------------------
+    # --- who
+    # ----------------------------------------------------------------------------------------------------
 
     async def caller(self, request: Request) -> Caller:
         """Return who asks; the record decides at the commit whether they still may."""
@@ -78,7 +84,9 @@ class StationPlane:
             if len(self._peers) >= REMEMBERED_PEERS:
                 self._peers.clear()
             self._peers[peer] = known
-        if operator is not None and not (1 <= len(operator) <= 64 and operator.isascii() and operator.isprintable()):
+        if operator is not None and not (
+            1 <= len(operator) <= 64 and operator.isascii() and operator.isprintable()
+        ):
             raise errors.MalformedRequest(f"{OPERATOR_HEADER} is 1 to 64 printable characters")
         return Caller(client=known[0], credential=known[1], seq=seq, operator=operator)
 
@@ -88,12 +96,17 @@ class StationPlane:
         require(found.client, found.credential, Capability.READ)
         return found.client
 
-    # --- reading ------------------------------------------------------------------------------------------------
+    # --- reading
+    # ------------------------------------------------------------------------------------------------
 
     async def me(self, request: Request) -> Response:
         """Tell the client who it is, and where its request numbers go on."""
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
-        require(found.client, found.credential, Capability.PROVE if found.client.role is Role.BOOTSTRAP else Capability.READ)
+        require(
+            found.client,
+            found.credential,
+            Capability.PROVE if found.client.role is Role.BOOTSTRAP else Capability.READ,
+        )
         realm, client = self._app.realm, found.client
         return _json(
             models.Me(
@@ -133,7 +146,8 @@ class StationPlane:
         await self.reader(request)
         return _json(models.Checkpoint(checkpoint=await self.border.read(self._app.store.checkpoint)))
 
-    # --- the transaction ----------------------------------------------------------------------------------------
+    # --- the transaction
+    # ----------------------------------------------------------------------------------------
 
     async def issue(self, request: Request, run: _RunId, body: models.Issue) -> Response:
         """Admit one device to a run and issue its certificate."""
@@ -153,7 +167,9 @@ class StationPlane:
         return _json(
             models.GangIssueResult.model_construct(
                 results=[
-                    self._problem(result) if isinstance(result, errors.Refusal) else self._issue_result(result)
+                    self._problem(result)
+                    if isinstance(result, errors.Refusal)
+                    else self._issue_result(result)
                     for result in results
                 ]
             )
@@ -188,7 +204,9 @@ class StationPlane:
 
         async def endpoint(request: Request, device: _DeviceId, body: models.Disposal) -> Response:
             caller = await self.caller(request)
-            await self.border.carry(dispose(caller, device, event, reason=body.reason, key=body.idempotency_key))
+            await self.border.carry(
+                dispose(caller, device, event, reason=body.reason, key=body.idempotency_key)
+            )
             return _json(await self.border.carry(_device_view(device)))
 
         endpoint.__doc__ = f"{event.capitalize()} a device."
@@ -216,7 +234,8 @@ class StationPlane:
             private_key=None if private_key is None else to_pem(private_key.reveal(), "PRIVATE KEY"),
         )
 
-    # --- refusing -----------------------------------------------------------------------------------------------
+    # --- refusing
+    # -----------------------------------------------------------------------------------------------
 
     def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
         return problem(error, self._app.entropy.token(8).hex(), status=status)
@@ -230,7 +249,9 @@ class StationPlane:
                 error, status = unrecorded, None
         told = self._problem(error, status)
         if not isinstance(error, errors.Refusal):
-            log.error("request failed", exc_info=error, extra={"instance": told.instance, "path": request.url.path})
+            log.error(
+                "request failed", exc_info=error, extra={"instance": told.instance, "path": request.url.path}
+            )
         elif isinstance(error, errors.Unavailable | errors.IntegrityFailure):
             log.warning("%s", error, extra={"instance": told.instance, "path": request.url.path})
         headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
@@ -267,7 +288,11 @@ def _issue_request(body: models.Issue) -> IssueRequest:
     csr: bytes | None = None
     if body.csr is not None:
         try:
-            csr = body.csr.encode("ascii") if "-----BEGIN" in body.csr else base64.b64decode(body.csr, validate=True)
+            csr = (
+                body.csr.encode("ascii")
+                if "-----BEGIN" in body.csr
+                else base64.b64decode(body.csr, validate=True)
+            )
         except (UnicodeEncodeError, binascii.Error, ValueError):
             csr = b""  # the use case refuses it, under its idempotency key
     return IssueRequest(hardware_id=body.hardware_id, csr=csr, key=body.idempotency_key)
@@ -384,7 +409,7 @@ def create_app(application: Application) -> FastAPI:
     app = FastAPI(
         title="Birthmark station plane",
         version=__version__,
-        description="Gives each device on the line its identity. Mutual TLS 1.3; refusals are RFC 9457 problems.",
+        description="Gives each device its identity. Mutual TLS 1.3; refusals are RFC 9457 problems.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -418,15 +443,16 @@ def create_app(application: Application) -> FastAPI:
         return await plane.refused(request, error)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return await plane.refused(request, _malformed(error))
+        return await plane.refused(request, _malformed(cast("RequestValidationError", error)))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        refusal: errors.Refusal = errors.MalformedRequest(f"{request.method} {request.url.path[:100]}: {error.detail}")
-        if error.status_code == 404:
+        failure = cast("HTTPException", error)
+        refusal: errors.Refusal = errors.MalformedRequest(
+            f"{request.method} {request.url.path[:100]}: {failure.detail}"
+        )
+        if failure.status_code == 404:
             refusal = errors.NotFound(f"there is no {request.url.path[:100]}")
-        return await plane.refused(request, refusal, status=error.status_code)
+        return await plane.refused(request, refusal, status=failure.status_code)
 
     app.add_exception_handler(errors.Refusal, on_refusal)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -452,7 +478,9 @@ def _declare_problem(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = original()
             components = schema.setdefault("components", {}).setdefault("schemas", {})
-            components["Problem"] = models.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            components["Problem"] = models.Problem.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
             for unused in ("HTTPValidationError", "ValidationError"):
                 components.pop(unused, None)
             app.openapi_schema = schema

@@ -5,7 +5,9 @@ from alembic import context
 from birthmark.adapters.sql.tables import METADATA
 
 context.configure(
-    connection=context.config.attributes["connection"], target_metadata=METADATA, transaction_per_migration=True
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    transaction_per_migration=True,
 )
 with context.begin_transaction():
     context.run_migrations()

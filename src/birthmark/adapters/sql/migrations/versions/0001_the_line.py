@@ -1,7 +1,7 @@
 """The log, the record and the line.
 
-The statements are written out, once, with three words that differ between the databases.  SQLite's tables are STRICT; key
-tables without other big columns go WITHOUT ROWID, so that a look-up is one walk.
+The statements are written out, once, with three words that differ between the databases.  SQLite's tables are
+STRICT; key tables without other big columns go WITHOUT ROWID, so that a look-up is one walk.
 """
 
 from alembic import op
@@ -14,19 +14,22 @@ CREATE TABLE realm (
     name TEXT NOT NULL PRIMARY KEY, environment TEXT NOT NULL CHECK (environment IN ('test', 'production')),
     origin TEXT NOT NULL, vkey TEXT NOT NULL, created_at BIGINT NOT NULL) {strict};
 CREATE TABLE head (
-    id BIGINT NOT NULL PRIMARY KEY CHECK (id = 1), size BIGINT NOT NULL, edge {bytes} NOT NULL, at BIGINT NOT NULL) {strict};
+    id BIGINT NOT NULL PRIMARY KEY CHECK (id = 1), size BIGINT NOT NULL, edge {bytes} NOT NULL,
+    at BIGINT NOT NULL) {strict};
 CREATE TABLE leaf (idx BIGINT NOT NULL PRIMARY KEY, hash {bytes} NOT NULL, entry {bytes} NOT NULL) {strict};
 CREATE TABLE tile (
     level BIGINT NOT NULL, idx BIGINT NOT NULL, root {bytes} NOT NULL, PRIMARY KEY (level, idx)) {strict};
 CREATE TABLE checkpoint (size BIGINT NOT NULL PRIMARY KEY, note TEXT NOT NULL) {strict};
 CREATE TABLE authority (
-    id TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('root', 'issuing')), issuer TEXT NOT NULL,
+    id TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('root', 'issuing')),
+    issuer TEXT NOT NULL,
     key_label TEXT NOT NULL, der {bytes} NOT NULL, owner TEXT NOT NULL, scope TEXT NOT NULL,
     quota BIGINT CHECK (quota >= 0), ends_at BIGINT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('active', 'suspended', 'retired')),
     issued BIGINT NOT NULL CHECK (issued >= 0 AND (quota IS NULL OR issued <= quota))) {strict};
 CREATE TABLE client (
-    id TEXT NOT NULL PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('station', 'bootstrap', 'operator', 'server')),
+    id TEXT NOT NULL PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('station', 'bootstrap', 'operator',
+    'server')),
     site TEXT NOT NULL, line TEXT NOT NULL, hardware_id TEXT, run TEXT,
     status TEXT NOT NULL CHECK (status IN ('active', 'revoked')), last_seq BIGINT NOT NULL) {strict};
 CREATE TABLE credential (
@@ -36,7 +39,8 @@ CREATE TABLE credential (
 CREATE TABLE run (
     id TEXT NOT NULL PRIMARY KEY, document {bytes} NOT NULL, signature {bytes} NOT NULL, signer TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('open', 'closed')), quantity BIGINT NOT NULL,
-    admitted BIGINT NOT NULL CHECK (admitted BETWEEN 0 AND quantity), released BIGINT NOT NULL, held BIGINT NOT NULL,
+    admitted BIGINT NOT NULL CHECK (admitted BETWEEN 0 AND quantity), released BIGINT NOT NULL,
+    held BIGINT NOT NULL,
     scrapped BIGINT NOT NULL, CHECK (released + held + scrapped <= admitted)) {strict};
 CREATE TABLE allowed_device (id TEXT NOT NULL PRIMARY KEY) {keyed};
 CREATE TABLE device (
@@ -44,12 +48,16 @@ CREATE TABLE device (
     state TEXT NOT NULL CHECK (state IN ('admitted', 'issued', 'released', 'held', 'scrapped')),
     run TEXT NOT NULL, attempt TEXT NOT NULL, attempts BIGINT NOT NULL, reason TEXT) {keyed};
 CREATE TABLE attempt (
-    id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL, number BIGINT NOT NULL, run TEXT NOT NULL, client TEXT NOT NULL,
+    id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL, number BIGINT NOT NULL, run TEXT NOT NULL,
+    client TEXT NOT NULL,
     operator TEXT, origin TEXT NOT NULL CHECK (origin IN ('born', 'delivered')),
     state TEXT NOT NULL CHECK (state IN ('issued', 'released', 'held')),
-    challenge {bytes} NOT NULL, certificate TEXT NOT NULL, issued_at BIGINT NOT NULL, issue_leaf BIGINT NOT NULL,
+    challenge {bytes} NOT NULL, certificate TEXT NOT NULL, issued_at BIGINT NOT NULL,
+    issue_leaf BIGINT NOT NULL,
     proof {bytes}, released_at BIGINT, release_leaf BIGINT,
-    CHECK (state <> 'released' OR (proof IS NOT NULL AND released_at IS NOT NULL AND release_leaf IS NOT NULL))) {strict};
+
+    CHECK (state <> 'released' OR
+        (proof IS NOT NULL AND released_at IS NOT NULL AND release_leaf IS NOT NULL))) {strict};
 CREATE TABLE device_certificate (
     serial TEXT NOT NULL PRIMARY KEY, authority TEXT NOT NULL, device TEXT NOT NULL, attempt TEXT NOT NULL,
     der {bytes} NOT NULL, sha256 TEXT NOT NULL,
@@ -57,8 +65,10 @@ CREATE TABLE device_certificate (
     revoked_at BIGINT) {strict};
 CREATE TABLE key_use (spki_sha256 TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL) {keyed};
 CREATE TABLE identity_record (
-    leaf BIGINT NOT NULL PRIMARY KEY, device TEXT NOT NULL, attempt TEXT NOT NULL, attempt_number BIGINT NOT NULL,
-    run TEXT NOT NULL, batch TEXT NOT NULL, product TEXT NOT NULL, profile TEXT NOT NULL, authority TEXT NOT NULL,
+    leaf BIGINT NOT NULL PRIMARY KEY, device TEXT NOT NULL, attempt TEXT NOT NULL,
+    attempt_number BIGINT NOT NULL,
+    run TEXT NOT NULL, batch TEXT NOT NULL, product TEXT NOT NULL, profile TEXT NOT NULL,
+    authority TEXT NOT NULL,
     certificate TEXT NOT NULL, certificate_sha256 TEXT NOT NULL, spki_sha256 TEXT NOT NULL,
     origin TEXT NOT NULL, site TEXT NOT NULL, line TEXT NOT NULL, client TEXT NOT NULL, operator TEXT,
     issued_at BIGINT NOT NULL, issue_leaf BIGINT NOT NULL, released_at BIGINT NOT NULL,
@@ -101,11 +111,16 @@ def _sqlite_triggers() -> list[str]:
 
 def _postgresql_triggers() -> list[str]:
     def refuse(name: str, event: str, table: str, when: str = "", each: str = "ROW") -> str:
-        return f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH {each} {when} EXECUTE FUNCTION append_only()"
+        return (
+            f"CREATE TRIGGER {name} BEFORE {event} ON {table}"
+            f" FOR EACH {each} {when} EXECUTE FUNCTION append_only()"
+        )
 
     return [
-        "CREATE FUNCTION append_only() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$",
+        (
+            "CREATE FUNCTION append_only() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$"
+        ),
         *(refuse(f"{table}_no_update", "UPDATE", table) for table in _APPEND_ONLY),
         *(refuse(f"{table}_no_delete", "DELETE", table) for table in (*_APPEND_ONLY, *_FROZEN, *_KEPT)),
         *(
