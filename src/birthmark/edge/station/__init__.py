@@ -1,0 +1,45 @@
+"""The station's side: what test-fixture software imports.
+
+    from birthmark.edge.station import Enclave, Station
+    from birthmark.errors import Refusal
+
+    with Station("/etc/birthmark/station", operator="mk") as station:
+        with Enclave("/mnt/ecu/identity") as device:
+            try:
+                release = station.provision("2026-W47-A", scanned_vin, device)
+            except Refusal as refused:
+                show_fail(refused.code, str(refused))
+            else:
+                show_pass(release.device, release.token)
+
+It needs the standard library and ``cryptography``, nothing of the server.  See ``Station`` for the methods,
+``DeviceElement`` for what another kind of device has to offer, and ``write_station_directory`` for the files.
+"""
+
+from birthmark.edge.station.answers import DeviceStatus, Issued, Me, Proved, Release, RunStatus
+from birthmark.edge.station.client import Station
+from birthmark.edge.station.credentials import Credentials, read_station_directory, write_station_directory
+from birthmark.edge.station.element import DeviceElement
+from birthmark.edge.station.enclave import Enclave
+from birthmark.edge.station.pending import Journal, Pending, Phase
+from birthmark.edge.station.provisioning import IssueItem, ProofItem
+
+__all__ = [
+    "Credentials",
+    "DeviceElement",
+    "DeviceStatus",
+    "Enclave",
+    "IssueItem",
+    "Issued",
+    "Journal",
+    "Me",
+    "Pending",
+    "Phase",
+    "ProofItem",
+    "Proved",
+    "Release",
+    "RunStatus",
+    "Station",
+    "read_station_directory",
+    "write_station_directory",
+]

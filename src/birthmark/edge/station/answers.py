@@ -1,0 +1,236 @@
+"""The service's answers as values.
+
+Each class reads itself from the JSON of the station plane; what is missing or of another type raises
+``IntegrityFailure``, what is new is passed over, so that an older station works with a newer service.
+Binary values are octets, certificates DER, times as the service spells them (RFC 3339).
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from birthmark.errors import IntegrityFailure, MalformedRequest
+from birthmark.pki.certificates import from_pem
+from birthmark.secret import SecretBytes
+
+__all__ = ["DeviceStatus", "Issued", "Me", "Proved", "Release", "RunStatus"]
+
+_T = TypeVar("_T")
+_Body = Mapping[str, Any]
+
+
+def take(body: _Body, name: str, kind: type[_T]) -> _T:
+    """Return a member of an answer.
+
+    Raises:
+        IntegrityFailure: it is missing or of another type.
+    """
+    value = body.get(name)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise IntegrityFailure(f"the service's answer has no {name}, or a strange one")
+    return value
+
+
+def _optional(body: _Body, name: str, kind: type[_T]) -> _T | None:
+    return None if body.get(name) is None else take(body, name, kind)
+
+
+def _texts(body: _Body, name: str) -> tuple[str, ...]:
+    values = take(body, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise IntegrityFailure(f"the service's answer has a strange {name}")
+    return tuple(values)
+
+
+def _certificate(pem: str) -> bytes:
+    return _one_block(pem, "CERTIFICATE")
+
+
+def _one_block(pem: str, label: str) -> bytes:
+    try:
+        blocks = from_pem(pem, label)
+    except MalformedRequest:
+        blocks = ()
+    if len(blocks) != 1:
+        raise IntegrityFailure(f"the service's answer holds no {label.lower()} in pem where one belongs")
+    return blocks[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Me:
+    """Who the client is, as the service sees it."""
+
+    client: str
+    site: str
+    line: str
+    realm: str
+    environment: str
+    last_seq: int
+    """The highest request number seen from this client."""
+    vkey: str
+    """The log's verifier key (C2SP signed-note)."""
+    development: bool
+    """True if the authorities' keys are in a software store."""
+    max_gang: int
+
+    @classmethod
+    def read(cls, body: _Body) -> "Me":
+        """Read an answer."""
+        return cls(
+            client=take(body, "client", str),
+            site=take(body, "site", str),
+            line=take(body, "line", str),
+            realm=take(body, "realm", str),
+            environment=take(body, "environment", str),
+            last_seq=take(body, "last_seq", int),
+            vkey=take(body, "vkey", str),
+            development=take(body, "development", bool),
+            max_gang=max(1, take(body, "max_gang", int)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """A run and its counters."""
+
+    run: str
+    product: str
+    batch: str
+    profile: str
+    status: str
+    quantity: int
+    admitted: int
+    released: int
+    held: int
+    scrapped: int
+    not_before: str
+    not_after: str
+    hardware_id_kind: str
+    origins: tuple[str, ...]
+    """``born``, ``delivered``: how its devices may come by their keys."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "RunStatus":
+        """Read an answer."""
+        return cls(
+            run=take(body, "run", str),
+            product=take(body, "product", str),
+            batch=take(body, "batch", str),
+            profile=take(body, "profile", str),
+            status=take(body, "status", str),
+            quantity=take(body, "quantity", int),
+            admitted=take(body, "admitted", int),
+            released=take(body, "released", int),
+            held=take(body, "held", int),
+            scrapped=take(body, "scrapped", int),
+            not_before=take(body, "not_before", str),
+            not_after=take(body, "not_after", str),
+            hardware_id_kind=take(body, "hardware_id_kind", str),
+            origins=_texts(body, "origins"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """Where a device stands."""
+
+    device: str
+    state: str
+    """admitted, issued, proved, released, held or scrapped."""
+    run: str
+    attempt: str
+    attempts: int
+    reason: str | None
+    certificate: str | None
+    """Serial number (hex)."""
+    certificate_sha256: str | None
+    revoked: str | None
+    release_leaf: int | None
+    """Index of the release in the log."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "DeviceStatus":
+        """Read an answer."""
+        return cls(
+            device=take(body, "device", str),
+            state=take(body, "state", str),
+            run=take(body, "run", str),
+            attempt=take(body, "attempt", str),
+            attempts=take(body, "attempts", int),
+            reason=_optional(body, "reason", str),
+            certificate=_optional(body, "certificate", str),
+            certificate_sha256=_optional(body, "certificate_sha256", str),
+            revoked=_optional(body, "revoked", str),
+            release_leaf=_optional(body, "release_leaf", int),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate to install, and the challenge to sign afterwards.  Nothing is verified yet."""
+
+    device: str
+    """Kind and hardware id, e.g. ``vin:1M8GDM9AXKP042788``."""
+    attempt: str
+    certificate: bytes = field(repr=False)
+    """DER."""
+    chain: tuple[bytes, ...] = field(repr=False)
+    """DER, the issuer first, the root not included."""
+    challenge: bytes = field(repr=False)
+    private_key: SecretBytes | None
+    """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "Issued":
+        """Read an answer."""
+        key = _optional(body, "private_key", str)
+        try:
+            challenge = base64.b64decode(take(body, "challenge", str), validate=True)
+        except ValueError as wrong:
+            raise IntegrityFailure("the service's challenge is not base64") from wrong
+        return cls(
+            device=take(body, "device", str),
+            attempt=take(body, "attempt", str),
+            certificate=_certificate(take(body, "certificate", str)),
+            chain=tuple(_certificate(pem) for pem in _texts(body, "chain")),
+            challenge=challenge,
+            private_key=None if key is None else SecretBytes(_one_block(key, "PRIVATE KEY")),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """The service believes the proof.  The token is not verified yet."""
+
+    device: str
+    attempt: str
+    token: str = field(repr=False)
+    """C2SP ``.tlog-proof``."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "Proved":
+        """Read an answer."""
+        return cls(
+            device=take(body, "device", str),
+            attempt=take(body, "attempt", str),
+            token=take(body, "token", str),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A device that may leave the line: verified here, token and all."""
+
+    device: str
+    """Kind and hardware id, e.g. ``vin:1M8GDM9AXKP042788``."""
+    hardware_id: str
+    """As it was asked for."""
+    run: str
+    attempt: str
+    certificate_sha256: str
+    """Of the certificate (DER) as the device reads it back, hex."""
+    leaf: int
+    """Index of the release in the log."""
+    token: str = field(repr=False)
+    """C2SP ``.tlog-proof``: checked offline with the log's public key."""

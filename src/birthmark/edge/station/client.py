@@ -1,0 +1,499 @@
+"""A station's side of the station plane: one object for test-fixture software (SPEC C12).
+
+``Station`` has a method for each thing the service can be asked, and two that tell a whole story:
+``provision`` takes one device from nothing to its release token, ``provision_gang`` many at once.  Both can
+be called again after any failure, a power cut of the station included, and go on where they were.
+
+Any thread may use a station; each has its own connection.  What is verified before anything is believed:
+the service's certificate and name, the certificates it issues, the release tokens, and that the log neither
+changes its key nor shrinks.  What is not: the time.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+from birthmark import errors
+from birthmark.edge.station.answers import DeviceStatus, Issued, Me, Proved, Release, RunStatus, take
+from birthmark.edge.station.checks import VerifiedToken, verify_token
+from birthmark.edge.station.credentials import Credentials, read_station_directory
+from birthmark.edge.station.element import DeviceElement
+from birthmark.edge.station.folder import Folder
+from birthmark.edge.station.pending import FolderJournal, Journal, MemoryJournal, Phase
+from birthmark.edge.station.provisioning import IssueItem, ProofItem, Work
+from birthmark.edge.station.records import StationRecords
+from birthmark.edge.station.transport import Entropy, OnWait, Transport, decode_object, refusal
+from birthmark.ledger.checkpoint import Checkpoint, VerifierKey
+
+__all__ = ["Station"]
+
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+# A station is a program of its own, outside the composition root: nobody hands it an Entropy port.
+_urandom: Entropy = os.urandom  # noqa: TID251
+
+
+class Station:
+    """A client of the station plane.  Close it, or use it in a ``with`` statement."""
+
+    def __init__(
+        self,
+        station: str | os.PathLike[str] | Credentials,
+        url: str | None = None,
+        *,
+        operator: str | None = None,
+        server_name: str | None = None,
+        timeout_seconds: float = 15.0,
+        patience_seconds: float = 120.0,
+        first_pause_seconds: float = 0.2,
+        on_wait: OnWait | None = None,
+        keep_checkpoints: bool = False,
+        entropy: Entropy = _urandom,
+    ) -> None:
+        """Load the credentials; nothing is connected yet.
+
+        Args:
+            station: a station directory (see ``credentials``), or credentials in memory: then request
+                numbers, the log's key and what is under way are remembered only as long as this object
+                lives.
+            url: of the service, in place of the one in the credentials.
+            operator: who stands at the station; recorded with every request.
+            server_name: the service's name in its certificate, where it is not the host in the URL.
+            timeout_seconds: longest silence of the service before a request is repeated.
+            patience_seconds: how long a request is repeated before it is given up.
+            first_pause_seconds: before the first repetition; doubles, up to 15 s, with jitter.
+            on_wait: called before each pause with the reason and its length in seconds, so that a screen
+                can say why the line waits.
+            keep_checkpoints: append every distinct checkpoint to ``checkpoints`` in the station directory.
+            entropy: random octets for idempotency keys and jitter.
+
+        Raises:
+            errors.NotFound: a file of the directory is missing.
+            errors.NotPermitted: others may read the key.
+            errors.MalformedRequest: the credentials cannot be used.
+            errors.IntegrityFailure: what the station remembers contradicts itself.
+        """
+        self._folder: Folder | None = None
+        if isinstance(station, Credentials):
+            credentials = station
+        else:
+            credentials = read_station_directory(station)
+            self._folder = Folder(station)
+        if operator is not None and not (operator.isascii() and operator.isprintable() and operator.strip()):
+            raise errors.MalformedRequest(f"the operator {operator!r} is not a name in visible ascii")
+        self._name = credentials.name
+        self._url = url or credentials.url
+        self._anchors = credentials.anchors()
+        self._operator = operator
+        self._entropy = entropy
+        self._records = StationRecords(self._folder, keep_checkpoints=keep_checkpoints)
+        self._me: Me | None = None
+        self._journals: dict[str, Journal] = {}
+        self._transport = Transport(
+            self._url,
+            credentials.tls_context(),
+            server_name=server_name,
+            timeout_seconds=timeout_seconds,
+            patience_seconds=patience_seconds,
+            first_pause_seconds=first_pause_seconds,
+            on_wait=on_wait,
+            entropy=entropy,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Station({self._name!r}, {self._url!r})"
+
+    def close(self) -> None:
+        """Close the connections.  A request that waits is given up."""
+        self._transport.close()
+        # The folder stays open for whoever is just writing to it; it goes with the object.
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def me(self) -> Me:
+        """Ask who we are.
+
+        Raises:
+            errors.IntegrityFailure: the log's key is another than the one pinned.
+        """
+        me = Me.read(self._get("/v1/me"))
+        self._records.pin(me.vkey)
+        self._me = me
+        return me
+
+    def run(self, run: str) -> RunStatus:
+        """Ask for a run's status and counters."""
+        return RunStatus.read(self._get(f"/v1/runs/{_segment(run)}"))
+
+    def device(self, device: str) -> DeviceStatus:
+        """Ask where a device stands; ``device`` is kind and hardware id, e.g. ``vin:1M8GDM9AXKP042788``."""
+        return DeviceStatus.read(self._get(f"/v1/devices/{_segment(device)}"))
+
+    def token(self, device: str) -> str:
+        """Ask for a released device's token (C2SP ``.tlog-proof``); it is not verified here."""
+        content_type, answer = self._transport.request(
+            "GET", f"/v1/devices/{_segment(device)}/token", self._headers()
+        )
+        try:
+            text = answer.decode()
+        except UnicodeDecodeError:
+            text = ""
+        if content_type != "text/plain" or not text:
+            raise errors.IntegrityFailure("the service's answer is no release token")
+        return text
+
+    def checkpoint(self) -> Checkpoint:
+        """Ask for the log's newest checkpoint and verify it.
+
+        Raises:
+            errors.IntegrityFailure: the pinned key did not sign it, or the log shrank.
+        """
+        self.vkey()
+        newest = self._records.newest
+        return self._records.see(take(self._get("/v1/checkpoint"), "checkpoint", str), at_least=newest)
+
+    def vkey(self) -> VerifierKey:
+        """Return the log's key: the one pinned, or on first contact the one the service names."""
+        known = self._records.vkey
+        return self._records.pin(self._known_me().vkey) if known is None else known
+
+    # --- single requests -------------------------------------------------------------------------------
+
+    def issue(self, run: str, hardware_id: str, csr: str | None = None, *, key: str | None = None) -> Issued:
+        """Ask for one identity.  Nothing of the answer is verified: see ``provision`` for the whole story.
+
+        Args:
+            run: id of the run.
+            hardware_id: as scanned.
+            csr: PKCS#10 (PEM or base64 DER) of a key born in the device; None to have the key delivered.
+            key: idempotency key; give one to be able to ask again for the same.
+        """
+        item = IssueItem(hardware_id=hardware_id, csr=csr, key=key or self._new_key())
+        return self._issue(run, item, self._next_seq())
+
+    def gang_issue(self, run: str, items: Sequence[IssueItem]) -> list[Issued | errors.Refusal]:
+        """Ask for many identities; the results are in the order of the items."""
+        return self._in_gangs(items, lambda gang: self._gang_issue(run, gang, self._next_seq()))
+
+    def prove(
+        self, attempt: str, certificate_sha256: str, signature: bytes, *, key: str | None = None
+    ) -> Proved:
+        """Send one proof.  The token in the answer is not verified: see ``provision``.
+
+        Args:
+            attempt: id of the attempt.
+            certificate_sha256: of the certificate (DER) as read back from the device, hex.
+            signature: the device's, over ``birthmark.pki.possession.proof_message``.
+            key: idempotency key; give one to be able to ask again for the same.
+        """
+        item = ProofItem(
+            attempt=attempt,
+            certificate_sha256=certificate_sha256,
+            signature=signature,
+            key=key or self._new_key(),
+        )
+        return self._prove(item, self._next_seq())
+
+    def gang_prove(self, items: Sequence[ProofItem]) -> list[Proved | errors.Refusal]:
+        """Send many proofs; the results are in the order of the items."""
+        return self._in_gangs(items, lambda gang: self._gang_prove(gang, self._next_seq()))
+
+    def hold(self, device: str, reason: str, *, key: str | None = None) -> DeviceStatus:
+        """Take a device off the line until somebody decides."""
+        return self._dispose(device, "hold", reason, key)
+
+    def rework(self, device: str, reason: str, *, key: str | None = None) -> DeviceStatus:
+        """Let a held device try again; the certificate of the failed attempt is revoked."""
+        return self._dispose(device, "rework", reason, key)
+
+    def scrap(self, device: str, reason: str, *, key: str | None = None) -> DeviceStatus:
+        """Give a held device up for ever."""
+        return self._dispose(device, "scrap", reason, key)
+
+    # --- the whole story -------------------------------------------------------------------------------
+
+    def provision(
+        self, run: str, hardware_id: str, element: DeviceElement, *, delivered: bool = False
+    ) -> Release:
+        """Take one device from nothing to its release token, or from wherever it was.
+
+        A device that is released already answers with the same release, where its element remembers.
+
+        Args:
+            run: id of the run.
+            hardware_id: as scanned.
+            element: the device.
+            delivered: True to have the service make the key.
+
+        Raises:
+            errors.ProofFailed: the device did not prove that it holds its key; the service holds it.
+            errors.Unavailable: the service was away longer than our patience: call again.
+            errors.IntegrityFailure: the service's answer is not to be believed: stop the line.
+            errors.Refusal: the service refused; a later call is a new attempt.
+        """
+        work = self._work(run, hardware_id, element)
+        work.begin(delivered=delivered, new_seq=self._next_seq)
+        if work.pending.phase is Phase.ASKING:
+            try:
+                issued = self._issue(run, work.request(), work.pending.issue_seq)
+            except errors.Refusal as refused:
+                work.issue_refused(refused)
+                raise
+            work.accept(issued)
+        work.prepare(new_seq=self._next_seq)
+        try:
+            proved = self._prove(work.proof(), work.pending.prove_seq)
+        except errors.Refusal as refused:
+            release = work.prove_refused(refused)
+            if release is None:
+                raise
+            return release
+        return work.finish(proved)
+
+    def provision_gang(
+        self, run: str, devices: Sequence[tuple[str, DeviceElement, bool]]
+    ) -> list[Release | errors.Refusal]:
+        """Provision many devices with gang requests; each succeeds or fails alone.
+
+        Args:
+            run: id of the run.
+            devices: hardware id, element, and True to have the key delivered.
+
+        Returns:
+            A release or a refusal for each, in order.  Whatever a refusal stands for, the call can be made
+            again.
+        """
+        results: dict[int, Release | errors.Refusal] = {}
+        works: dict[int, Work] = {}
+        # One number for all that is asked for the first time; what was asked before keeps its own (SPEC E5).
+        fresh = _Once(self._next_seq)
+        for index, (hardware_id, element, delivered) in enumerate(devices):
+            with _noting(results, index):
+                work = self._work(run, hardware_id, element)
+                work.begin(delivered=delivered, new_seq=fresh)
+                works[index] = work
+        self._gang_issue_all(run, works, results)
+        self._gang_prove_all({i: work for i, work in works.items() if i not in results}, results)
+        return [results[index] for index in range(len(devices))]
+
+    def _gang_issue_all(
+        self, run: str, works: Mapping[int, Work], results: dict[int, Release | errors.Refusal]
+    ) -> None:
+        asking = {i: work for i, work in works.items() if work.pending.phase is Phase.ASKING}
+        for seq, gang in self._gangs(asking, lambda work: work.pending.issue_seq):
+            items = [works[index].request() for index in gang]
+            for index, issued in zip(
+                gang, _each(len(gang), partial(self._gang_issue, run, items, seq)), strict=True
+            ):
+                with _noting(results, index):
+                    if isinstance(issued, errors.Refusal):
+                        works[index].issue_refused(issued)
+                        raise issued
+                    works[index].accept(issued)
+
+    def _gang_prove_all(
+        self, works: Mapping[int, Work], results: dict[int, Release | errors.Refusal]
+    ) -> None:
+        fresh = _Once(self._next_seq)
+        for index, work in works.items():
+            with _noting(results, index):
+                work.prepare(new_seq=fresh)
+        proving = {i: work for i, work in works.items() if i not in results}
+        for seq, gang in self._gangs(proving, lambda work: work.pending.prove_seq):
+            items = [works[index].proof() for index in gang]
+            for index, proved in zip(
+                gang, _each(len(gang), partial(self._gang_prove, items, seq)), strict=True
+            ):
+                with _noting(results, index):
+                    if isinstance(proved, errors.Refusal):
+                        release = works[index].prove_refused(proved)
+                        if release is None:
+                            raise proved
+                        results[index] = release
+                    else:
+                        results[index] = works[index].finish(proved)
+
+    def abandon(self, hardware_id: str, element: DeviceElement) -> None:
+        """Forget what is under way for a device, so that the next ``provision`` is a new attempt.
+
+        For a device that broke between two steps.  Hold it and rework it first, or the service will refuse
+        the new attempt.
+        """
+        self._journal(hardware_id, element).forget()
+
+    def verified(self, token: str, *, device: str, attempt: str, certificate_sha256: str) -> VerifiedToken:
+        """Check a release token against the pinned key, and take notice of its checkpoint.
+
+        Raises:
+            errors.IntegrityFailure: it is not this device's token.
+        """
+        verified = verify_token(
+            token, self.vkey(), device=device, attempt=attempt, certificate_sha256=certificate_sha256
+        )
+        self._records.see(verified.checkpoint_note)
+        return verified
+
+    # --- pieces ----------------------------------------------------------------------------------------
+
+    def _work(self, run: str, hardware_id: str, element: DeviceElement) -> Work:
+        return Work(
+            station=self._name,
+            run=run,
+            hardware_id=hardware_id,
+            element=element,
+            journal=self._journal(hardware_id, element),
+            service=self,
+            anchors=self._anchors,
+            new_key=self._new_key,
+        )
+
+    def _journal(self, hardware_id: str, element: DeviceElement) -> Journal:
+        if isinstance(element, Journal):
+            return element
+        if self._folder is not None:
+            return FolderJournal(self._folder, hardware_id)
+        return self._journals.setdefault(hardware_id, MemoryJournal())
+
+    def _issue(self, run: str, item: IssueItem, seq: int) -> Issued:
+        return Issued.read(self._post(f"/v1/runs/{_segment(run)}/issue", _issue_body(item), seq))
+
+    def _prove(self, item: ProofItem, seq: int | None) -> Proved:
+        return Proved.read(self._post("/v1/prove", _proof_body(item), seq))
+
+    def _gang_issue(self, run: str, items: Sequence[IssueItem], seq: int) -> list[Issued | errors.Refusal]:
+        body = {"devices": [_issue_body(item) for item in items]}
+        answer = self._post(f"/v1/runs/{_segment(run)}/gang-issue", body, seq)
+        return _results(answer, len(items), Issued.read)
+
+    def _gang_prove(self, items: Sequence[ProofItem], seq: int | None) -> list[Proved | errors.Refusal]:
+        body = {"proofs": [_proof_body(item) for item in items]}
+        return _results(self._post("/v1/gang-prove", body, seq), len(items), Proved.read)
+
+    def _dispose(self, device: str, act: str, reason: str, key: str | None) -> DeviceStatus:
+        body = {"reason": reason, "idempotency_key": key or self._new_key()}
+        return DeviceStatus.read(self._post(f"/v1/devices/{_segment(device)}/{act}", body, self._next_seq()))
+
+    def _in_gangs(
+        self, items: Sequence[_Item], ask: Callable[[Sequence[_Item]], list[_T | errors.Refusal]]
+    ) -> list[_T | errors.Refusal]:
+        size = self._known_me().max_gang
+        results: list[_T | errors.Refusal] = []
+        for start in range(0, len(items), size):
+            results += ask(items[start : start + size])
+        return results
+
+    def _gangs(
+        self, works: Mapping[int, Work], seq_of: Callable[[Work], int | None]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Split devices into gangs, each with the request number its devices were given."""
+        by_seq: dict[int, list[int]] = {}
+        for index, work in works.items():
+            by_seq.setdefault(seq_of(work) or 0, []).append(index)
+        size = self._known_me().max_gang if works else 1
+        for seq, indices in by_seq.items():
+            for start in range(0, len(indices), size):
+                # More devices than one request takes: the second and further gangs are requests of their own.
+                yield (seq if start == 0 else self._next_seq()), indices[start : start + size]
+
+    def _known_me(self) -> Me:
+        return self._me or self.me()
+
+    def _next_seq(self) -> int:
+        return self._records.next_seq(self._known_me().last_seq)
+
+    def _new_key(self) -> str:
+        return self._entropy(16).hex()
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        if self._operator is not None:
+            headers["Birthmark-Operator"] = self._operator
+        return headers
+
+    def _get(self, path: str) -> dict[str, Any]:
+        # Reading leaves no entry in the log, so it takes no number: it would look like a gap.
+        _, answer = self._transport.request("GET", path, self._headers())
+        return decode_object(answer)
+
+    def _post(self, path: str, body: Mapping[str, Any], seq: int | None) -> dict[str, Any]:
+        headers = self._headers() | {"Content-Type": "application/json"}
+        if seq is not None:
+            headers["Birthmark-Seq"] = str(seq)
+        _, answer = self._transport.request("POST", path, headers, json.dumps(body).encode())
+        return decode_object(answer)
+
+
+class _Once:
+    """A request number that is taken when the first one asks for it, and shared by the others."""
+
+    def __init__(self, take_number: Callable[[], int]) -> None:
+        self._take = take_number
+        self._number: int | None = None
+
+    def __call__(self) -> int:
+        if self._number is None:
+            self._number = self._take()
+        return self._number
+
+
+@contextmanager
+def _noting(results: dict[int, Release | errors.Refusal], index: int) -> Iterator[None]:
+    """Make a refusal the result of one device, so that the others go on."""
+    try:
+        yield
+    except errors.Refusal as refused:
+        results[index] = refused
+
+
+def _each(count: int, ask: Callable[[], Iterable[_T | errors.Refusal]]) -> Iterable[_T | errors.Refusal]:
+    """Ask for a gang; a refusal of the whole request is each one's."""
+    try:
+        return ask()
+    except errors.Refusal as refused:
+        return [refused] * count
+
+
+def _results(
+    body: Mapping[str, Any], count: int, read: Callable[[Mapping[str, Any]], _T]
+) -> list[_T | errors.Refusal]:
+    items = take(body, "results", list)
+    if len(items) != count:
+        raise errors.IntegrityFailure(f"asked for {count} devices, the service answered for {len(items)}")
+    results: list[_T | errors.Refusal] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise errors.IntegrityFailure("a result of the service is no json object")
+        results.append(refusal(item) if "code" in item else read(item))
+    return results
+
+
+def _issue_body(item: IssueItem) -> dict[str, Any]:
+    body: dict[str, Any] = {"hardware_id": item.hardware_id, "idempotency_key": item.key}
+    return body if item.csr is None else body | {"csr": item.csr}
+
+
+def _proof_body(item: ProofItem) -> dict[str, Any]:
+    return {
+        "attempt": item.attempt,
+        "certificate_sha256": item.certificate_sha256,
+        "signature": base64.b64encode(item.signature).decode(),
+        "idempotency_key": item.key,
+    }
+
+
+def _segment(text: str) -> str:
+    if not text or text in {".", ".."}:
+        raise errors.MalformedRequest(f"{text!r} names nothing")
+    return quote(text, safe=":")

@@ -1,0 +1,301 @@
+"""Who a station is, and where its service is: the station directory and its reader and writer.
+
+    station.crt      its certificate, then the authorities above it, PEM
+    station.key      its private key, PKCS#8 PEM, mode 0400; may be encrypted (PBES2)
+    root.crt         the trust anchors: who signs for the service and for the devices, PEM
+    station.toml     name, url, and optionally key-passphrase-file (relative to the directory)
+    vkey             the log's verifier key (C2SP signed-note), pinned at enrolment or on first contact
+
+The same form serves operators and devices with a bootstrap certificate.  While it works, a station also keeps
+``sequence``, ``checkpoint``, ``checkpoints`` and ``pending-*.json`` here: see ``records`` and ``pending``.
+
+``write_station_directory`` makes the directory whole or not at all; over an existing one (renewal) it changes
+certificate and key so that a reader never meets one without the other.
+"""
+
+import json
+import os
+import shutil
+import ssl
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from birthmark.edge.station.folder import Folder
+from birthmark.errors import MalformedRequest, NotFound, NotPermitted
+from birthmark.ledger.checkpoint import VerifierKey
+from birthmark.pki.certificates import from_pem
+from birthmark.secret import SecretBytes
+
+__all__ = ["Credentials", "read_station_directory", "write_station_directory"]
+
+_CERTIFICATE = "station.crt"
+_KEY = "station.key"
+_NEXT_KEY = "station.key.next"
+_ROOT = "root.crt"
+_SETTINGS = "station.toml"
+_VKEY = "vkey"
+_KNOWN = {"name", "url", "key-passphrase-file"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a station shows and whom it believes."""
+
+    name: str
+    url: str
+    """Where the service is, https://host:port."""
+    certificate_pem: str = field(repr=False)
+    """Its certificate, then the authorities above it."""
+    private_key: SecretBytes
+    """PKCS#8 PEM, perhaps encrypted."""
+    passphrase: SecretBytes | None = None
+    """Of an encrypted key."""
+    root_pem: str = field(repr=False)
+    """Trust anchors, one or more."""
+
+    def anchors(self) -> tuple[bytes, ...]:
+        """Return the trust anchors (DER)."""
+        return from_pem(self.root_pem)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return a client context: TLS 1.3, the service verified by name against the trust anchors alone.
+
+        Raises:
+            MalformedRequest: the certificate, the key or the anchors cannot be used, or do not belong
+                together.
+        """
+        _check_pair(self)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the chain and the host name
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        passphrase = b"" if self.passphrase is None else self.passphrase.reveal()
+        try:
+            context.load_verify_locations(cadata=self.root_pem)
+            with _readable(self.certificate_pem.encode() + b"\n" + self.private_key.reveal()) as path:
+                context.load_cert_chain(path, password=passphrase)  # never asks on the terminal
+        except (ssl.SSLError, ValueError) as wrong:
+            raise MalformedRequest(f"the credentials of {self.name} cannot be used for tls") from wrong
+        return context
+
+
+class _readable:  # noqa: N801 -- a context manager, used like a function
+    """Octets under a path, for OpenSSL, which reads keys from files only: anonymous memory, never a disk."""
+
+    def __init__(self, content: bytes) -> None:
+        self._fd = os.memfd_create("credentials", os.MFD_CLOEXEC)
+        os.write(self._fd, content)
+
+    def __enter__(self) -> str:
+        return f"/proc/self/fd/{self._fd}"
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._fd)
+
+
+def read_station_directory(path: str | os.PathLike[str]) -> Credentials:
+    """Read a station's credentials.
+
+    Raises:
+        NotFound: the directory or one of its files is missing.
+        NotPermitted: others may read the key or enter the directory.
+        MalformedRequest: a file does not hold what belongs there, or certificate and key do not match.
+    """
+    folder = Folder(path)
+    try:
+        settings = _settings(folder)
+        certificate = _text(folder, _CERTIFICATE)
+        passphrase = _passphrase(folder, settings)
+        private_key = _private_key(folder, certificate, passphrase)
+        return Credentials(
+            name=settings["name"],
+            url=settings["url"],
+            certificate_pem=certificate,
+            private_key=private_key,
+            passphrase=passphrase,
+            root_pem=_text(folder, _ROOT),
+        )
+    finally:
+        folder.close()
+
+
+def write_station_directory(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    url: str,
+    certificate_pem: str,
+    chain_pem: str,
+    private_key_pem: SecretBytes,
+    root_pem: str,
+    vkey: str | None = None,
+    key_passphrase_file: str | None = None,
+    passphrase: SecretBytes | None = None,
+) -> None:
+    """Make a station directory, or renew the credentials in one.
+
+    Args:
+        path: the directory (mode 0700 when made here); its parent exists.
+        name: of the station, operator or device.
+        url: of the service, https.
+        certificate_pem: its certificate.
+        chain_pem: the authorities above it, the root not included; may be empty.
+        private_key_pem: PKCS#8 PEM, perhaps encrypted.
+        root_pem: the trust anchors.
+        vkey: the log's verifier key, if it is known; else it is pinned on first contact.
+        key_passphrase_file: where the passphrase of an encrypted key is read from; relative to the directory.
+        passphrase: of an encrypted key, needed here only to see that certificate and key match.
+
+    Raises:
+        MalformedRequest: something is not what it is said to be, or certificate and key do not match.
+    """
+    if vkey is not None:
+        VerifierKey.parse(vkey)
+    certificates = certificate_pem.rstrip("\n") + "\n" + chain_pem
+    credentials = Credentials(
+        name=name,
+        url=url,
+        certificate_pem=certificates,
+        private_key=private_key_pem,
+        passphrase=passphrase,
+        root_pem=root_pem,
+    )
+    _check_pair(credentials)
+    credentials.anchors()
+    settings = {"name": name, "url": url}
+    if key_passphrase_file is not None:
+        settings["key-passphrase-file"] = key_passphrase_file
+    # A JSON string without \u escapes of surrogates is a TOML basic string.
+    toml = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+    files = [(_SETTINGS, toml, 0o644), (_ROOT, root_pem, 0o644)]
+    if vkey is not None:
+        files.append((_VKEY, vkey.rstrip("\n") + "\n", 0o644))
+    target = Path(path)
+    if (target / _CERTIFICATE).exists():
+        _renew(target, files, certificates, private_key_pem)
+        return
+    if target.exists():
+        target.rmdir() if not any(target.iterdir()) else _refuse_foreign(target)
+    making = target.with_name(f".{target.name}.new")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(making)  # what a crash left behind
+    folder = Folder(making, create=True)
+    for file_name, text, mode in [*files, (_CERTIFICATE, certificates, 0o644)]:
+        folder.write(file_name, text.encode(), mode=mode)
+    folder.write(_KEY, private_key_pem.reveal(), mode=0o400)
+    folder.close()
+    making.rename(target)
+    _flush(target.parent)
+
+
+def _refuse_foreign(target: Path) -> None:
+    raise NotPermitted(f"{target} holds something else than a station's credentials")
+
+
+def _renew(
+    target: Path, files: list[tuple[str, str, int]], certificates: str, private_key: SecretBytes
+) -> None:
+    folder = Folder(target)
+    for file_name, text, mode in files:
+        folder.write(file_name, text.encode(), mode=mode)
+    # The new key waits beside the old one until the certificate is there; a reader who meets the state
+    # between takes the waiting key (see _private_key).
+    folder.write(_NEXT_KEY, private_key.reveal(), mode=0o400)
+    folder.write(_CERTIFICATE, certificates.encode(), mode=0o644)
+    folder.rename(_NEXT_KEY, _KEY)
+    folder.close()
+
+
+def _private_key(folder: Folder, certificate: str, passphrase: SecretBytes | None) -> SecretBytes:
+    complaint = f"{folder.path / _KEY}: there is no such file"
+    for name in (_KEY, _NEXT_KEY):
+        content = folder.read(name)
+        if content is None:
+            continue
+        if (mode := folder.mode(name)) & 0o077:
+            raise NotPermitted(f"{folder.path / name} has the mode {mode:04o}: others may read it; chmod 400")
+        key = SecretBytes(content)
+        if _spki_of_key(key, passphrase, str(folder.path / name)) == _spki_of_certificate(certificate):
+            return key
+        complaint = f"{folder.path}: the certificate in {_CERTIFICATE} is for another key than {_KEY}"
+    raise MalformedRequest(complaint)
+
+
+def _check_pair(credentials: Credentials) -> None:
+    key = _spki_of_key(credentials.private_key, credentials.passphrase, f"the key of {credentials.name}")
+    if key != _spki_of_certificate(credentials.certificate_pem):
+        raise MalformedRequest(f"the certificate of {credentials.name} is for another key than its own")
+
+
+def _spki_of_certificate(certificate_pem: str) -> bytes:
+    try:
+        certificate = x509.load_der_x509_certificate(from_pem(certificate_pem)[0])
+    except ValueError as wrong:
+        raise MalformedRequest(f"the station's certificate cannot be read: {wrong}") from wrong
+    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _spki_of_key(key: SecretBytes, passphrase: SecretBytes | None, what: str) -> bytes:
+    loaded: PrivateKeyTypes | None
+    try:
+        loaded = load_pem_private_key(
+            key.reveal(), password=None if passphrase is None else passphrase.reveal()
+        )
+    except TypeError:  # encrypted without a passphrase, or a passphrase for a key in the clear
+        loaded = None if passphrase is None else load_pem_private_key(key.reveal(), password=None)
+    except ValueError:
+        loaded = None
+    if loaded is None:
+        raise MalformedRequest(f"{what} is no pkcs#8 key, or is encrypted under another passphrase")
+    return loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _settings(folder: Folder) -> dict[str, str]:
+    try:
+        settings = tomllib.loads(_text(folder, _SETTINGS))
+    except tomllib.TOMLDecodeError as wrong:
+        raise MalformedRequest(f"{folder.path / _SETTINGS}: {wrong}") from wrong
+    if unknown := sorted(settings.keys() - _KNOWN):
+        raise MalformedRequest(f"{folder.path / _SETTINGS}: unknown key {unknown[0]}")
+    for key in ("name", "url"):
+        if not isinstance(settings.get(key), str):
+            raise MalformedRequest(f"{folder.path / _SETTINGS}: {key} is a text and not left out")
+    if not isinstance(settings.get("key-passphrase-file", ""), str):
+        raise MalformedRequest(f"{folder.path / _SETTINGS}: key-passphrase-file is a path")
+    return settings
+
+
+def _passphrase(folder: Folder, settings: dict[str, str]) -> SecretBytes | None:
+    if "key-passphrase-file" not in settings:
+        return None
+    path = folder.path / settings["key-passphrase-file"]
+    try:
+        return SecretBytes(path.read_bytes().removesuffix(b"\n"))
+    except OSError as wrong:
+        raise NotFound(f"the passphrase file {path} cannot be read: {wrong.strerror}") from wrong
+
+
+def _text(folder: Folder, name: str) -> str:
+    content = folder.read(name)
+    if content is None:
+        raise NotFound(f"{folder.path / name}: there is no such file")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as wrong:
+        raise MalformedRequest(f"{folder.path / name} is not utf-8") from wrong
+
+
+def _flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

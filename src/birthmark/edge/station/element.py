@@ -1,0 +1,65 @@
+"""What the line needs from a device, whatever holds its key.
+
+A third party that brings another kind of device (a TPM, a PKCS#11 token, an ECU behind a diagnostic bus)
+writes one class with the five methods of ``DeviceElement``; ``birthmark.edge.station.enclave.Enclave`` is
+the one for a plain directory.  The rules that make the proof mean something:
+
+- ``read_back`` and ``sign`` ask the device, each time.  An element that answers from what it was given a
+  moment ago proves nothing (SPEC C6).
+- a private key that was made in the device stays there; one that is delivered is stored before ``install``
+  returns.
+- ``install`` and ``released`` return when what they were given will survive a power cut.
+- ``install`` may come again with the same or another certificate until the device is released, never after.
+
+An element that can also remember what is under way (``birthmark.edge.station.pending.Journal``) lets another
+station finish what was begun, once the certificate is installed; for others the station that began has to finish.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from birthmark.secret import SecretBytes
+
+__all__ = ["DeviceElement"]
+
+
+class DeviceElement(Protocol):
+    """One device, in one fixture.  Refuse with classes of ``birthmark.errors``."""
+
+    def certification_request(self, hardware_id: str) -> bytes | None:
+        """Make a key in the device and ask for its certificate.
+
+        Called once an attempt; the answer is remembered and sent again unchanged.
+
+        Returns:
+            A PKCS#10 request (DER or PEM) whose subject is CN=hardware_id, or None if the device cannot
+            make a key.
+
+        Raises:
+            IllegalTransition: the device already has its identity.
+        """
+
+    def install(self, *, certificate: bytes, chain: Sequence[bytes], private_key: SecretBytes | None) -> None:
+        """Store the certificate, the authorities above it and, if it was delivered, the key.
+
+        Args:
+            certificate: DER.
+            chain: DER each, the issuer first, the root not included.
+            private_key: PKCS#8 (DER) of a delivered key; None if the key was made in the device.
+
+        Raises:
+            IllegalTransition: the device already has its identity.
+        """
+
+    def read_back(self) -> bytes:
+        """Return the certificate (DER) as the device has it stored now."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign with the key as the device has it stored now.
+
+        Returns:
+            DER Ecdsa-Sig-Value (P-256 with SHA-256, P-384 with SHA-384), or 64 octets of Ed25519.
+        """
+
+    def released(self, token: str) -> None:
+        """Store the release token: from now on the identity never changes."""

@@ -1,0 +1,349 @@
+"""One device's way through the line, as a sequence of steps that can stop and go on anywhere.
+
+``Work`` knows what to ask next and what to make of the answer, and writes down each step before it is
+taken; who asks (one device a request, or a gang) is the client's business.
+
+    begin     what is under way is picked up; else the device makes its key, and the intent is written down
+    accept    the certificate is checked and installed
+    prepare   the device reads its certificate back and signs; the proof is written down
+    finish    the token is checked and stored
+
+What a refusal means for what is written down, so that the same call is always the right thing to do next:
+
+- the outcome is unknown (unavailable, unauthenticated, a fault of the service): everything stays;
+- the proof may not be sent by us now (not-permitted and the like): the identity stays, the next proof is a
+  new request;
+- anything else: closed, and the next call is a new attempt.  Before that, if the device was proved already
+  as far as the service is concerned, its token is fetched: the service is asked, a guess is never made.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
+
+from birthmark import errors
+from birthmark.edge.station.answers import DeviceStatus, Issued, Proved, Release
+from birthmark.edge.station.checks import VerifiedToken, verify_certificate
+from birthmark.edge.station.element import DeviceElement
+from birthmark.edge.station.pending import Journal, Pending, Phase
+from birthmark.pki.certificates import fingerprint, from_pem, to_pem
+from birthmark.pki.possession import proof_message
+from birthmark.secret import SecretBytes
+
+__all__ = ["IssueItem", "ProofItem", "Service", "Work"]
+
+_UNKNOWN_OUTCOME = (errors.Unavailable, errors.Unauthenticated, errors.IntegrityFailure)
+_ASK_ANOTHER_WAY = (errors.NotPermitted, errors.MalformedRequest, errors.TooLarge, errors.PolicyRefused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueItem:
+    """An issue request for one device."""
+
+    hardware_id: str
+    key: str
+    """Idempotency key."""
+    csr: str | None = field(default=None, repr=False)
+    """PKCS#10 (PEM), or None to have the key delivered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofItem:
+    """A proof for one device."""
+
+    attempt: str
+    certificate_sha256: str
+    """Hex."""
+    signature: bytes
+    key: str
+    """Idempotency key."""
+
+
+class Service(Protocol):
+    """What the steps ask the station for."""
+
+    def device(self, device: str) -> DeviceStatus:
+        """Return where a device stands."""
+
+    def token(self, device: str) -> str:
+        """Return a released device's token."""
+
+    def verified(self, token: str, *, device: str, attempt: str, certificate_sha256: str) -> VerifiedToken:
+        """Check a release token."""
+
+
+class Work:
+    """One device under way."""
+
+    def __init__(
+        self,
+        *,
+        station: str,
+        run: str,
+        hardware_id: str,
+        element: DeviceElement,
+        journal: Journal,
+        service: Service,
+        anchors: Sequence[bytes],
+        new_key: Callable[[], str],
+    ) -> None:
+        """Prepare; nothing is looked at yet."""
+        self._station = station
+        self._run = run
+        self._hardware_id = hardware_id
+        self._element = element
+        self._journal = journal
+        self._service = service
+        self._anchors = anchors
+        self._new_key = new_key
+        self._now: Pending | None = None
+
+    @property
+    def pending(self) -> Pending:
+        """What is under way, after ``begin``."""
+        if self._now is None:
+            raise RuntimeError("nothing has begun")
+        return self._now
+
+    # --- the steps -------------------------------------------------------------------------------------
+
+    def begin(self, *, delivered: bool, new_seq: Callable[[], int]) -> None:
+        """Pick up what is under way, or write down the intent to ask for an identity.
+
+        Raises:
+            errors.IllegalTransition: something else is under way in this device, or it has its identity.
+            errors.MalformedRequest: the device makes no key of its own and none is to be delivered.
+        """
+        self._now = self._journal.pending()
+        if self._now is not None:
+            self._check_same(self._now, delivered=delivered)
+            return
+        csr = None
+        if not delivered:
+            request = self._element.certification_request(self._hardware_id)
+            if request is None:
+                raise errors.MalformedRequest(
+                    f"the device of {self._hardware_id!r} makes no key: ask for a delivered one"
+                )
+            csr = _request_pem(request)
+        self._remember(
+            Pending(
+                station=self._station,
+                hardware_id=self._hardware_id,
+                run=self._run,
+                delivered=delivered,
+                issue_key=self._new_key(),
+                issue_seq=new_seq(),
+                csr=csr,
+            )
+        )
+
+    def request(self) -> IssueItem:
+        """Return what to ask in the phase ``asking``; the same as often as it is called."""
+        now = self.pending
+        return IssueItem(hardware_id=now.hardware_id, key=now.issue_key, csr=now.csr)
+
+    def accept(self, issued: Issued) -> None:
+        """Check what the service issued, and install it.
+
+        Raises:
+            errors.IntegrityFailure: it is not what was asked for; nothing was installed.
+        """
+        now = self.pending
+        if now.delivered != (issued.private_key is not None):
+            raise errors.IntegrityFailure(
+                f"the service sent {issued.device} a key, or none, against the request"
+            )
+        certificate = verify_certificate(
+            issued.certificate,
+            issued.chain,
+            anchors=self._anchors,
+            device=issued.device,
+            hardware_id=now.hardware_id,
+            public_key=_spki_of_request(now.csr) if now.csr else _spki_of_key(issued.private_key),
+        )
+        # Refuses a strange attempt or challenge before anything is installed.
+        proof_message(
+            attempt=issued.attempt, certificate_sha256=certificate.fingerprint, challenge=issued.challenge
+        )
+        self._element.install(
+            certificate=issued.certificate, chain=issued.chain, private_key=issued.private_key
+        )
+        self._remember(
+            replace(
+                now,
+                phase=Phase.INSTALLED,
+                device=issued.device,
+                attempt=issued.attempt,
+                challenge=issued.challenge.hex(),
+                certificate_sha256=certificate.fingerprint,
+            )
+        )
+
+    def prepare(self, *, new_seq: Callable[[], int]) -> None:
+        """Have the device read its certificate back and sign, and write the proof down.
+
+        What the device says goes to the service unjudged: a wrong proof is on record there, and holds the
+        device.
+        """
+        now = self.pending
+        read_back = fingerprint(self._element.read_back())
+        if now.phase is Phase.RELEASED and read_back != now.certificate_sha256:
+            raise errors.IntegrityFailure(f"{now.device} holds another certificate than it was released with")
+        if now.phase is not Phase.INSTALLED:
+            return
+        message = proof_message(
+            attempt=str(now.attempt),
+            certificate_sha256=read_back,
+            challenge=bytes.fromhex(str(now.challenge)),
+        )
+        signature = self._element.sign(message)
+        self._remember(
+            replace(
+                now,
+                phase=Phase.PROVING,
+                certificate_sha256=read_back,
+                prove_key=self._new_key(),
+                prove_seq=new_seq(),
+                signature=signature.hex(),
+            )
+        )
+
+    def proof(self) -> ProofItem:
+        """Return what to send in the phase ``proving``; the same as often as it is called.
+
+        In the phase ``released`` too: the same proof gets the same answer, so that whoever lost a release (the
+        program that called, say) gets it again.
+        """
+        now = self.pending
+        return ProofItem(
+            attempt=str(now.attempt),
+            certificate_sha256=str(now.certificate_sha256),
+            signature=bytes.fromhex(str(now.signature)),
+            key=str(now.prove_key),
+        )
+
+    def finish(self, proved: Proved) -> Release:
+        """Check the token and store it.
+
+        Raises:
+            errors.IntegrityFailure: it is not this device's; it was not stored.
+        """
+        now = self.pending
+        if (proved.device, proved.attempt) != (now.device, now.attempt):
+            raise errors.IntegrityFailure(f"proved {now.device}, the service answered for {proved.device!r}")
+        return self._store(proved.token)
+
+    # --- refusals --------------------------------------------------------------------------------------
+
+    def issue_refused(self, refusal: errors.Refusal) -> None:
+        """Write down what a refusal to issue means."""
+        if not _is_unknown(refusal):
+            self._journal.forget()
+
+    def prove_refused(self, refusal: errors.Refusal) -> Release | None:
+        """Write down what a refused proof means; return the release if there was one after all."""
+        if _is_unknown(refusal):
+            return None
+        if isinstance(refusal, _ASK_ANOTHER_WAY):
+            self._remember(
+                replace(self.pending, phase=Phase.INSTALLED, prove_key=None, prove_seq=None, signature=None)
+            )
+            return None
+        if isinstance(refusal, errors.IllegalTransition | errors.KeyReused) and self._is_released():
+            return self._store(self._service.token(str(self.pending.device)))
+        self._journal.forget()
+        return None
+
+    def _is_released(self) -> bool:
+        now = self.pending
+        status = self._service.device(str(now.device))
+        return status.state == "released" and (status.attempt, status.certificate_sha256) == (
+            now.attempt,
+            now.certificate_sha256,
+        )
+
+    # --- pieces ----------------------------------------------------------------------------------------
+
+    def _check_same(self, now: Pending, *, delivered: bool) -> None:
+        if now.hardware_id != self._hardware_id:
+            raise errors.IllegalTransition(
+                f"this device is under way as {now.hardware_id!r}, not as {self._hardware_id!r}"
+            )
+        if now.run != self._run:
+            raise errors.IllegalTransition(
+                f"{now.hardware_id!r} is under way in run {now.run}, not {self._run}"
+            )
+        if now.phase is Phase.ASKING and now.station != self._station:
+            raise errors.IllegalTransition(
+                f"{now.hardware_id!r} was asked for at {now.station}: finish it there, or abandon it"
+            )
+        if now.delivered != delivered:
+            born = "delivered" if now.delivered else "born"
+            raise errors.IllegalTransition(f"{now.hardware_id!r} is under way with a {born} key")
+
+    def _verified(self, token: str) -> Release:
+        now = self.pending
+        verified = self._service.verified(
+            token,
+            device=str(now.device),
+            attempt=str(now.attempt),
+            certificate_sha256=str(now.certificate_sha256),
+        )
+        return Release(
+            device=str(now.device),
+            hardware_id=now.hardware_id,
+            run=now.run,
+            attempt=str(now.attempt),
+            certificate_sha256=str(now.certificate_sha256),
+            leaf=verified.leaf,
+            token=token,
+        )
+
+    def _store(self, token: str) -> Release:
+        release = self._verified(token)
+        self._element.released(token)
+        self._remember(replace(self.pending, phase=Phase.RELEASED, csr=None))
+        return release
+
+    def _remember(self, pending: Pending) -> None:
+        self._journal.remember(pending)
+        self._now = pending
+
+
+def _is_unknown(refusal: errors.Refusal) -> bool:
+    # A plain Refusal has a code we do not know, "internal" for one: nobody knows what it left behind.
+    return isinstance(refusal, _UNKNOWN_OUTCOME) or type(refusal) is errors.Refusal
+
+
+def _request_pem(request: bytes) -> str:
+    """Return a certification request in PEM, whichever way the device spelled it."""
+    if not request.startswith(b"-----"):
+        return to_pem(request, "CERTIFICATE REQUEST")
+    try:
+        return request.decode("ascii")
+    except UnicodeDecodeError as wrong:
+        raise errors.MalformedRequest("the device's certification request is not pem") from wrong
+
+
+def _spki_of_request(csr: str) -> bytes:
+    for label in ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"):
+        try:
+            request = x509.load_der_x509_csr(from_pem(csr, label)[0])
+            return request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        except (errors.MalformedRequest, ValueError):
+            continue
+    raise errors.MalformedRequest("the device's certification request cannot be read")
+
+
+def _spki_of_key(key: SecretBytes | None) -> bytes:
+    try:
+        loaded = None if key is None else load_der_private_key(key.reveal(), password=None)
+    except (ValueError, TypeError):
+        loaded = None
+    if loaded is None:  # outside of except: no cause that saw the key
+        raise errors.IntegrityFailure("the service sent a key that cannot be read")
+    return loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
