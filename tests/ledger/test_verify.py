@@ -209,7 +209,8 @@ def logged(changes: Mapping[int, Mapping[str, object]]) -> bytes:
 def test_a_number_that_left_no_entry_is_a_gap(place: Path) -> None:
     """E5: completeness by station.  Entries 10, 12 and 14 carry numbers 6, 7 and 8 of ST00."""
     report = judged(place, logged({10: {"seq": 30}, 12: {"seq": 5}, 39: {"seq": 21}}))
-    assert not report.ok
+    assert report.ok, "a gap is a question for somebody, not a proof of anything"
+    assert {finding.severity for finding in report.findings} == {Severity.WARNING}
     assert steps(report) == {7}
     assert report.gaps == (
         Gap(actor="station:ST00", first=6, last=7),
