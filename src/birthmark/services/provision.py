@@ -255,7 +255,7 @@ class Provision:
         )
         certificate = sign_certificate(permit(tbs), self._keys.sign)
         return _Prepared(
-            device=str(hardware_id),
+            device=f"{hardware_id.kind}:{hardware_id.text}",
             attempt=self._entropy.token(16).hex(),
             certificate=certificate,
             serial=serial_hex(tbs.serial_number),

@@ -95,7 +95,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=None,
     )
     uvicorn.Server(config).run(sockets=[listener])
