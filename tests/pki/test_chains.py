@@ -1,5 +1,6 @@
 """What the packaged profiles produce, as OpenSSL and pkilint see it (SPEC A2, F5, G1)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def test_openssl_and_pkilint_accept_the_authorities(algorithm: KeyAlgorithm, tmp
     for name, certificate in (("root", ours.root_der), ("issuing", ours.issuing_der)):
         assert unwaived(pkilint_findings(certificate), profiles.load(name)) == []
     assert pkilint_pair_findings(ours.root_der, ours.issuing_der) == []
+
+
+@pytest.mark.parametrize("name", ["idevid", "server"])
+def test_the_extensions_a_profile_may_add_are_accepted_too(name: str, tmp_path: Path) -> None:
+    """basicConstraints on a leaf, policies, CRL and access locations: no packaged profile names them."""
+
+    def template(text: str) -> profiles.TextTemplate:
+        return profiles.TextTemplate(text, ((text, None),), frozenset())
+
+    ours = realm(KeyAlgorithm.EC_P256)
+    profile = replace(
+        profiles.load(name),
+        basic_constraints=profiles.BasicConstraints(ca=False, path_len_constraint=None),
+        certificate_policies=("1.3.6.1.4.1.32473.9", "1.3.6.1.4.1.32473.10"),
+        crl_distribution_point=template("http://pki.example/crl/1.crl"),
+        ocsp_responder=template("http://pki.example/ocsp"),
+        ca_issuers=template("http://pki.example/ca/1.cer"),
+    )
+    leaf = ours.issue(profile, spki(KeyAlgorithm.EC_P256, "device"))
+    openssl_strict(ours.root_der, [ours.issuing_der], leaf, tmp_path, NOW)
+    assert unwaived(pkilint_findings(leaf), profile) == []
 
 
 def test_openssl_accepts_a_realm_of_ed25519(tmp_path: Path) -> None:

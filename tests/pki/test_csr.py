@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from birthmark.errors import MalformedRequest, PolicyRefused, Refusal, TooLarge
 from birthmark.pki import der
-from birthmark.pki.certificates import assemble
+from birthmark.pki.certificates import assemble, to_pem
 from birthmark.pki.csr import SMALL_ORDER, vet
 from birthmark.pki.keys import KeyAlgorithm
 from tests.pki.sample import PrivateKey, private_key, signed_by, spki
@@ -217,6 +217,14 @@ def test_a_request_that_is_too_large_is_refused_unseen() -> None:
 def test_trailing_octets_are_malformed() -> None:
     with pytest.raises(MalformedRequest):
         vet(GOOD + b"\0", allowed=ALL)
+
+
+def test_pem_with_two_requests_or_none_is_malformed() -> None:
+    pem = to_pem(GOOD, "CERTIFICATE REQUEST")
+    assert vet(pem.encode(), allowed=ALL) == vet(GOOD, allowed=ALL)
+    for text in (pem + pem, to_pem(GOOD, "CERTIFICATE")):
+        with pytest.raises(MalformedRequest, match="pem"):
+            vet(text.encode(), allowed=ALL)
 
 
 @given(

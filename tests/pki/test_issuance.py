@@ -1,19 +1,23 @@
 """Templates, serial numbers, validity (SPEC C8, F5, G1; DESIGN section 6)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from birthmark.errors import MalformedRequest, PolicyRefused
-from birthmark.pki import issuance, lint, profiles
+from birthmark.pki import der, issuance, lint, profiles
 from birthmark.pki.certificates import TBSCertificate
-from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.profiles import Profile
-from tests.pki.sample import FOUNDED, LEAF_PROFILES, NOW, VARIABLES, realm, serial, spki
+from tests.pki.sample import FOUNDED, LEAF_PROFILES, NOW, VARIABLES, private_key, realm, serial, spki
 
 P256 = KeyAlgorithm.EC_P256
 
@@ -47,9 +51,10 @@ dates = st.one_of(
             datetime(2049, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
             datetime(2050, 1, 1, tzinfo=UTC),
             datetime(9998, 11, 30, 12, tzinfo=UTC),
+            datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
         ]
     ),
-    st.datetimes(datetime(1950, 1, 1), datetime(9998, 11, 30), timezones=st.just(UTC)),  # noqa: DTZ001
+    st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001
 )
 vins = st.text("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", min_size=17, max_size=17)
 
@@ -77,25 +82,37 @@ def test_a_filled_template_is_what_the_builder_builds_octet_for_octet(
     organization: str,
     known: set[str],
 ) -> None:
-    """Whatever of the variables was known when the template was compiled."""
+    """Whatever of the variables was known when the template was compiled; or both refuse the time."""
     values = VARIABLES | {"hardware_id": vin, "organization": organization}
     authority = realm(issuer).issuing
     template = issuance.compile_template(PROFILES[name], authority, {key: values[key] for key in known})
-    filled = template.fill(
-        serial_number=number,
-        subject_public_key_info=spki(subject, "device"),
-        not_before=not_before,
-        variables={key: value for key, value in values.items() if key not in known},
+    filled = octets_or_rule(
+        lambda: template.fill(
+            serial_number=number,
+            subject_public_key_info=spki(subject, "device"),
+            not_before=not_before,
+            variables={key: value for key, value in values.items() if key not in known},
+        )
     )
-    built = issuance.build_reference(
-        PROFILES[name],
-        authority,
-        serial_number=number,
-        subject_public_key_info=spki(subject, "device"),
-        not_before=not_before,
-        variables=values,
+    built = octets_or_rule(
+        lambda: issuance.build_reference(
+            PROFILES[name],
+            authority,
+            serial_number=number,
+            subject_public_key_info=spki(subject, "device"),
+            not_before=not_before,
+            variables=values,
+        )
     )
-    assert filled.der == built.der
+    assert filled == built
+    assert isinstance(built, bytes) or not_before.year >= 9998
+
+
+def octets_or_rule(build: Callable[[], TBSCertificate]) -> bytes | str:
+    try:
+        return build().der
+    except PolicyRefused as refusal:
+        return refusal.rule
 
 
 @given(st.binary(min_size=20, max_size=40))
@@ -244,6 +261,117 @@ def test_an_issuer_is_an_authority() -> None:
     leaf = realm(P256).issue(profiles.load("vehicle"), spki(P256, "device"))
     with pytest.raises(MalformedRequest, match="not the certificate of an authority"):
         issuance.Issuer.from_certificate(realm(P256).issuing.key_label, leaf)
+
+
+def test_an_issuer_must_be_allowed_to_certify() -> None:
+    profile = replace(
+        profiles.load("vehicle"),
+        basic_constraints=profiles.BasicConstraints(ca=False, path_len_constraint=None),
+    )
+    leaf = realm(P256).issue(profile, spki(P256, "device"))
+    with pytest.raises(PolicyRefused, match="does not let it certify"):
+        issuance.Issuer.from_certificate(realm(P256).issuing.key_label, leaf)
+
+
+def test_an_issuer_with_a_key_we_cannot_use_is_malformed() -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Theirs")])
+    usage = [False] * 5 + [True] + [False] * 3
+    theirs = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(FOUNDED)
+        .not_valid_after(NOW)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(*usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    octets = theirs.public_bytes(Encoding.DER)
+    with pytest.raises(MalformedRequest, match="neither P-256 nor P-384 nor Ed25519"):
+        issuance.Issuer.from_certificate(KeyLabel("theirs"), octets)
+    unknown = octets.replace(der.oid("1.2.840.113549.1.1.1"), der.oid("1.2.840.113549.1.1.127"))
+    with pytest.raises(MalformedRequest, match=r"not an x.509 certificate"):
+        issuance.Issuer.from_certificate(KeyLabel("theirs"), unknown)
+
+
+def test_an_issuers_name_is_taken_as_it_stands_in_its_certificate() -> None:
+    """SPEC A4: an authority certified elsewhere may be named by any encoder."""
+    key = private_key(P256, "theirs")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    kind = x509.name._ASN1Type.BMPString  # noqa: SLF001 -- the library's only way to write an odd string type
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Theirs", kind)])
+    usage = [False] * 5 + [True] + [False] * 3
+    theirs = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(FOUNDED)
+        .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.KeyUsage(*usage), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    issuer = issuance.Issuer.from_certificate(KeyLabel("theirs"), theirs.public_bytes(Encoding.DER))
+    assert issuer.subject.hex() == "3017311530130603550403" + "1e0c" + "Theirs".encode("utf-16-be").hex()
+    lint.permit(
+        issuance.compile_template(profiles.load("vehicle"), issuer, VARIABLES).fill(
+            serial_number=serial("x"),
+            subject_public_key_info=spki(P256, "device"),
+            not_before=NOW,
+            variables={},
+        )
+    )
+
+
+@pytest.mark.parametrize("text", ["ftp://pki.example/crl", "http://pki.example/a b", "http://é.example"])
+def test_a_location_that_cannot_be_fetched_is_refused(text: str) -> None:
+    profile = replace(
+        profiles.load("vehicle"),
+        crl_distribution_point=profiles.TextTemplate("{crl_url}", (("", "crl_url"),), frozenset({"crl_url"})),
+    )
+    with pytest.raises(MalformedRequest, match="no http location"):
+        issuance.compile_template(profile, realm(P256).issuing, VARIABLES | {"crl_url": text})
+
+
+def test_a_hardware_serial_is_ascii_and_not_empty() -> None:
+    for text in ("", "é"):
+        template = profiles.TextTemplate(text, ((text, None),), frozenset())
+        alternative = profiles.load("idevid").subject_alternative_name
+        assert alternative is not None
+        profile = replace(
+            profiles.load("idevid"), subject_alternative_name=replace(alternative, hardware_serial=template)
+        )
+        with pytest.raises(MalformedRequest, match="empty or not ascii"):
+            issuance.compile_template(profile, realm(P256).issuing, VARIABLES)
+
+
+@pytest.mark.parametrize("octets", [b"", bytes.fromhex("3003020100"), bytes(91)])
+def test_a_root_or_authority_with_no_usable_key_is_refused(octets: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        issuance.build_root(
+            profiles.load("root"),
+            key_label=KeyLabel("root"),
+            serial_number=serial("x"),
+            subject_public_key_info=octets,
+            not_before=NOW,
+            variables=VARIABLES,
+        )
+    with pytest.raises(MalformedRequest):
+        issuance.build_reference(
+            profiles.load("issuing"),
+            realm(P256).root,
+            serial_number=serial("x"),
+            subject_public_key_info=octets,
+            not_before=NOW,
+            variables=VARIABLES,
+        )
 
 
 def test_an_issuer_knows_its_certificate() -> None:

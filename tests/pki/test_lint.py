@@ -382,6 +382,67 @@ def test_every_rule_cites_its_source() -> None:
         assert "RFC" in rule.__doc__ or "SPEC" in rule.__doc__ or "root" in rule.__doc__
 
 
+BADLY_FORMED: dict[str, Callable[[Parts], object]] = {
+    "a month 13": set_to("not_before", time(0x17, "261322123015Z")),
+    "a time without seconds": set_to("not_before", time(0x17, "2611221230Z")),
+    "a time with an offset": set_to("not_before", time(0x17, "261122123015+0100")),
+    "one time": set_to("not_before", b""),
+    "version 1": set_to("version", b""),
+    "an extension twice": lambda parts: parts.extensions.append(parts.extensions[0]),
+    "unique identifiers": lambda parts: set_to("key", parts.key + bytes.fromhex("81020000"))(parts),
+}
+
+
+@pytest.mark.parametrize("change", BADLY_FORMED.values(), ids=BADLY_FORMED)
+def test_what_is_no_version_3_certificate_of_rfc_5280_is_refused(change: Callable[[Parts], object]) -> None:
+    assert refused_by(broken(filled("vehicle"), change)) == "well_formed"
+
+
+@pytest.mark.parametrize(
+    "extension", ["30030603551d0f", "3009010100060255010400", "300a06025501010100040102"]
+)
+def test_an_extension_that_is_none_is_refused(extension: str) -> None:
+    """The last one says critical FALSE, which DER leaves out (X.690 section 11.5)."""
+    tbs = filled("vehicle")
+    octets = tbs.der
+    _, _, start, stop = der.only(octets, der.SEQUENCE)
+    *fields, _ = der.children(octets, start, stop)
+    wrapped = der.encode(0xA3, der.encode(der.SEQUENCE, bytes.fromhex(extension)))
+    changed = der.encode(der.SEQUENCE, *(octets[field[1] : field[3]] for field in fields), wrapped)
+    assert refused_by(replace(tbs, der=changed)) == "well_formed"
+
+
+def test_a_beginning_that_leaves_no_room_for_the_validity_is_refused() -> None:
+    def change(parts: Parts) -> None:
+        parts.not_before = time(0x18, "99991230000000Z")
+        parts.not_after = time(0x18, "99991231235959Z")
+
+    assert refused_by(broken(filled("station"), change)) == "validity_is_the_profiles"
+
+
+def test_a_subject_with_two_values_in_one_set_is_refused() -> None:
+    """STYLE P6: one encoding for one name; multi-valued sets are none of ours."""
+
+    def change(parts: Parts) -> None:
+        contents = [name[2:] for name in parts.subject]
+        parts.subject = [der.encode(der.SET, *contents)]
+
+    assert refused_by(broken(filled("vehicle"), change)) == "subject_is_the_profiles"
+
+    def untyped(parts: Parts) -> None:
+        parts.subject = [der.encode(der.SET, der.encode(der.SEQUENCE, der.oid(CN)))]
+
+    assert refused_by(broken(filled("vehicle"), untyped)) == "subject_is_the_profiles"
+
+
+def test_an_access_method_other_than_ocsp_and_issuers_is_refused() -> None:
+    places = ("http://a.example/crl", "http://a.example/ocsp", "http://a.example/ca")
+    tbs = located(*places)
+    lint.permit(tbs)
+    ocsp, timestamping = der.oid("1.3.6.1.5.5.7.48.1"), der.oid("1.3.6.1.5.5.7.48.3")
+    assert refused_by(replace(tbs, der=tbs.der.replace(ocsp, timestamping))) == "locations_are_http"
+
+
 @given(st.binary(max_size=300))
 def test_any_octets_are_refused_and_nothing_else_happens(octets: bytes) -> None:
     with pytest.raises(MalformedRequest):

@@ -99,6 +99,12 @@ def test_any_octets_are_a_name_or_malformed(octets: bytes, patch: bytes, place: 
         return
 
 
+@pytest.mark.parametrize("octets", ["30023000", "3004310230003100", "300731053003060103", "30053103300131"])
+def test_what_is_shaped_otherwise_is_malformed(octets: str) -> None:
+    with pytest.raises(MalformedRequest):
+        names.attribute_values(bytes.fromhex(octets), Attribute.CN)
+
+
 def test_other_peoples_string_types_are_read() -> None:
     def name(tag: int, octets: bytes) -> bytes:
         pair = der.encode(der.SEQUENCE, der.oid("2.5.4.3"), der.encode(tag, octets))

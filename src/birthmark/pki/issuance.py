@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
@@ -348,7 +349,7 @@ def build_reference(
             .not_valid_after(end)
             .public_key(public_key)  # type: ignore[arg-type]  # the builder refuses what cannot be certified
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MalformedRequest(f"cannot be certified: {error}") from error
     for extension in profile.extensions:
         value = _x509_extension(profile, issuer, extension, variables, subject_public_key_info)

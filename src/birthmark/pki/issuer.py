@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark.errors import MalformedRequest, PolicyRefused
+from birthmark.pki import der
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 
@@ -51,21 +53,30 @@ class Issuer:
             usage = extensions.get_extension_for_class(x509.KeyUsage).value
             identifier = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
             spki = parsed.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            subject = parsed.subject.public_bytes()
+            tbs = parsed.tbs_certificate_bytes
             not_before, not_after = parsed.not_valid_before_utc, parsed.not_valid_after_utc
         except x509.ExtensionNotFound as error:
             raise MalformedRequest(f"not the certificate of an authority: {error}") from error
-        except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension) as error:
+        except (
+            ValueError,
+            TypeError,
+            UnsupportedAlgorithm,
+            x509.InvalidVersion,
+            x509.DuplicateExtension,
+        ) as error:
             raise MalformedRequest(f"not an x.509 certificate: {error}") from error
         algorithm = recognise(spki)
         if algorithm is None:
             raise MalformedRequest("the authority's key is neither P-256 nor P-384 nor Ed25519")
         if not constraints.ca or not usage.key_cert_sign:
             raise PolicyRefused("issuer-is-an-authority", "the issuer's certificate does not let it certify")
+        # The name as it stands there, whatever encoder wrote it: a path compares octets.
+        _, _, content, end = der.only(tbs, der.SEQUENCE)
+        _, start, _, stop = der.children(tbs, content, end)[5]
         return cls(
             key_label=key_label,
             key_algorithm=algorithm,
-            subject=subject,
+            subject=tbs[start:stop],
             key_identifier=identifier.digest,
             not_before=not_before,
             not_after=not_after,
