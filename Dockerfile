@@ -29,4 +29,4 @@ VOLUME /data
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["/opt/birthmark/healthcheck"]
 ENTRYPOINT ["birthmark"]
-CMD ["serve", "--settings", "/data/birthmark.toml"]
+CMD ["serve", "--settings", "/data/realm/birthmark.toml"]

@@ -265,3 +265,23 @@ def test_a_passphrase_file_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 12345, 12345)
     with pytest.raises(errors.NotPermitted, match="belongs to user 12345"):
         read_passphrase_file(path)
+
+
+def test_a_secret_on_a_read_only_mount_is_taken_with_the_mode_it_has(tmp_path: Path) -> None:
+    """Container engines hand secrets over as 0444 on a read-only mount."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    mount, umount = need("mount"), need("umount")
+    done = subprocess.run([mount, "-t", "tmpfs", "none", str(tmp_path)], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("this sandbox may not mount a tmpfs")
+    try:
+        secret = tmp_path / "passphrase"
+        secret.write_text("correct horse\n")
+        secret.chmod(0o444)
+        with pytest.raises(errors.NotPermitted, match="open to group or others"):
+            read_passphrase_file(secret)
+        subprocess.run([mount, "-o", "remount,ro", str(tmp_path)], check=True)
+        assert read_passphrase_file(secret) == SecretBytes(b"correct horse")
+    finally:
+        subprocess.run([umount, str(tmp_path)], check=True)
