@@ -1,0 +1,381 @@
+"""``birthmark station``, ``operator`` and ``bootstrap``: who may connect (SPEC C1, C2).
+
+Three groups of one shape: let in, list, show, renew, shut out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography import x509
+
+from birthmark import errors
+from birthmark.edge.application import Application
+from birthmark.edge.cli import credentials, printing
+from birthmark.edge.cli.inputs import device_id, moment, only_authority
+from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Csr, Out, Reason, SettingsPath
+from birthmark.edge.cli.session import session_of
+from birthmark.edge.cli.settings_text import station_url
+from birthmark.floor.authorities import AuthorityKind
+from birthmark.floor.clients import Client, Credential, Role
+from birthmark.pki import profiles
+from birthmark.pki.certificates import Certificate, from_pem, to_pem
+from birthmark.pki.csr import vet
+from birthmark.ports import carry
+from birthmark.services.authorise import Enrolment
+from birthmark.settings import Settings
+
+__all__ = ["bootstraps", "operators", "stations"]
+
+stations = typer.Typer(
+    name="station", no_args_is_help=True, help="Stations on the line: let in, renew, shut out."
+)
+operators = typer.Typer(
+    name="operator", no_args_is_help=True, help="The people who open runs and decide over devices."
+)
+bootstraps = typer.Typer(
+    name="bootstrap",
+    no_args_is_help=True,
+    help="Bootstrap credentials: hardware that comes with one fetches its own identity.",
+)
+
+AuthorityOption = Annotated[
+    str | None, typer.Option("--authority", metavar="ID", help="Who certifies it. [the only active one]")
+]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="An earlier end than the profile's.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A credential somebody wants."""
+
+    role: Role
+    name: str
+    variables: Mapping[str, str]
+    out: Path
+    csr: Path | None = None
+    authority: str | None = None
+    until: str | None = None
+    site: str = ""
+    line: str = ""
+    hardware_id: str | None = None
+    run: str | None = None
+    renew: bool = False
+
+
+def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wanted: _Wanted) -> None:
+    credentials.require_room(wanted.out, renew=wanted.renew)
+    with session_of(context).acting(settings, as_directory) as (application, operator):
+        key: credentials.PrivateKey | None = None
+        if wanted.csr is None:
+            key = credentials.fresh_key()
+            spki = credentials.public_der(key)
+        else:
+            spki = _requested_key(wanted.csr, wanted.role)
+        service = service_of(application)
+        known = _client(application, f"{wanted.role}:{wanted.name}") if wanted.renew else None
+        enrolment = Enrolment(
+            role=wanted.role,
+            name=wanted.name,
+            subject_public_key_info=spki,
+            authority=wanted.authority or only_authority(application, AuthorityKind.ISSUING).id,
+            variables={"organization": application.settings.realm.organization, **wanted.variables},
+            site=known.site if known else wanted.site,
+            line=known.line if known else wanted.line,
+            hardware_id=known.hardware_id if known else wanted.hardware_id,
+            run=known.run if known else wanted.run,
+            not_after=_end(wanted.until),
+            renew=wanted.renew,
+        )
+        enrolled = carry(application.store, application.authorise.enrol(operator.caller, enrolment))
+        credentials.write(wanted.out, wanted.name, enrolled, key, service)
+    printing.fields(
+        {
+            "client": enrolled.client.id,
+            "certificate": enrolled.certificate.serial_hex,
+            "until": enrolled.certificate.not_after,
+            "directory": wanted.out,
+        }
+    )
+    if key is None:
+        printing.line(f"put the private key at {wanted.out / 'station.key'}, mode 0400")
+
+
+def _end(until: str | None) -> datetime | None:
+    return None if until is None else moment(until).replace(microsecond=0)
+
+
+def _requested_key(csr: Path, role: Role) -> bytes:
+    """Return the key of a PKCS #10 request, proved to be its sender's; its names decide nothing."""
+    try:
+        octets = csr.read_bytes()
+    except OSError as cause:
+        raise errors.NotFound(f"{csr} cannot be read: {cause.strerror}") from cause
+    allowed = profiles.load(str(role)).subject_key_algorithms
+    return vet(octets, allowed=allowed).subject_public_key_info
+
+
+def service_of(application: Application) -> credentials.Service:
+    """Return what a credential says about this service."""
+    root = only_authority(application, AuthorityKind.ROOT)
+    return credentials.Service(
+        url=public_url(application.settings), root_pem=to_pem(root.der), vkey=application.realm.vkey
+    )
+
+
+def public_url(settings: Settings) -> str:
+    """Return where clients find the station plane: under a name that its certificate has."""
+    plane = settings.station_plane
+    try:
+        leaf = x509.load_der_x509_certificate(from_pem(plane.certificate_file.read_text(encoding="ascii"))[0])
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as cause:
+        raise errors.NotFound(f"{plane.certificate_file} is no server certificate") from cause
+    known = [
+        *names.get_values_for_type(x509.DNSName),
+        *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
+    ]
+    host = plane.host if plane.host in known else known[0]
+    return station_url(host, plane.port)
+
+
+def _client(application: Application, client: str) -> Client:
+    found = application.store.look({Client: (client,)}).get(Client, client)
+    if found is None:
+        raise errors.NotFound(f"there is no client {client}")
+    return found
+
+
+# --- what all three do --------------------------------------------------------------------------------------
+
+
+def document(client: Client) -> dict[str, object]:
+    """Return a client as it is shown, without its credentials."""
+    return {
+        "name": client.name,
+        "status": str(client.status),
+        "site": client.site,
+        "line": client.line,
+        "hardware_id": client.hardware_id,
+        "run": client.run,
+        "last_seq": client.last_seq,
+    }
+
+
+def credential_documents(held: list[Credential]) -> list[dict[str, object]]:
+    """Return a client's certificates as they are shown, the one that ends last at the end."""
+    return [
+        {
+            "certificate": credential.serial,
+            "certificate_sha256": Certificate.from_der(credential.der).fingerprint,
+            "authority": credential.authority,
+            "not_after": credential.not_after,
+            "status": str(credential.status),
+        }
+        for credential in sorted(held, key=lambda one: one.not_after)
+    ]
+
+
+_COLUMNS: Mapping[Role, tuple[str, ...]] = {
+    Role.STATION: ("name", "status", "site", "line", "last_seq", "until"),
+    Role.OPERATOR: ("name", "status", "until"),
+    Role.BOOTSTRAP: ("name", "status", "hardware_id", "run", "until"),
+}
+
+
+def _list(role: Role) -> Callable[..., None]:
+    def command(
+        context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS, as_json: AsJson = False
+    ) -> None:
+        with session_of(context).application(settings) as application:
+            held: dict[str, list[Credential]] = {}
+            for credential in application.store.scan(Credential):
+                held.setdefault(credential.client, []).append(credential)
+            found = [
+                (document(client), credential_documents(held.get(client.id, [])))
+                for client in application.store.scan(Client, after=f"{role}:")
+                if client.role is role
+            ]
+        if as_json:
+            printing.line(printing.json_text([{**row, "credentials": those} for row, those in found]))
+            return
+        rows = [{**row, "until": those[-1]["not_after"] if those else None} for row, those in found]
+        printing.columns(_COLUMNS[role], ([row[key] for key in _COLUMNS[role]] for row in rows))
+
+    return command
+
+
+def _revoke(role: Role) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        name: Annotated[str, typer.Argument(metavar="NAME")],
+        *,
+        reason: Reason,
+        settings: SettingsPath = DEFAULT_SETTINGS,
+        as_directory: AsDirectory = None,
+    ) -> None:
+        with session_of(context).acting(settings, as_directory) as (application, operator):
+            client = f"{role}:{name}"
+            revoked = carry(application.store, application.authorise.revoke(operator.caller, client, reason))
+        printing.line(f"{revoked.id} is {revoked.status}; its name is not given out again")
+
+    return command
+
+
+for _group, _role in ((stations, Role.STATION), (operators, Role.OPERATOR), (bootstraps, Role.BOOTSTRAP)):
+    _group.command("list", help=f"List the {_role}s and until when their certificates are good.")(
+        _list(_role)
+    )
+    _group.command("revoke", help=f"Shut a {_role} out, from this moment on and for good.")(_revoke(_role))
+
+
+# --- what differs -------------------------------------------------------------------------------------------
+
+
+@stations.command("enrol")
+def enrol_station(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="1 to 64 of A-Z a-z 0-9 . _ -")],
+    *,
+    site: Annotated[str, typer.Option(help="Where it stands.")],
+    line: Annotated[str, typer.Option(help="The line it belongs to.")],
+    out: Out,
+    csr: Csr = None,
+    authority: AuthorityOption = None,
+    until: UntilOption = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Let a station in: certify its key, put it on record, write its credential directory."""
+    wanted = _Wanted(
+        role=Role.STATION,
+        name=name,
+        variables={"station": name},
+        out=out,
+        csr=csr,
+        authority=authority,
+        until=until,
+        site=site,
+        line=line,
+    )
+    _enrol(context, settings, as_directory, wanted)
+
+
+@stations.command("renew")
+def renew_station(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The station's directory, changed in one step, or a new one."
+        ),
+    ],
+    csr: Csr = None,
+    authority: AuthorityOption = None,
+    until: UntilOption = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Give a station another key and certificate; the ones it has stay good until they end."""
+    wanted = _Wanted(
+        role=Role.STATION,
+        name=name,
+        variables={"station": name},
+        out=out,
+        csr=csr,
+        authority=authority,
+        until=until,
+        renew=True,
+    )
+    _enrol(context, settings, as_directory, wanted)
+
+
+@stations.command("show")
+def show_station(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_json: AsJson = False,
+) -> None:
+    """Show a station and all its certificates."""
+    with session_of(context).application(settings) as application:
+        client = _client(application, f"{Role.STATION}:{name}")
+        held = [one for one in application.store.scan(Credential) if one.client == client.id]
+    shown, rows = document(client), credential_documents(held)
+    if as_json:
+        printing.line(printing.json_text({**shown, "credentials": rows}))
+        return
+    printing.fields(shown)
+    printing.line()
+    heads = ("certificate", "authority", "not_after", "status")
+    printing.columns(heads, ([row[head] for head in heads] for row in rows))
+
+
+@operators.command("enrol")
+def enrol_operator(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An operator id, not a person's name.")],
+    *,
+    out: Out,
+    csr: Csr = None,
+    authority: AuthorityOption = None,
+    until: UntilOption = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Let an operator in: certify a key, put the operator on record, write the credential directory."""
+    wanted = _Wanted(
+        role=Role.OPERATOR,
+        name=name,
+        variables={"operator": name},
+        out=out,
+        csr=csr,
+        authority=authority,
+        until=until,
+    )
+    _enrol(context, settings, as_directory, wanted)
+
+
+@bootstraps.command("issue")
+def issue_bootstrap(
+    context: typer.Context,
+    *,
+    name: Annotated[str, typer.Option(help="What the credential is called: 1 to 64 of A-Z a-z 0-9 . _ -")],
+    out: Out,
+    hardware_id: Annotated[
+        str | None,
+        typer.Option(metavar="KIND:ID", help="The one device it may provision, e.g. vin:1M8GDM9AXKP042788."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Or the run whose listed devices it may provision.")
+    ] = None,
+    csr: Csr = None,
+    authority: AuthorityOption = None,
+    until: UntilOption = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Issue a credential for hardware that is to fetch its own identity on the line."""
+    if (hardware_id is None) == (run is None):
+        raise errors.MalformedRequest("a bootstrap credential is for one --hardware-id or for one --run")
+    device = None if hardware_id is None else device_id(hardware_id)
+    wanted = _Wanted(
+        role=Role.BOOTSTRAP,
+        name=name,
+        variables={"run": run or "device", "hardware_id": "" if device is None else device.partition(":")[2]},
+        out=out,
+        csr=csr,
+        authority=authority,
+        until=until,
+        hardware_id=device,
+        run=run,
+    )
+    _enrol(context, settings, as_directory, wanted)

@@ -1,0 +1,203 @@
+"""``birthmark device``: where a device stands, its papers, and what becomes of it (DESIGN §2)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from birthmark import errors
+from birthmark.edge.application import Application
+from birthmark.edge.cli import printing
+from birthmark.edge.cli.inputs import device_id
+from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
+from birthmark.edge.cli.session import session_of
+from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
+from birthmark.pki.certificates import Certificate, to_pem
+from birthmark.ports import carry
+from birthmark.services.disposition import dispose
+from birthmark.services.runs import authority_chain
+
+__all__ = ["devices"]
+
+devices = typer.Typer(
+    name="device",
+    no_args_is_help=True,
+    help="Devices: where each stands, its papers, hold, rework and scrap.",
+)
+DeviceArgument = Annotated[str, typer.Argument(metavar="KIND:ID", help="E.g. vin:1M8GDM9AXKP042788.")]
+
+
+def _find(application: Application, text: str) -> Device:
+    device = device_id(text)
+    found = application.store.look({Device: (device,)}).get(Device, device)
+    if found is None:
+        raise errors.NotFound(f"there is no device {device}")
+    return found
+
+
+def _attempts(application: Application, device: Device) -> list[Attempt]:
+    """Return all attempts in order; only if there were several are all attempts looked through."""
+    latest = application.store.look({Attempt: (device.attempt,)}).get(Attempt, device.attempt)
+    if latest is None:
+        raise errors.IntegrityFailure(f"attempt {device.attempt} of device {device.id} is gone")
+    if device.attempts == 1:
+        return [latest]
+    found = [attempt for attempt in application.store.scan(Attempt) if attempt.device == device.id]
+    return sorted(found, key=lambda attempt: attempt.number)
+
+
+def _certificate(application: Application, attempt: Attempt) -> DeviceCertificate:
+    facts = application.store.look({DeviceCertificate: (attempt.certificate,)})
+    found = facts.get(DeviceCertificate, attempt.certificate)
+    if found is None:
+        raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
+    return found
+
+
+@devices.command("list")
+def list_devices(
+    context: typer.Context,
+    *,
+    state: Annotated[DeviceState | None, typer.Option(help="Only these.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this run.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="At most so many.")] = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_json: AsJson = False,
+) -> None:
+    """List devices, in the order of their ids."""
+    found: list[dict[str, object]] = []
+    with session_of(context).application(settings) as application:
+        for device in application.store.scan(Device):
+            if (state is not None and device.state is not state) or (run is not None and device.run != run):
+                continue
+            found.append(
+                {
+                    "id": device.id,
+                    "state": str(device.state),
+                    "run": device.run,
+                    "attempts": device.attempts,
+                    "reason": device.reason,
+                }
+            )
+            if len(found) == limit:
+                break
+    if as_json:
+        printing.line(printing.json_text(found))
+    else:
+        printing.columns(("id", "state", "run", "attempts", "reason"), (list(row.values()) for row in found))
+
+
+@devices.command()
+def show(
+    context: typer.Context,
+    device: DeviceArgument,
+    *,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_json: AsJson = False,
+) -> None:
+    """Show a device and every attempt at giving it its identity."""
+    with session_of(context).application(settings) as application:
+        found = _find(application, device)
+        attempts = []
+        for attempt in _attempts(application, found):
+            certificate = _certificate(application, attempt)
+            attempts.append(
+                {
+                    "number": attempt.number,
+                    "attempt": attempt.id,
+                    "state": str(attempt.state),
+                    "origin": str(attempt.origin),
+                    "client": attempt.client,
+                    "operator": attempt.operator,
+                    "certificate": attempt.certificate,
+                    "certificate_sha256": certificate.sha256,
+                    "revoked": None if certificate.revoked is None else str(certificate.revoked),
+                    "issued_at": attempt.issued_at,
+                    "released_at": attempt.released_at,
+                    "release_leaf": attempt.release_leaf,
+                }
+            )
+    shown = {
+        "id": found.id,
+        "state": str(found.state),
+        "run": found.run,
+        "attempts": found.attempts,
+        "reason": found.reason,
+    }
+    if as_json:
+        printing.line(printing.json_text({**shown, "history": attempts}))
+        return
+    printing.fields(shown)
+    printing.line()
+    heads = ("number", "state", "origin", "client", "issued_at", "released_at", "certificate", "revoked")
+    printing.columns(heads, ([row[head] for head in heads] for row in attempts))
+
+
+@devices.command()
+def token(
+    context: typer.Context, device: DeviceArgument, *, settings: SettingsPath = DEFAULT_SETTINGS
+) -> None:
+    """Print the release token (C2SP .tlog-proof): the proof that the device was released, checked offline."""
+    with session_of(context).application(settings) as application:
+        found = _find(application, device)
+        attempt = _attempts(application, found)[-1]
+        if attempt.release_leaf is None:
+            raise errors.IllegalTransition(f"{found.id} has no release token: it is {found.state}")
+        printing.line(application.store.token(attempt.release_leaf).rstrip("\n"))
+
+
+@devices.command()
+def certificate(
+    context: typer.Context,
+    device: DeviceArgument,
+    *,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Also the authorities above it, without the root.")
+    ] = False,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+) -> None:
+    """Print the certificate of the attempt that counts (PEM)."""
+    with session_of(context).application(settings) as application:
+        attempt = _attempts(application, _find(application, device))[-1]
+        found = _certificate(application, attempt)
+        above = carry(application.store, authority_chain(found.authority))[:-1] if chain else []
+    pem = Certificate.from_der(found.der).pem + "".join(to_pem(authority.der) for authority in above)
+    printing.line(pem.rstrip("\n"))
+
+
+def _disposition(event: DeviceEvent) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        device: DeviceArgument,
+        *,
+        reason: Reason,
+        settings: SettingsPath = DEFAULT_SETTINGS,
+        as_directory: AsDirectory = None,
+    ) -> None:
+        _dispose(context, device, event, reason, settings, as_directory)
+
+    return command
+
+
+def _dispose(
+    context: typer.Context,
+    device: str,
+    event: DeviceEvent,
+    reason: str,
+    settings: Path,
+    as_directory: Path | None,
+) -> None:
+    with session_of(context).acting(settings, as_directory) as (application, operator):
+        key = application.entropy.token(16).hex()  # each command is a request of its own
+        request = dispose(operator.caller, device_id(device), event, reason=reason, key=key)
+        disposed = carry(application.store, request)
+    printing.line(f"{disposed.device} is {disposed.state}")
+
+
+for _event, _help in (
+    (DeviceEvent.HOLD, "Hold a device: it goes no further until somebody reworks or scraps it."),
+    (DeviceEvent.REWORK, "Let a held device try again; the credential it has is revoked as superseded."),
+    (DeviceEvent.SCRAP, "End a held device: it never gets an identity; its credential is revoked."),
+):
+    devices.command(str(_event), help=_help)(_disposition(_event))

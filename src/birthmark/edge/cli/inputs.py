@@ -1,0 +1,80 @@
+"""What people type, as values: times, hardware ids, names of the only authority there is."""
+
+from datetime import UTC, datetime
+
+from birthmark import errors
+from birthmark.edge.application import Application
+from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+
+__all__ = ["device_id", "moment", "only_authority", "pairs"]
+
+
+def moment(text: str) -> datetime:
+    """Read a time: ISO 8601 with an offset (``Z`` is one), or a day, which begins at midnight UTC.
+
+    Raises:
+        errors.MalformedRequest: it is not that.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as cause:
+        raise errors.MalformedRequest(f"a time is written like 2026-11-22T06:00Z, not {text!r}") from cause
+    if found.tzinfo is None:
+        if len(text) > len("2026-11-22"):
+            raise errors.MalformedRequest(
+                f"{text} does not say in which time zone: end it with Z or an offset"
+            )
+        found = found.replace(tzinfo=UTC)
+    return found.astimezone(UTC).replace(microsecond=found.microsecond // 1000 * 1000)
+
+
+def pairs(texts: list[str]) -> dict[str, str]:
+    """Read ``name=value`` texts.
+
+    Raises:
+        errors.MalformedRequest: one is not that, or names the same twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in found:
+            raise errors.MalformedRequest(f"a variable is written name=value, each once, not {text!r}")
+        found[name] = value
+    return found
+
+
+def device_id(text: str) -> str:
+    """Read a device's id, kind and hardware id, into the spelling under which it is stored.
+
+    Raises:
+        errors.MalformedRequest: it is no ``vin:…``, ``eui-64:…``, ``eid:…`` or ``serial:…``.
+    """
+    kind, colon, hardware_id = text.partition(":")
+    if not colon or kind not in set(HardwareIdKind):
+        kinds = ", ".join(f"{kind}:…" for kind in HardwareIdKind)
+        raise errors.MalformedRequest(f"a device is named {kinds}, not {text!r}")
+    return f"{kind}:{HardwareIdRule(kind=HardwareIdKind(kind)).parse(hardware_id).text}"
+
+
+def only_authority(application: Application, kind: AuthorityKind, *, product: str = "*") -> Authority:
+    """Return the only active authority of a kind whose scope covers a product.
+
+    Raises:
+        errors.NotFound: there is none.
+        errors.MalformedRequest: there are several: one must be named.
+    """
+    found = [
+        authority
+        for authority in application.store.scan(Authority)
+        if authority.kind is kind
+        and authority.status is AuthorityStatus.ACTIVE
+        and (product == "*" or authority.scope in {"*", product})
+    ]
+    if not found:
+        wanted = "" if product == "*" else f" for {product}"
+        raise errors.NotFound(f"there is no active {kind} authority{wanted}")
+    if len(found) > 1:
+        names = ", ".join(authority.id for authority in found)
+        raise errors.MalformedRequest(f"say with --authority which of {names} is meant")
+    return found[0]

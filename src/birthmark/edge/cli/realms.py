@@ -1,0 +1,213 @@
+"""``birthmark init``: make a realm."""
+
+import getpass
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from birthmark.edge.cli import printing
+from birthmark.edge.cli.making import Made, make_realm
+from birthmark.edge.cli.options import AsJson
+from birthmark.edge.cli.session import session_of
+from birthmark.edge.cli.settings_text import KeyPlace, Plan
+from birthmark.floor.realm import Environment
+from birthmark.pki.keys import KeyAlgorithm
+
+__all__ = ["init"]
+
+_TOKEN = "Keys in a PKCS#11 token"  # noqa: S105  # a heading
+_SECRETS = "Secrets (always files, never values)"
+
+
+def init(
+    context: typer.Context,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory to make; must not exist or be empty.")
+    ],
+    *,
+    realm: Annotated[str, typer.Option(metavar="NAME", help="Name of the realm: 1 to 40 of A-Z a-z 0-9 . _ -")],
+    organization: Annotated[
+        str, typer.Option(metavar="ORG", help="Legal name of the maker; stands in certificates.")
+    ],
+    environment: Annotated[
+        Environment,
+        typer.Option(
+            help="A test realm's authorities carry TEST in their names; nothing moves to the other kind."
+        ),
+    ] = Environment.TEST,
+    site: Annotated[str, typer.Option(help="Site of the first stations.")] = "main",
+    line: Annotated[str, typer.Option(help="Line of the first stations.")] = "line-1",
+    host: Annotated[str, typer.Option(help="Address the station plane listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port the station plane listens on.")] = 8443,
+    dns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="DNS name of the server; may be given again. [localhost]"),
+    ] = None,
+    ip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="IP address of the server; likewise. [127.0.0.1]"),
+    ] = None,
+    station: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Station to enrol; may be given again. [ST01]")
+    ] = None,
+    operator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Id of the first operator. [the login name]")
+    ] = None,
+    log_origin: Annotated[
+        str | None, typer.Option(metavar="ORIGIN", help="Name of the log (C2SP), for ever. [REALM/SITE/log]")
+    ] = None,
+    authority: Annotated[
+        str, typer.Option(metavar="ID", help="Id of the first issuing authority.")
+    ] = "issuing-1",
+    database_url: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="sqlite:///FILE, or postgresql://USER@HOST:PORT/NAME without a password."
+        ),
+    ] = "sqlite:///birthmark.db",
+    database_password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Password of the database.", rich_help_panel=_SECRETS)
+    ] = None,
+    token_module: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The token's PKCS#11 library.", rich_help_panel=_TOKEN)
+    ] = None,
+    token_label: Annotated[
+        str, typer.Option(metavar="LABEL", help="The token's label.", rich_help_panel=_TOKEN)
+    ] = "",
+    token_pin_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The token's user PIN.", rich_help_panel=_TOKEN)
+    ] = None,
+    key_prefix: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Goes before the labels 'log' and the authority's, where realms share a token.",
+            rich_help_panel=_TOKEN,
+        ),
+    ] = "",
+    root_passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Passphrase of the root key. [generated: DIR/root/passphrase]",
+            rich_help_panel=_SECRETS,
+        ),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Passphrase of the software key store. [generated: DIR/secrets]",
+            rich_help_panel=_SECRETS,
+        ),
+    ] = None,
+    key_algorithm: Annotated[
+        KeyAlgorithm, typer.Option(help="Of the root and the issuing authority.")
+    ] = KeyAlgorithm.EC_P256,
+    development_keys: Annotated[
+        bool, typer.Option("--development-keys", help="Keep a production realm's keys in files all the same.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a realm: hierarchy, database, audit log, server, stations and the first operator.
+
+    The root's key gets a key store of its own under DIR/root, which no service ever opens: move that folder
+    to where it is safe, and bring it back only to certify a further issuing authority. Everything is made or
+    nothing is; the first entries of the audit log say what was made.
+    """
+    plan = Plan(
+        realm=realm,
+        organization=organization,
+        environment=environment,
+        site=site,
+        line=line,
+        host=host,
+        port=port,
+        dns_names=tuple(dns if dns is not None else ([] if ip else ["localhost"])),
+        ip_addresses=tuple(ip if ip is not None else ([] if dns else ["127.0.0.1"])),
+        stations=tuple(station if station is not None else ["ST01"]),
+        operator=operator or _login_name(),
+        log_origin=log_origin or _origin(realm, site),
+        database_url=database_url,
+        database_password_file=database_password_file,
+        keys=KeyPlace(
+            token=token_module,
+            token_label=token_label,
+            pin_file=token_pin_file,
+            passphrase_file=passphrase_file,
+        ),
+        root_passphrase_file=root_passphrase_file,
+        key_algorithm=key_algorithm,
+        authority=authority,
+        key_prefix=key_prefix,
+        development_keys=development_keys,
+    )
+    made = make_realm(session_of(context).factory(), plan, directory)
+    if as_json:
+        printing.line(printing.json_text(_document(made)))
+    else:
+        _say(made, generated_root=root_passphrase_file is None)
+
+
+def _login_name() -> str:
+    """Return the login name if it can be an operator's id."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # no such user in the password file: a container
+        return "operator"
+    # Root is nobody in particular, and an audit log should not read as if it were.
+    return name if name != "root" and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) else "operator"
+
+
+def _origin(realm: str, site: str) -> str:
+    """Return a log origin that C2SP allows (signed-note: no spaces, no plus)."""
+    return "/".join(re.sub(r"[\s+]+", "-", part).lower() for part in (realm, site, "log"))
+
+
+def _document(made: Made) -> dict[str, object]:
+    return {
+        "directory": str(made.directory.resolve()),
+        "settings": str((made.directory / "birthmark.toml").resolve()),
+        "realm": made.realm.name,
+        "environment": str(made.realm.environment),
+        "log_origin": made.realm.origin,
+        "log_vkey": made.realm.vkey,
+        "root_sha256": made.root_sha256,
+        "authority": made.authority,
+        "key_store": made.key_store,
+        "stations": [str((made.directory / "stations" / name).resolve()) for name in made.stations],
+        "operator": str((made.directory / "operators" / made.operator).resolve()),
+        "server_not_after": made.server_not_after,
+        "checkpoint": made.checkpoint,
+    }
+
+
+def _say(made: Made, *, generated_root: bool) -> None:
+    place = made.directory
+    printing.fields(
+        {
+            "realm": f"{made.realm.name} ({made.realm.environment})",
+            "log": made.realm.vkey,
+            "root sha-256": made.root_sha256,
+            "authority": made.authority,
+            "key store": made.key_store,
+            "stations": ", ".join(str(place / "stations" / name) for name in made.stations) or "none",
+            "operator": place / "operators" / made.operator,
+            "settings": place / "birthmark.toml",
+            "server until": made.server_not_after,
+        }
+    )
+    passphrase = "and its passphrase file apart from it" if generated_root else "its passphrase is with you"
+    station = f" --station {made.stations[0]}" if made.stations else " --bootstrap-only"
+    printing.line(
+        f"""
+Next:
+  1. Move {place / "root"} off this machine ({passphrase}); the service never needs it.
+  2. Keep the log's key ({place / "log.vkey"}) with somebody else than this machine: an auditor brings it.
+  3. cd {place}
+     birthmark config check
+     birthmark run open RUN-1 --product PRODUCT --quantity 10{station} --hardware-id-kind vin --hours 8
+     birthmark serve"""
+    )

@@ -1,0 +1,235 @@
+"""What a realm is to be, and its settings file: the one place where the file's text is made.
+
+Every value is written as a TOML string by one function, so that no name can become syntax; paths inside the
+realm's directory are relative to it, so that the directory may be moved.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from birthmark import errors
+from birthmark.floor.realm import Environment
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+
+__all__ = ["KeyPlace", "Plan", "render"]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REALM = re.compile(r"[A-Za-z0-9._-]{1,40}")
+_LABEL = re.compile(r"[a-z0-9.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPlace:
+    """Where the service's keys are to be: in a token, or in encrypted files."""
+
+    token: Path | None = None
+    """The PKCS#11 module."""
+    token_label: str = ""
+    pin_file: Path | None = None
+    passphrase_file: Path | None = None
+    """Of the software store; None to generate one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a realm is to be."""
+
+    realm: str
+    organization: str
+    environment: Environment
+    site: str
+    line: str
+    host: str
+    port: int
+    dns_names: tuple[str, ...]
+    ip_addresses: tuple[str, ...]
+    stations: tuple[str, ...]
+    operator: str
+    log_origin: str
+    database_url: str
+    database_password_file: Path | None
+    keys: KeyPlace = field(default_factory=KeyPlace)
+    root_passphrase_file: Path | None = None
+    key_algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256
+    authority: str = "issuing-1"
+    key_prefix: str = ""
+    development_keys: bool = False
+
+    def check(self) -> None:
+        """Refuse a plan that cannot become a realm.
+
+        Raises:
+            errors.MalformedRequest: a name or address is not one. errors.PolicyRefused: a production realm
+            with its keys in files, and nobody said that this is meant.
+        """
+        for what, name in (*(("station", name) for name in self.stations), ("operator", self.operator)):
+            if not _NAME.fullmatch(name) or name in {".", ".."}:
+                raise errors.MalformedRequest(
+                    f"a {what}'s name is 1 to 64 of A-Z a-z 0-9 . _ - and not {name!r}"
+                )
+        if len(set(self.stations)) != len(self.stations):
+            raise errors.MalformedRequest("a station is named twice")
+        for label in (self.label("log"), self.label(self.authority)):
+            if not _LABEL.fullmatch(label):
+                raise errors.MalformedRequest(f"a key label is 1 to 64 of a-z 0-9 - . and not {label!r}")
+        for text in self.ip_addresses:
+            try:
+                ip_address(text)
+            except ValueError as cause:
+                raise errors.MalformedRequest(f"{text!r} is no IP address") from cause
+        self._check_names()
+        self._check_custody()
+
+    def _check_names(self) -> None:
+        if not _REALM.fullmatch(self.realm):
+            raise errors.MalformedRequest(
+                f"a realm's name is 1 to 40 of A-Z a-z 0-9 . _ - and not {self.realm!r}; the maker's own name"
+                " is the organization"
+            )
+        text = self.organization
+        if not text.strip() or not text.isprintable() or text != text.strip() or len(text) > 50:
+            raise errors.MalformedRequest(f"the organization is 1 to 50 visible characters, not {text!r}")
+        if any(c.isspace() for c in self.log_origin) or "+" in self.log_origin or not self.log_origin:
+            raise errors.MalformedRequest(
+                f"a log's origin has no spaces and no plus (C2SP signed-note): {self.log_origin!r}"
+            )
+        if _url_password(self.database_url):
+            raise errors.MalformedRequest(
+                "the database url holds a password, which every user of this machine can see now:"
+                " change it, and give it with --database-password-file"
+            )
+
+    def _check_custody(self) -> None:
+        if self.keys.token is not None:
+            if not self.keys.token_label or self.keys.pin_file is None:
+                raise errors.MalformedRequest("a token needs --token-label and --token-pin-file")
+            if self.keys.passphrase_file is not None or self.development_keys:
+                raise errors.MalformedRequest("keys are in a token or in files, not in both")
+        elif self.environment is Environment.PRODUCTION and not self.development_keys:
+            raise errors.PolicyRefused(
+                "production-keys-in-a-token",
+                "a production realm keeps its keys in a PKCS#11 token, where they cannot be copied: give"
+                " --token-module, or say --development-keys to have them in files on this machine",
+            )
+
+    def label(self, name: str) -> KeyLabel:
+        """Return the key store's label for a key."""
+        return KeyLabel(f"{self.key_prefix}{name}")
+
+    @property
+    def authority_name(self) -> str:
+        """Common name of the first issuing authority."""
+        return f"{self.realm} Issuing CA 1"
+
+    @property
+    def external_database(self) -> bool:
+        """True if the database is not a file in the realm's directory."""
+        return self.database_url != "sqlite:///birthmark.db"
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What the names of the authorities are made of."""
+        return {
+            "organization": self.organization,
+            "realm": self.realm,
+            "environment_mark": self.environment.mark,
+        }
+
+    @property
+    def server_variables(self) -> Mapping[str, str]:
+        """What the server's certificate says."""
+        return {
+            "organization": self.organization,
+            "host": self.public_host,
+            "dns_names": " ".join(self.dns_names),
+            "ip_addresses": " ".join(self.ip_addresses),
+        }
+
+    @property
+    def public_host(self) -> str:
+        """The name or address under which clients find the server: one that its certificate has."""
+        known = (*self.dns_names, *self.ip_addresses)
+        return self.host if self.host in known else known[0]
+
+    @property
+    def url(self) -> str:
+        """Where stations find the service."""
+        return station_url(self.public_host, self.port)
+
+
+def station_url(host: str, port: int) -> str:
+    """Return the address of a station plane."""
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+def _url_password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError as cause:
+        raise errors.MalformedRequest("the database url is none") from cause
+    return parts.password is not None or "password=" in parts.query
+
+
+def _string(value: object) -> str:
+    """Return a TOML basic string; JSON's escapes are TOML's, once DEL is escaped, too."""
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def render(plan: Plan) -> str:
+    """Return the text of ``birthmark.toml``."""
+    database = f"url = {_string(plan.database_url)}\n"
+    if plan.database_password_file is not None:
+        database += f"password-file = {_string(plan.database_password_file.resolve())}\n"
+    return f"""\
+# Birthmark: the settings of one realm.  Relative paths are relative to this file; secrets are in files of
+# their own, readable by their owner alone.  'birthmark config check' tries everything that is written here.
+
+[realm]
+name = {_string(plan.realm)}
+# "test" or "production": as the database was made; what one issues, the other never accepts.
+environment = {_string(plan.environment)}
+organization = {_string(plan.organization)}
+
+[database]
+# sqlite:///FILE, or postgresql://USER@HOST:PORT/NAME with its password in a password-file.
+{database}
+[key-store]
+{_key_store(plan.keys)}
+[log]
+# Label of the Ed25519 key that signs checkpoints; its public half is in log.vkey.
+key = {_string(plan.label("log"))}
+
+[station-plane]
+# Mutual TLS 1.3; stations find it at {plan.url}
+host = {_string(plan.host)}
+port = {plan.port}
+certificate-file = "server.crt"
+key-file = "secrets/server.key"
+key-passphrase-file = "secrets/server.passphrase"
+# The realm's root: clients chain to it.
+client-ca-file = "root.crt"
+# Processes that share the database; one a core is plenty.
+processes = 1
+"""
+
+
+def _key_store(keys: KeyPlace) -> str:
+    if keys.token is not None and keys.pin_file is not None:
+        return (
+            'kind = "pkcs11"\n'
+            f"module = {_string(keys.token.resolve())}\n"
+            f"token = {_string(keys.token_label)}\n"
+            f"pin-file = {_string(keys.pin_file.resolve())}\n"
+        )
+    passphrase = keys.passphrase_file.resolve() if keys.passphrase_file else "secrets/keystore.passphrase"
+    return (
+        "# Encrypted files, opened in process memory: a development store.\n"
+        'kind = "software"\n'
+        'directory = "keys"\n'
+        f"passphrase-file = {_string(passphrase)}\n"
+    )
