@@ -53,7 +53,11 @@ Writes = Sequence[tuple[TableShape, Sequence[Row]]]
 
 
 class Broken(Exception):
-    """A constraint or trigger of the database refused a write: the train that made it must not commit."""
+    """The database refused a value, or a constraint or trigger a write: the train that made it must not commit."""
+
+
+_IMPOSSIBLE = (UnicodeEncodeError, OverflowError)
+"""What the drivers raise for a text with lone surrogates, or an integer of more than 64 bits."""
 
 
 class Database(Protocol):
@@ -63,7 +67,12 @@ class Database(Protocol):
     """
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
-        """Start a train: lock the head and return its row, and the rows of ``reads`` in their order."""
+        """Start a train: lock the head and return its row, and the rows of ``reads`` in their order.
+
+        Raises:
+            Broken: a key is none that the database could ever hold; no train was started.
+            errors.Unavailable: the database does not answer; no train was started.
+        """
         ...
 
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
@@ -111,17 +120,21 @@ def _sqlite_failure(cause: sqlite3.Error) -> Exception:
 class SQLite:
     """The embedded database: one file, any number of processes on one machine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock_timeout_seconds: float = 10.0) -> None:
         if not path.is_file():
             raise errors.NotFound(f"there is no database at {path}; 'birthmark init' makes one")
         self._path = path
+        self._lock_timeout_seconds = lock_timeout_seconds
         self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
         self._lock = os.open(f"{path}.train", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._train: sqlite3.Connection | None = None
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            db = sqlite3.connect(self._path, isolation_level=None, timeout=10.0, check_same_thread=False)
+            db = sqlite3.connect(
+                self._path, isolation_level=None, timeout=self._lock_timeout_seconds, check_same_thread=False
+            )
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA cache_size=-65536")
@@ -142,6 +155,9 @@ class SQLite:
         except sqlite3.Error as cause:
             self.rollback()
             raise _sqlite_failure(cause) from cause
+        except BaseException:
+            self.rollback()
+            raise
         if head is None:
             self.rollback()
             raise errors.IntegrityFailure("the database has no log head")
@@ -155,12 +171,19 @@ class SQLite:
     @staticmethod
     def _fetch(db: sqlite3.Connection, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         columns, key = ", ".join(shape.columns), shape.columns[0]
-        if len(keys) == 1:
-            return db.execute(f"SELECT {columns} FROM {shape.table} WHERE {key} = ?", (keys[0],)).fetchall()
-        return db.execute(
-            f"SELECT {columns} FROM {shape.table} WHERE {key} IN (SELECT value FROM json_each(?))",
-            (json.dumps(keys),),
-        ).fetchall()
+        try:
+            if len(keys) == 1:
+                return db.execute(
+                    f"SELECT {columns} FROM {shape.table} WHERE {key} = ?", (keys[0],)
+                ).fetchall()
+            return db.execute(
+                f"SELECT {columns} FROM {shape.table} WHERE {key} IN (SELECT value FROM json_each(?))",
+                (json.dumps(keys),),
+            ).fetchall()
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
+        except _IMPOSSIBLE as cause:
+            raise Broken(str(cause)) from cause
 
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch``."""
@@ -168,7 +191,10 @@ class SQLite:
 
     def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch_all``."""
-        return self._under_way().execute(statement.replace("%s", "?"), parameters).fetchall()
+        try:
+            return self._under_way().execute(statement.replace("%s", "?"), parameters).fetchall()
+        except sqlite3.Error as cause:
+            raise _sqlite_failure(cause) from cause
 
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
@@ -188,6 +214,8 @@ class SQLite:
             train.execute("COMMIT")
         except sqlite3.Error as cause:
             raise _sqlite_failure(cause) from cause
+        except _IMPOSSIBLE as cause:
+            raise Broken(str(cause)) from cause
         finally:
             self.rollback()
 
@@ -208,14 +236,12 @@ class SQLite:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = self._connect()
+            self._readers.append(db)
         return db
 
     def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.select``."""
-        try:
-            return self._fetch(self._reader(), shape, keys)
-        except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
+        return self._fetch(self._reader(), shape, keys)
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """See ``Database.query``."""
@@ -229,6 +255,8 @@ class SQLite:
         if self._train is not None:
             self._train.close()
             self._train = None
+        while self._readers:
+            self._readers.pop().close()
         os.close(self._lock)
 
 
@@ -239,6 +267,7 @@ class PostgreSQL:
         self._conninfo = conninfo
         self._password = password
         self._local = threading.local()
+        self._readers: list[psycopg.Connection[Any]] = []
         self._train: psycopg.Connection[Any] | None = None
 
     def _connect(self) -> psycopg.Connection[Any]:
@@ -272,9 +301,12 @@ class PostgreSQL:
                 ]
             head = head_cursor.fetchone()
             rows = [cursor.fetchall() for cursor in cursors]
-        except psycopg.Error as cause:
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
             self.rollback()
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+            raise _postgresql_failure(cause) from cause
+        except BaseException:
+            self.rollback()
+            raise
         if head is None:
             self.rollback()
             raise errors.IntegrityFailure("the database has no log head")
@@ -289,8 +321,8 @@ class PostgreSQL:
         """See ``Database.fetch``."""
         try:
             return self._under_way().execute(_select_statement(shape), (list(keys),)).fetchall()
-        except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            raise _postgresql_failure(cause) from cause
 
     def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch_all``."""
@@ -313,10 +345,8 @@ class PostgreSQL:
                         _update_statement(shape), [list(column) for column in zip(*rows, strict=True)]
                     )
                 train.execute("COMMIT")
-        except (psycopg.IntegrityError, psycopg.errors.RaiseException) as cause:
-            raise Broken(_first_line(cause)) from cause
-        except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            raise _postgresql_failure(cause) from cause
         finally:
             self.rollback()
 
@@ -336,6 +366,7 @@ class PostgreSQL:
         db: psycopg.Connection[Any] | None = getattr(self._local, "db", None)
         if db is None or db.closed:
             db = self._local.db = self._connect()
+            self._readers = [reader for reader in self._readers if not reader.closed] + [db]
         return db
 
     def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
@@ -350,22 +381,33 @@ class PostgreSQL:
         try:
             return self._reader().execute(statement, parameters).fetchall()
         except psycopg.OperationalError:
-            self._local.db = None  # the server may have restarted since: try once on a new connection
-        except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+            self._reader().close()  # the server may have restarted since: try once on a new connection
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            raise _postgresql_failure(cause) from cause
         try:
             return self._reader().execute(statement, parameters).fetchall()
         except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+            raise _postgresql_failure(cause) from cause
 
     def close(self) -> None:
         """See ``Database.close``."""
         if self._train is not None:
             self._train.close()
             self._train = None
+        while self._readers:
+            self._readers.pop().close()
 
 
-def _first_line(cause: psycopg.Error) -> str:
+_REFUSED = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException, *_IMPOSSIBLE)
+
+
+def _postgresql_failure(cause: Exception) -> Exception:
+    if isinstance(cause, _REFUSED):
+        return Broken(_first_line(cause))
+    return errors.Unavailable(f"database: {_first_line(cause)}")
+
+
+def _first_line(cause: Exception) -> str:
     return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
 
 

@@ -18,7 +18,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ __all__ = ["SQLStore", "read_realm"]
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
+_INTERNAL = "internal fault; see the service's log"
 LONGEST_TRAIN = 512
 BACKWARD_TOLERANCE = timedelta(seconds=5)
 """How far the clock may fall behind the last checkpoint (an NTP step) before the line is held."""
@@ -155,6 +156,21 @@ class _Committed:
         return TlogProof(index, entry, self.train.growth.inclusion_proof(index), self.train.note).encode()
 
 
+def _append_entries(decision: Decision[Any], encoded: Sequence[bytes], growth: Growth) -> Sequence[LogEntry]:
+    if isinstance(decision.answer, errors.Refusal):
+        decision.answer.recorded = True
+    return [LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded]
+
+
+def _impossible(act: Act[Any]) -> Act[Any]:
+    """Return the act with the database's refusal as its decision."""
+
+    def decide(_facts: Facts, _at: datetime) -> Decision[Any]:
+        raise errors.IntegrityFailure("the database refused this act; see the service's log")
+
+    return replace(act, decide=decide, reads={})
+
+
 _Job = tuple[Sequence[Act[Any]], "Future[list[Committed[Any]]]"]
 
 
@@ -170,13 +186,19 @@ class SQLStore:
         self._sign = sign
         self._public = VerifierKey.parse(self.realm.vkey).public
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._submitting = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="commit-train", daemon=True)
         self._thread.start()
 
     def submit(self, acts: Sequence[Act[Any]]) -> "Future[list[Committed[Any]]]":
         """See ``Store.submit``."""
         future: Future[list[Committed[Any]]] = Future()
-        self._queue.put((acts, future))
+        with self._submitting:
+            if self._closed:
+                future.set_exception(errors.Unavailable("the service is stopping"))
+            else:
+                self._queue.put((acts, future))
         return future
 
     def look(self, reads: Reads) -> Facts:
@@ -214,7 +236,11 @@ class SQLStore:
 
     def close(self) -> None:
         """Finish the trains that are waiting and close the database."""
-        self._queue.put(None)
+        with self._submitting:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
         self._database.close()
 
@@ -228,15 +254,18 @@ class SQLStore:
                     break
                 jobs.append(following)
                 acts += len(following[0])
-            self._commit(jobs)
+            # Who stopped waiting before its train left does not travel; from here on nobody can cancel.
+            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
+            if jobs:
+                self._commit(jobs)
 
     def _commit(self, jobs: Sequence[_Job]) -> None:
         """Commit a train and answer its jobs; whatever happens, every job gets an answer."""
         try:
             results = self._train([act for acts, _ in jobs for act in acts])
-        except Broken as cause:
+        except Broken:
             log.exception("the database refused a train of %d", sum(len(acts) for acts, _ in jobs))
-            self._commit_apart(jobs, cause)
+            self._commit_apart(jobs)
         except BaseException as cause:  # noqa: BLE001  # a job without an answer would hang its client
             for _, future in jobs:
                 future.set_exception(cause)
@@ -245,8 +274,8 @@ class SQLStore:
                 future.set_result(results[: len(acts)])
                 results = results[len(acts) :]
 
-    def _commit_apart(self, jobs: Sequence[_Job], cause: Broken) -> None:
-        """Run a broken train act by act, so that one bad act does not take the others with it."""
+    def _commit_apart(self, jobs: Sequence[_Job]) -> None:
+        """Run a broken train act by act: one bad act is refused, and does not take the others with it."""
         for acts, future in jobs:
             results: list[Committed[Any]] = []
             try:
@@ -254,14 +283,7 @@ class SQLStore:
                     try:
                         results += self._train([act])
                     except Broken:
-                        if len(jobs) == 1 and len(acts) == 1:
-                            raise errors.IntegrityFailure(
-                                f"the database refused this act: {cause}"
-                            ) from cause
-                        failure = errors.IntegrityFailure(
-                            "the database refused this act; see the service's log"
-                        )
-                        results.append(_Committed(failure, (), _Train(Growth(Edge.empty()))))
+                        results += self._train([_impossible(act)])
             except BaseException as failed:  # noqa: BLE001  # as above
                 future.set_exception(failed)
             else:
@@ -323,22 +345,28 @@ class SQLStore:
         except errors.Refusal as refusal:
             if refusal.retryable:
                 return refusal, ()
-            view = _View(facts, growth.size)
-            decision = act.refuse(view, at, refusal)
-            encoded = self._encode(act, decision.entries, at)
-        except Exception as fault:
+            return self._refuse(act, facts, growth, at, refusal)
+        except Exception:
             # A fault of ours in one act must not take the train with it; it is logged like a refusal.
             log.exception("an act of %s failed", act.actor)
-            view = _View(facts, growth.size)
-            refused = act.refuse(view, at, errors.IntegrityFailure("internal fault; see the service's log"))
-            decision = Decision(fault, refused.entries)
-            encoded = self._encode(act, decision.entries, at)
+            return self._refuse(act, facts, growth, at, errors.IntegrityFailure(_INTERNAL))
         view.merge()
-        if isinstance(decision.answer, errors.Refusal):
-            decision.answer.recorded = True
-        return decision.answer, [
-            LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded
-        ]
+        return decision.answer, _append_entries(decision, encoded, growth)
+
+    def _refuse(
+        self, act: Act[Any], facts: _WorkingSet, growth: Growth, at: datetime, refusal: errors.Refusal
+    ) -> tuple[errors.Refusal, Sequence[LogEntry]]:
+        view = _View(facts, growth.size)
+        try:
+            decision = act.refuse(view, at, refusal)
+            encoded = self._encode(act, decision.entries, at)
+        except errors.Refusal as unrecorded:
+            return unrecorded, ()  # nothing of the act is committed, not even that it was refused
+        except Exception:
+            log.exception("a refusal of %s could not be put on record", act.actor)
+            return errors.IntegrityFailure(_INTERNAL), ()
+        view.merge()
+        return decision.answer, _append_entries(decision, encoded, growth)
 
     def _encode(self, act: Act[Any], entries: Sequence[tuple[str, Any]], at: datetime) -> list[bytes]:
         common: dict[str, Any] = {
