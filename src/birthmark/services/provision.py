@@ -186,17 +186,23 @@ class Provision:
             raise answer
         issued: Issued = answer
         certificate = Certificate.from_der(issued.certificate)
-        if len(self._challenged) >= REMEMBERED_ATTEMPTS:
-            del self._challenged[next(iter(self._challenged))]
-        self._challenged[issued.attempt] = _Challenged(
-            device=issued.device,
-            run=context.licence.id,
-            challenge=issued.challenge,
-            serial=certificate.serial_hex,
-            sha256=certificate.fingerprint,
-            spki=certificate.subject_public_key_info,
+        self._remember(
+            issued.attempt,
+            _Challenged(
+                device=issued.device,
+                run=context.licence.id,
+                challenge=issued.challenge,
+                serial=certificate.serial_hex,
+                sha256=certificate.fingerprint,
+                spki=certificate.subject_public_key_info,
+            ),
         )
         return issued
+
+    def _remember(self, attempt: str, challenged: _Challenged) -> None:
+        if len(self._challenged) >= REMEMBERED_ATTEMPTS:
+            del self._challenged[next(iter(self._challenged))]
+        self._challenged[attempt] = challenged
 
     def _issue_act(self, caller: Caller, context: RunContext, request: IssueRequest) -> Act[Issued]:
         prepared: _Prepared | errors.Refusal
@@ -393,11 +399,14 @@ class Provision:
         self, caller: Caller, requests: Sequence[ProveRequest]
     ) -> UseCase[list[Released | errors.Refusal]]:
         """Check devices' proofs and release or hold them; each succeeds or fails alone."""
-        yield from self._remember([request.attempt for request in requests])
+        challenged = yield from self._recall([request.attempt for request in requests])
         contexts: dict[str, RunContext] = {}
-        for run in {self._challenged[r.attempt].run for r in requests if r.attempt in self._challenged}:
+        for run in {found.run for found in challenged.values()}:
             contexts[run] = yield from self._runs.context(run)
-        acts = [self._prove_act(caller, contexts, request) for request in requests]
+        acts = [
+            self._prove_act(caller, contexts, challenged.get(request.attempt), request)
+            for request in requests
+        ]
         committed: list[Committed[Any]] = yield acts
         results: list[Released | errors.Refusal] = []
         for request, item in zip(requests, committed, strict=True):
@@ -415,11 +424,12 @@ class Provision:
                 results.append(_released(answer, (yield ProofOf(answer.release_leaf))))
         return results
 
-    def _remember(self, attempts: Sequence[str]) -> UseCase[None]:
-        """Look up the attempts this process does not remember."""
-        missing = [attempt for attempt in dict.fromkeys(attempts) if attempt not in self._challenged]
+    def _recall(self, attempts: Sequence[str]) -> UseCase[dict[str, _Challenged]]:
+        """Return what these attempts' proofs are checked against; look up what this process does not remember."""
+        known = {key: self._challenged[key] for key in attempts if key in self._challenged}
+        missing = [attempt for attempt in dict.fromkeys(attempts) if attempt not in known]
         if not missing:
-            return
+            return known
         facts: Facts = yield Look({Attempt: missing})
         found = [attempt for attempt in (facts.get(Attempt, key) for key in missing) if attempt is not None]
         facts = yield Look({DeviceCertificate: [attempt.certificate for attempt in found]})
@@ -429,7 +439,7 @@ class Provision:
                 raise errors.IntegrityFailure(
                     f"certificate {attempt.certificate} of attempt {attempt.id} is gone"
                 )
-            self._challenged[attempt.id] = _Challenged(
+            known[attempt.id] = _Challenged(
                 device=attempt.device,
                 run=attempt.run,
                 challenge=attempt.challenge,
@@ -437,11 +447,16 @@ class Provision:
                 sha256=stored.sha256,
                 spki=Certificate.from_der(stored.der).subject_public_key_info,
             )
+            self._remember(attempt.id, known[attempt.id])
+        return known
 
     def _prove_act(
-        self, caller: Caller, contexts: Mapping[str, RunContext], request: ProveRequest
+        self,
+        caller: Caller,
+        contexts: Mapping[str, RunContext],
+        challenged: _Challenged | None,
+        request: ProveRequest,
     ) -> Act[Attempt | errors.ProofFailed]:
-        challenged = self._challenged.get(request.attempt)
         failure = None if challenged is None else _check_proof(challenged, request)
         digest = request.digest()
         reads = client_reads(caller)
