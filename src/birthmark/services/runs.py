@@ -124,12 +124,15 @@ class Runs:
 
         Raises:
             errors.IllegalTransition: it is closed, or this is not its time.
+            errors.IntegrityFailure: it is gone, or its quantity is not the licence's.
             errors.NotPermitted: the station is not allowed on it.
         """
         licence = context.licence
         run = facts.get(Run, licence.id)
         if run is None:
             raise errors.IntegrityFailure(f"run {licence.id} is gone")
+        if run.quantity != licence.quantity:
+            raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
         if run.status is not RunStatus.OPEN:
             raise errors.IllegalTransition(f"run {run.id} is closed")
         if at < licence.not_before:
