@@ -121,7 +121,7 @@ class RunLicence:
             if fields.pop("type") != _TYPE:
                 raise errors.MalformedRequest(f"not a {_TYPE} document")
             rule, allowed = fields.pop("hardware_id"), fields.pop("allow_list")
-            return cls(
+            licence = cls(
                 id=fields.pop("run"),
                 hardware_id=HardwareIdRule(
                     kind=HardwareIdKind(rule["kind"]),
@@ -136,8 +136,37 @@ class RunLicence:
                 origins=tuple(KeyOrigin(origin) for origin in fields.pop("origins")),
                 **fields,
             )
-        except (KeyError, TypeError, ValueError) as cause:
+            if not _is_typed(licence) or licence.encode() != document:
+                raise errors.MalformedRequest("not a run licence: a field is of the wrong type")
+        except (AttributeError, KeyError, TypeError, ValueError) as cause:
             raise errors.MalformedRequest("not a run licence") from cause
+        return licence
+
+
+def _is_typed(licence: RunLicence) -> bool:
+    """Tell whether JSON brought what the annotations say, where nothing else has looked at it."""
+    rule, allowed = licence.hardware_id, licence.allow_list
+    texts: list[Any] = [
+        licence.realm,
+        licence.environment,
+        licence.id,
+        licence.product,
+        licence.batch,
+        licence.profile,
+        licence.authority,
+        licence.opened_by,
+        *licence.stations,
+        *licence.variables.values(),
+        *rule.wmi,
+        *([] if rule.pattern is None else [rule.pattern]),
+        *([] if allowed is None else [allowed.sha256]),
+    ]
+    numbers: list[Any] = [licence.quantity, *([] if allowed is None else [allowed.count])]
+    return (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in numbers)
+        and type(rule.check_digit) is bool
+    )
 
 
 class RunStatus(StrEnum):

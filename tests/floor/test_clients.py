@@ -1,0 +1,81 @@
+"""Who may do what (SPEC C2, STYLE P22)."""
+
+import itertools
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from birthmark import errors
+from birthmark.floor.clients import (
+    CAPABILITIES,
+    Capability,
+    Client,
+    ClientStatus,
+    Credential,
+    Role,
+    require,
+)
+
+CLIENT = Client(
+    id="station:ST01",
+    role=Role.STATION,
+    site="Graz",
+    line="L1",
+    hardware_id=None,
+    run=None,
+    status=ClientStatus.ACTIVE,
+    last_seq=0,
+)
+CREDENTIAL = Credential(
+    serial="01",
+    client="station:ST01",
+    authority="issuing-1",
+    profile="station",
+    der=b"",
+    not_after=datetime(2026, 11, 23, tzinfo=UTC),
+    status=ClientStatus.ACTIVE,
+)
+
+
+def test_the_table_of_capabilities_is_the_one_that_was_agreed() -> None:
+    """A change here is a change of who is trusted with what: let somebody look at it twice."""
+    shown = {str(role): " ".join(sorted(CAPABILITIES[role])) for role in Role}
+    assert shown == {
+        "station": "hold issue prove read",
+        "bootstrap": "issue prove",
+        "operator": ("change-authority close-run enrol-client hold open-run read revoke-client rework scrap"),
+        "server": "",
+    }
+
+
+@pytest.mark.parametrize(("role", "capability"), list(itertools.product(Role, Capability)))
+def test_a_role_may_do_what_the_table_says_and_nothing_else(role: Role, capability: Capability) -> None:
+    client = replace(CLIENT, role=role)
+    if capability in CAPABILITIES[role]:
+        require(client, CREDENTIAL, capability)
+        return
+    with pytest.raises(errors.NotPermitted, match=f"may not {capability}: a {role} does not have it"):
+        require(client, CREDENTIAL, capability)
+
+
+def test_no_station_can_undo_a_hold() -> None:
+    """SPEC C4: rework and scrap are a person's decision."""
+    for role in (Role.STATION, Role.BOOTSTRAP, Role.SERVER):
+        assert not CAPABILITIES[role] & {Capability.REWORK, Capability.SCRAP, Capability.OPEN_RUN}
+
+
+@pytest.mark.parametrize("capability", Capability)
+def test_a_revoked_client_or_credential_may_do_nothing(capability: Capability) -> None:
+    """SPEC C1: before anything is said about roles, so that a revoked client learns nothing."""
+    for client, credential in (
+        (replace(CLIENT, status=ClientStatus.REVOKED), CREDENTIAL),
+        (CLIENT, replace(CREDENTIAL, status=ClientStatus.REVOKED)),
+    ):
+        with pytest.raises(errors.Unauthenticated, match="station:ST01 was revoked"):
+            require(client, credential, capability)
+
+
+def test_the_name_of_a_client_is_what_follows_its_role() -> None:
+    assert CLIENT.name == "ST01"
+    assert replace(CLIENT, id="bootstrap:a:b").name == "a:b"
