@@ -183,10 +183,16 @@ def _spelled(refusal: errors.Refusal) -> str:
 
 
 def _entry(request: str, fields: Mapping[str, Any], refusal: errors.Refusal) -> dict[str, Any]:
-    entry = {**fields, "request": request, "code": refusal.code, "detail": str(refusal)[:DETAIL_LIMIT]}
+    said = {name: _clean(value) if isinstance(value, str) else value for name, value in fields.items()}
+    entry = {**said, "request": request, "code": refusal.code, "detail": _clean(str(refusal))[:DETAIL_LIMIT]}
     if isinstance(refusal, errors.PolicyRefused):
         entry["rule"] = refusal.rule
     return entry
+
+
+def _clean(text: str) -> str:
+    # What a client sent may hold what no entry can (a lone surrogate); its refusal is recorded all the same.
+    return text.encode("utf-8", "replace").decode()
 
 
 def record_refusal(

@@ -56,7 +56,13 @@ IdempotencyKey = Annotated[
     ),
 ]
 HardwareId = Annotated[
-    str, Field(min_length=1, max_length=64, description="VIN, EUI-64, EID or serial, as the run wants it.")
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[ -~]+$",
+        description="VIN, EUI-64, EID or serial, as the run wants it.",
+    ),
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Base64 = Annotated[str, AfterValidator(_base64)]

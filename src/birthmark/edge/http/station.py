@@ -8,6 +8,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, cast
@@ -42,6 +43,7 @@ SEQ_HEADER = "birthmark-seq"
 OPERATOR_HEADER = "birthmark-operator"
 REMEMBERED_PEERS = 1024
 _JSON = "application/json"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _RunId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 _DeviceId = Annotated[
@@ -84,10 +86,8 @@ class StationPlane:
             if len(self._peers) >= REMEMBERED_PEERS:
                 self._peers.clear()
             self._peers[peer] = known
-        if operator is not None and not (
-            1 <= len(operator) <= 64 and operator.isascii() and operator.isprintable()
-        ):
-            raise errors.MalformedRequest(f"{OPERATOR_HEADER} is 1 to 64 printable characters")
+        if operator is not None and not _NAME.fullmatch(operator):
+            raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
         return Caller(client=known[0], credential=known[1], seq=seq, operator=operator)
 
     async def reader(self, request: Request) -> Client:
