@@ -149,7 +149,7 @@ def _verified_issuer(chain: tuple[bytes, ...], anchors: tuple[bytes, ...]) -> x5
             failure = wrong
         else:
             return path[0] if path else root
-    raise ValueError("no trust anchor signed the last certificate of the chain") from failure
+    raise ValueError(str(failure) or "no trust anchor signed the last certificate of the chain") from failure
 
 
 def _follow(path: Sequence[x509.Certificate]) -> None:

@@ -12,7 +12,8 @@ the one for a plain directory.  The rules that make the proof mean something:
 - ``install`` may come again with the same or another certificate until the device is released, never after.
 
 An element that can also remember what is under way (``birthmark.edge.station.pending.Journal``) lets another
-station finish what was begun, once the certificate is installed; for others the station that began has to finish.
+station finish what was begun, once the certificate is installed; for others the station that began has to
+finish.
 """
 
 from collections.abc import Sequence

@@ -154,9 +154,7 @@ class Work:
         """
         now = self.pending
         if now.delivered != (issued.private_key is not None):
-            raise errors.IntegrityFailure(
-                f"the service sent {issued.device} a key, or none, against the request"
-            )
+            raise errors.IntegrityFailure(f"the service sent {issued.device} a key unasked, or none")
         certificate = verify_certificate(
             issued.certificate,
             issued.chain,
@@ -215,8 +213,8 @@ class Work:
     def proof(self) -> ProofItem:
         """Return what to send in the phase ``proving``; the same as often as it is called.
 
-        In the phase ``released`` too: the same proof gets the same answer, so that whoever lost a release (the
-        program that called, say) gets it again.
+        In the phase ``released`` too: the same proof gets the same answer, so that a caller who lost the
+        release gets it again.
         """
         now = self.pending
         return ProofItem(

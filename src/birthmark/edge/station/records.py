@@ -82,12 +82,18 @@ class StationRecords:
         told = _parse_vkey(text)
         with self._lock:
             if self._vkey is None:
-                if self._folder is not None:
-                    self._folder.write(_VKEY, f"{told}\n".encode(), mode=0o644)
-                self._vkey = told
+                self._vkey = told if self._folder is None else self._pinned(self._folder, told)
             if told != self._vkey:
                 raise IntegrityFailure(f"the log's key is {told} and used to be {self._vkey}")
             return self._vkey
+
+    def _pinned(self, folder: Folder, told: VerifierKey) -> VerifierKey:
+        with folder.locked(_SEQUENCE):
+            # Another process of this station may have been first.
+            if pinned := folder.read(_VKEY):
+                return _parse_vkey(pinned.decode(errors="replace"))
+            folder.write(_VKEY, f"{told}\n".encode(), mode=0o644)
+            return told
 
     def see(self, note: str, *, at_least: Checkpoint | None = None) -> Checkpoint:
         """Take notice of a checkpoint.
