@@ -78,6 +78,8 @@ class StationPlane(_Table):
     processes: int = Field(default=1, ge=1, le=64)
     max_body_bytes: int = Field(default=4_194_304, ge=1024)
     max_gang: int = Field(default=256, ge=1, le=512)
+    request_seconds: int = Field(default=30, ge=1)
+    """How long a request may take to arrive."""
 
 
 class Settings(_Table):

@@ -9,10 +9,11 @@ Handshakes that fail are seen by a subclass of ``ssl.SSLObject``, because nothin
 them.
 """
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,7 +24,9 @@ from birthmark.secret import SecretBytes
 __all__ = ["SCOPE_KEY", "peer_certificate", "protocol", "server_context"]
 
 SCOPE_KEY = "birthmark.peer"
-Refused = Callable[[str], None]
+Refused = Callable[[str, bytes], None]
+HEAD_LIMIT = 65_536
+"""Octets of a request's line and headers."""
 
 
 def server_context(
@@ -36,7 +39,7 @@ def server_context(
         key: its private key (encrypted PKCS#8 PEM).
         passphrase: of the key.
         client_ca: the root that clients must chain to (PEM).
-        on_refused: told the reason of each failed handshake, on the loop's thread.
+        on_refused: told the reason of each failed handshake (and no certificate), on the loop's thread.
 
     Raises:
         errors.NotFound: one of the files cannot be read.
@@ -71,42 +74,92 @@ def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLCertVerificationError as cause:
-                on_refused(f"certificate verify failed: {cause.verify_message}")
+                on_refused(f"certificate verify failed: {cause.verify_message}", b"")
                 raise
             except ssl.SSLError as cause:
-                on_refused((cause.reason or type(cause).__name__).lower().replace("_", " "))
+                on_refused((cause.reason or type(cause).__name__).lower().replace("_", " "), b"")
                 raise
 
     return ObservedSSLObject
 
 
-def protocol(on_refused: Refused) -> type[HttpToolsProtocol]:
-    """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope."""
+class _PeerProtocol(HttpToolsProtocol):
+    """One connection; ``protocol`` fills in what it is to do."""
 
-    class PeerProtocol(HttpToolsProtocol):
-        """One connection."""
+    refused: ClassVar[Refused]
+    request_seconds: ClassVar[float]
 
-        peer: bytes = b""
+    peer: bytes = b""
+    head_timer: asyncio.TimerHandle | None = None
+    head_size: int = 0
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            tls = transport.get_extra_info("ssl_object")
-            self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
+        self._await_head()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
 
-        def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
-            on_refused("malformed http")
-            body = problem(errors.MalformedRequest("this is not HTTP/1.1"), "none").model_dump_json().encode()
-            head = (
-                f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.head_timer is not None:
+            self.head_size += len(data)
+            if self.head_size > HEAD_LIMIT:
+                self._refuse(f"the head of a request has at most {HEAD_LIMIT} octets")
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+        self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
+        self._refuse("this is not HTTP/1.1")
+
+    def _await_head(self) -> None:
+        self._head_arrived()
+        self.head_timer = self.loop.call_later(self.request_seconds, self._head_is_late)
+
+    def _head_arrived(self) -> None:
+        self.head_size = 0
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._refuse(f"no request within {self.request_seconds:g} s")
+
+    def _refuse(self, reason: str) -> None:
+        self._head_arrived()
+        type(self).refused(reason, self.peer)
+        body = problem(errors.MalformedRequest(reason), "none").model_dump_json().encode()
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def protocol(on_refused: Refused, request_seconds: float) -> type[HttpToolsProtocol]:
+    """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope.
+
+    Args:
+        on_refused: told the reason why a connection was ended, and the peer's certificate (DER).
+        request_seconds: how long line and headers of a request may take to arrive.
+    """
+
+    class PeerProtocol(_PeerProtocol):
+        """As this listener wants it."""
+
+    PeerProtocol.refused = staticmethod(on_refused)
+    PeerProtocol.request_seconds = request_seconds
     return PeerProtocol
 
 

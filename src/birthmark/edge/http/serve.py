@@ -1,8 +1,8 @@
 """Run the station plane: one listening socket, one or more processes behind it.
 
 With several processes the parent only watches: it starts each again if it dies, and passes on SIGTERM and
-SIGINT.  The processes share the database, not memory; each opens its own key store after the fork, because a
-PKCS#11 session does not survive one.
+SIGINT; if it is killed itself, the kernel ends the others.  The processes share the database, not memory;
+each opens its own key store after the fork, because a PKCS#11 session does not survive one.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import structlog
 import uvicorn
@@ -24,17 +26,23 @@ from birthmark.edge.application import Application, Factory
 from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.station import create_app
 from birthmark.ports import carry
-from birthmark.services.acts import ANONYMOUS, record_refusal
+from birthmark.services.acts import ANONYMOUS, recognise, record_refusal
 from birthmark.settings import Settings
 
 __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
+_Event = MutableMapping[str, Any]
 
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 BACKLOG = 512
 FLUSH_SECONDS = 1.0
 RESTART_SECONDS = 0.5
+HASTY_SECONDS = 10.0
+"""A process that gives up sooner after its start has not served."""
+STOP_SECONDS = 10.0
+"""How long the parent waits for its processes before it kills them."""
 
 
 def serve(factory: Callable[[], Factory], settings: Settings, *, processes: int | None = None) -> int:
@@ -85,7 +93,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
     )
     config = uvicorn.Config(
         create_app(application),
-        http=protocol(refusals.note),
+        http=protocol(refusals.note, plane.request_seconds),
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -98,21 +106,35 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=None,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but told to stop it ends with exit code 0 and not by the signal a second time."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self.handle_exit)
+        yield
 
 
 class _RefusedHandshakes:
-    """Puts failed handshakes on record: the first at once, a flood of them as one entry a second."""
+    """Puts on record what is refused before it is a request: failed handshakes, and what is not HTTP.
+
+    The first at once, a flood of them as one entry a second.
+    """
 
     def __init__(self, application: Application) -> None:
         self._application = application
-        self._counts: dict[str, int] = {}
+        self._counts: dict[tuple[str, bytes], int] = {}
         self._busy = False
 
-    def note(self, reason: str) -> None:
-        """Note one, on the loop's thread."""
-        if len(self._counts) < 100 or reason in self._counts:
-            self._counts[reason] = self._counts.get(reason, 0) + 1
+    def note(self, reason: str, peer: bytes) -> None:
+        """Note one, on the loop's thread; *peer* is the verified certificate, if it came so far."""
+        seen = (reason, peer)
+        if len(self._counts) < 100 or seen in self._counts:
+            self._counts[seen] = self._counts.get(seen, 0) + 1
         if not self._busy:
             self._busy = True
             asyncio.get_running_loop().create_task(self._flush())
@@ -120,62 +142,94 @@ class _RefusedHandshakes:
     async def _flush(self) -> None:
         while self._counts:
             counts, self._counts = self._counts, {}
-            for reason, count in counts.items():
-                refusal = errors.Unauthenticated(reason)
-                use_case = record_refusal(ANONYMOUS, "handshake", {"count": count}, refusal)
+            for (reason, peer), count in counts.items():
                 try:
-                    await asyncio.to_thread(carry, self._application.store, use_case)
+                    await asyncio.to_thread(self._record, reason, peer, count)
                 except errors.Refusal as unrecorded:
-                    # The handshake was refused all the same; it goes on record when the store is back.
-                    self._counts[reason] = self._counts.get(reason, 0) + count
+                    # The peer was refused all the same; it goes on record when the store is back.
+                    self._counts[reason, peer] = self._counts.get((reason, peer), 0) + count
                     log.warning("refused handshakes wait to be recorded: %s", unrecorded)
             await asyncio.sleep(FLUSH_SECONDS)
         self._busy = False
 
+    def _record(self, reason: str, peer: bytes, count: int) -> None:
+        store, actor = self._application.store, ANONYMOUS
+        if not peer:
+            refusal: errors.Refusal = errors.Unauthenticated(reason)
+            carry(store, record_refusal(actor, "handshake", {"count": count}, refusal))
+            return
+        with suppress(errors.Unauthenticated):  # it chains to the root and is no client: a device's, say
+            actor = carry(store, recognise(peer)).client.id
+        refusal = errors.MalformedRequest(reason)
+        carry(store, record_refusal(actor, "connection", {"count": count}, refusal))
+
 
 def _supervise(work: Callable[[], None], count: int) -> int:
     """Keep ``count`` processes working until told to stop."""
-    children: set[int] = set()
-    stopping = False
-
-    def stop(signum: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children:
-            os.kill(child, signum)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    # Signals are taken when we ask for them: none can come between a fork and our knowing of the child.
+    awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    started: dict[int, float] = {}
     failed_at_start = 0
-    while children or not stopping:
-        while not stopping and len(children) < count:
-            children.add(_fork(work))
-        started = time.monotonic()
-        child, status = os.wait()
-        children.discard(child)
-        if stopping:
-            continue
-        log.error(
-            "a process of the station plane died",
-            extra={"pid": child, "code": os.waitstatus_to_exitcode(status)},
-        )
-        failed_at_start = failed_at_start + 1 if time.monotonic() - started < RESTART_SECONDS else 0
+    while True:
+        while len(started) < count:
+            started[_fork(work)] = time.monotonic()
+        signum = signal.sigwait(awaited)
+        if signum != signal.SIGCHLD:
+            return _stop(set(started), signum)
+        for child, code in _ended():
+            lived = time.monotonic() - started.pop(child)
+            log.error("a process of the station plane died", extra={"pid": child, "code": code})
+            # Killed by a signal (code below 0) it may have been the machine's fault; ended, it was its own.
+            failed_at_start = failed_at_start + 1 if code >= 0 and lived < HASTY_SECONDS else 0
         if failed_at_start > 3 * count:
             log.error("the station plane cannot start")
-            stop(signal.SIGTERM, None)
+            _stop(set(started), signal.SIGTERM)
             return 70
-        time.sleep(RESTART_SECONDS)
+        signum_or_none = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, RESTART_SECONDS)
+        if signum_or_none is not None:
+            return _stop(set(started), signum_or_none.si_signo)
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Take leave of the children that have ended: process id and exit code."""
+    while True:
+        try:
+            child, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if child == 0:
+            return
+        yield child, os.waitstatus_to_exitcode(status)
+
+
+def _stop(children: set[int], signum: int) -> int:
+    """End the processes, first politely."""
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in children:
+        os.kill(child, signum)
+    while children:
+        for child, _code in _ended():
+            children.discard(child)
+        left = deadline - time.monotonic()
+        if children and (left <= 0 or signal.sigtimedwait({signal.SIGCHLD}, left) is None):
+            log.error("processes of the station plane do not stop", extra={"pids": sorted(children)})
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            return 70
     return 0
 
 
 def _fork(work: Callable[[], None]) -> int:
+    parent = os.getpid()
     child = os.fork()
     if child:
         return child
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = 70
     try:
+        _end_with(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
         work()
         code = 0
     except errors.Refusal as refusal:
@@ -185,6 +239,14 @@ def _fork(work: Callable[[], None]) -> int:
     finally:
         logging.shutdown()
         os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when its parent dies: nobody else would know of it any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(70)
 
 
 def _forbid_core_dumps() -> None:
@@ -201,6 +263,7 @@ def _configure_log() -> None:
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
+            _without_colours,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
         ],
         processors=[
@@ -211,6 +274,12 @@ def _configure_log() -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def _without_colours(_logger: object, _method: str, event: _Event) -> _Event:
+    event.pop("color_message", None)  # uvicorn's second copy of the message, for terminals
+    return event

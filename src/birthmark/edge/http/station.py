@@ -10,7 +10,7 @@ import binascii
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Path, Request, Response
@@ -77,8 +77,14 @@ class StationPlane:
 
     async def caller(self, request: Request) -> Caller:
         """Return who asks; the record decides at the commit whether they still may."""
-        peer = peer_certificate(request.scope)
+        client, credential = await self._peer(request)
         seq, operator = _seq(request), request.headers.get(OPERATOR_HEADER)
+        if operator is not None and not _NAME.fullmatch(operator):
+            raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
+        return Caller(client=client, credential=credential, seq=seq, operator=operator)
+
+    async def _peer(self, request: Request) -> tuple[Client, Credential]:
+        peer = peer_certificate(request.scope)
         known = self._peers.get(peer)
         if known is None:
             found = await self.border.carry(recognise(peer))
@@ -86,9 +92,7 @@ class StationPlane:
             if len(self._peers) >= REMEMBERED_PEERS:
                 self._peers.clear()
             self._peers[peer] = known
-        if operator is not None and not _NAME.fullmatch(operator):
-            raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
-        return Caller(client=known[0], credential=known[1], seq=seq, operator=operator)
+        return known
 
     async def reader(self, request: Request) -> Client:
         """Return who asks to read, checked against the record now."""
@@ -242,12 +246,19 @@ class StationPlane:
 
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
         """Put a refusal on record and answer it."""
-        if isinstance(error, errors.Refusal) and not error.recorded and not error.retryable:
-            try:
-                await self._record(request, error)
-            except errors.Refusal as unrecorded:
-                error, status = unrecorded, None
         told = self._problem(error, status)
+        unrecorded = error
+        if not isinstance(error, errors.Refusal):
+            unrecorded = errors.IntegrityFailure(f"internal fault {told.instance}")
+        if isinstance(unrecorded, errors.Refusal) and not unrecorded.recorded and not unrecorded.retryable:
+            try:
+                await self._record(request, unrecorded)
+            except errors.Refusal as why:
+                if isinstance(error, errors.Refusal):
+                    error = why
+                    told = self._problem(error)
+                else:
+                    log.warning("a fault is not on record: %s", why, extra={"instance": told.instance})
         if not isinstance(error, errors.Refusal):
             log.error(
                 "request failed", exc_info=error, extra={"instance": told.instance, "path": request.url.path}
@@ -259,14 +270,10 @@ class StationPlane:
 
     async def _record(self, request: Request, refusal: errors.Refusal) -> None:
         actor, seq = ANONYMOUS, None
-        try:
-            caller = await self.caller(request)
-            actor, seq = caller.client.id, caller.seq
-        except errors.Unauthenticated:
-            pass
-        except errors.MalformedRequest:
-            known = self._peers.get(peer_certificate(request.scope))
-            actor = ANONYMOUS if known is None else known[0].id
+        with suppress(errors.Unauthenticated):
+            actor = (await self._peer(request))[0].id
+        with suppress(errors.MalformedRequest):
+            seq = _seq(request)
         what = f"{request.method} {request.url.path}"[:200]
         await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq))
 
@@ -363,24 +370,33 @@ def _device_view(device: str) -> UseCase[models.DeviceStatus]:
 
 
 class _BodyLimit:
-    """Refuses a body over the limit before it is read into memory."""
+    """Refuses a body over the limit before it is read into memory, and one that does not come."""
 
-    def __init__(self, app: ASGIApp, limit: int, plane: StationPlane) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float, plane: StationPlane) -> None:
         self._app = app
         self._limit = limit
+        self._seconds = seconds
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left = self._limit
+        left, more = self._limit, True
         too_large = errors.TooLarge(f"a request body has at most {self._limit} octets")
+        deadline = asyncio.get_running_loop().time() + self._seconds
 
         async def limited() -> Message:
-            nonlocal left
-            message = await receive()
+            nonlocal left, more
+            if not more:  # all of it is here: what comes next is the end of the connection, whenever
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise errors.MalformedRequest(f"the body did not arrive within {self._seconds:g} s") from None
             left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
             if left < 0:
                 raise too_large
             return message
@@ -447,18 +463,27 @@ def create_app(application: Application) -> FastAPI:
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         failure = cast("HTTPException", error)
+        if isinstance(failure.__cause__, errors.Refusal):  # raised while the body was read
+            response = await plane.refused(request, failure.__cause__)
+            response.headers["connection"] = "close"  # nobody is going to read the rest
+            return response
         refusal: errors.Refusal = errors.MalformedRequest(
             f"{request.method} {request.url.path[:100]}: {failure.detail}"
         )
         if failure.status_code == 404:
             refusal = errors.NotFound(f"there is no {request.url.path[:100]}")
-        return await plane.refused(request, refusal, status=failure.status_code)
+        response = await plane.refused(request, refusal, status=failure.status_code)
+        response.headers.update(
+            failure.headers or {}
+        )  # Allow, which a 405 must have (RFC 9110 section 15.5.6)
+        return response
 
     app.add_exception_handler(errors.Refusal, on_refusal)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_refusal)
-    app.add_middleware(_BodyLimit, limit=application.settings.station_plane.max_body_bytes, plane=plane)
+    limits = application.settings.station_plane
+    app.add_middleware(_BodyLimit, limit=limits.max_body_bytes, seconds=limits.request_seconds, plane=plane)
     app.state.plane = plane
     _declare_problem(app)
     return app
