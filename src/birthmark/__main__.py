@@ -2,14 +2,21 @@
 
 import sys
 
+from birthmark.edge.application import Factory
+from birthmark.edge.cli.main import run
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
-    from birthmark.edge.cli.main import run  # late, so that --help needs no database driver
+    sys.exit(run(_factory))
 
-    sys.exit(run(lambda: __import__("birthmark.app", fromlist=["app"])))
+
+def _factory() -> Factory:
+    from birthmark import app  # late, so that --help and offline verification need no driver
+
+    return app
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ Each check is tried even if another failed, so that one run of the command shows
 """
 
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,7 +18,7 @@ from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
-from birthmark.edge.cli.session import session_of
+from birthmark.edge.cli.session import built, session_of
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
@@ -96,7 +95,7 @@ def check(
     checks.of("client authorities", lambda: _client_authorities(loaded.station_plane))
     checks.of("key store", lambda: _key_store(factory, loaded))
     try:
-        with _built(factory, loaded) as application:
+        with built(factory, loaded) as application:
             checks.of("database", lambda: _database(application))
             checks.of("log key", lambda: _log_key(application))
             checks.of("root", lambda: _root(application))
@@ -121,15 +120,6 @@ def _report(findings: list[_Finding], *, as_json: bool) -> None:
         printing.columns(
             ("check", "verdict", "what"), ((one.check, one.verdict, one.text) for one in findings)
         )
-
-
-@contextmanager
-def _built(factory: Factory, settings: Settings) -> Iterator[Application]:
-    application = factory.build(settings)
-    try:
-        yield application
-    finally:
-        application.close()
 
 
 def _settings_file(path: Path) -> str:

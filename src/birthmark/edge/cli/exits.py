@@ -49,15 +49,15 @@ EXIT_CODES: Mapping[type[errors.Refusal], int] = {
 """The exit code of every refusal; a test proves that none is missing."""
 
 _ADVICE: Mapping[type[errors.Refusal], str] = {
-    errors.Unavailable: "nothing was changed unless a list shows it; the same command may be given again",
+    errors.Unavailable: "the same command may be given again",
     errors.IntegrityFailure: "stop the line and run 'birthmark check'",
     errors.Unauthenticated: "see 'birthmark operator list', and choose a credential with --as DIR",
 }
 
 
 def exit_code(refusal: errors.Refusal) -> int:
-    """Return the exit code of a refusal."""
-    return EXIT_CODES[type(refusal)]
+    """Return the exit code of a refusal: of its class, or of the class it is a kind of."""
+    return next(EXIT_CODES[kind] for kind in type(refusal).__mro__ if kind in EXIT_CODES)
 
 
 def complain(what: str, advice: str = "") -> None:

@@ -67,6 +67,8 @@ def run(loader: Callable[[], Factory], arguments: Sequence[str] | None = None) -
 
 
 def _usage(wrong: typer.TyperException) -> int:
+    if not wrong.format_message():  # a group without a command: its help was printed
+        return exits.USAGE
     where = getattr(getattr(wrong, "ctx", None), "command_path", "birthmark")
     exits.complain(wrong.format_message().removesuffix("."), f"see '{where} --help'")
     return exits.USAGE
@@ -83,7 +85,7 @@ def command_tree() -> typer.Typer:
         epilog="Begin with 'birthmark init DIR --realm NAME --organization ORG'. "
         "Secrets are given as files, never as values.",
     )
-    tree.callback()(_common)
+    tree.callback(no_args_is_help=True)(_common)
     tree.command("init")(init)
     tree.command("serve")(serve)
     tree.command("check")(check)

@@ -18,6 +18,7 @@ from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, settings_text
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
+from birthmark.edge.cli.session import built, opened
 from birthmark.edge.cli.settings_text import Plan
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Role
@@ -94,9 +95,9 @@ def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere) -> M
     root_keys, root_der = _make_root(factory, plan, place)
     factory.migrate(settings.database)
     elsewhere.database = plan.external_database
-    keys = factory.open_key_store(settings.key_store)
-    log_public = _generate(keys, plan.label("log"), KeyAlgorithm.ED25519, plan, elsewhere)
-    authority_spki = _generate(keys, plan.label(plan.authority), plan.key_algorithm, plan, elsewhere)
+    with opened(factory, settings.key_store) as keys:
+        log_public = _generate(keys, plan.label("log"), KeyAlgorithm.ED25519, plan, elsewhere)
+        authority_spki = _generate(keys, plan.label(plan.authority), plan.key_algorithm, plan, elsewhere)
     issuing_der = make_issuing(
         root_keys,
         Issuer.from_certificate(ROOT_LABEL, root_der),
@@ -105,16 +106,12 @@ def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere) -> M
         factory.entropy(),
         {**plan.variables, "authority": plan.authority_name},
     )
-    _close(keys)
     realm = _realm(factory, plan, log_public)
     factory.create_realm(settings.database, realm)
     write_new_file(place / "log.vkey", f"{realm.vkey}\n")
     write_new_file(place / "root.crt", to_pem(root_der))
-    application = factory.build(settings)
-    try:
+    with built(factory, settings) as application:
         return _people(application, plan, place, root_der, issuing_der)
-    finally:
-        application.close()
 
 
 def _write_settings(factory: Factory, plan: Plan, place: Path) -> Settings:
@@ -160,13 +157,6 @@ def _generate(
     if plan.keys.token is not None:
         elsewhere.keys.append(label)
     return spki
-
-
-def _close(keys: KeyStore) -> None:
-    """Let go of a token's session, which the application is going to open again."""
-    close = getattr(keys, "close", None)
-    if close is not None:
-        close()
 
 
 def _realm(factory: Factory, plan: Plan, log_public: bytes) -> Realm:

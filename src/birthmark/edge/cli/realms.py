@@ -27,7 +27,9 @@ def init(
         Path, typer.Argument(metavar="DIR", help="Directory to make; must not exist or be empty.")
     ],
     *,
-    realm: Annotated[str, typer.Option(metavar="NAME", help="Name of the realm: 1 to 40 of A-Z a-z 0-9 . _ -")],
+    realm: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the realm: 1 to 40 of A-Z a-z 0-9 . _ -")
+    ],
     organization: Annotated[
         str, typer.Option(metavar="ORG", help="Legal name of the maker; stands in certificates.")
     ],

@@ -17,11 +17,11 @@ from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials
 from birthmark.pki.possession import verify_proof
-from birthmark.ports import carry
+from birthmark.ports import KeyStore, carry
 from birthmark.services.acts import Caller, recognise
-from birthmark.settings import load
+from birthmark.settings import KeyStoreSettings, Settings, load
 
-__all__ = ["Operator", "Session", "only_operator", "session_of"]
+__all__ = ["Operator", "Session", "built", "only_operator", "opened", "session_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,8 @@ class Session:
     @contextmanager
     def application(self, settings: Path) -> Iterator[Application]:
         """Build the application of a settings file, and close it."""
-        application = self.factory().build(load(settings))
-        try:
+        with built(self.factory(), load(settings)) as application:
             yield application
-        finally:
-            application.close()
 
     @contextmanager
     def acting(self, settings: Path, as_directory: Path | None) -> Iterator[tuple[Application, Operator]]:
@@ -84,6 +81,34 @@ class Session:
                 f"the private key in {directory} is not the certificate's"
             ) from cause
         return Operator(caller=caller, credential=credential)
+
+
+@contextmanager
+def built(factory: Factory, settings: Settings) -> Iterator[Application]:
+    """Build an application, and let go of all that it opened."""
+    application = factory.build(settings)
+    try:
+        yield application
+    finally:
+        application.close()
+        let_go(application.keys)
+
+
+@contextmanager
+def opened(factory: Factory, settings: KeyStoreSettings) -> Iterator[KeyStore]:
+    """Open a key store, and let go of it."""
+    keys = factory.open_key_store(settings)
+    try:
+        yield keys
+    finally:
+        let_go(keys)
+
+
+def let_go(keys: KeyStore) -> None:
+    """End a token's session: it has one for each process, and the next part of the command opens it again."""
+    close = getattr(keys, "close", None)
+    if close is not None:
+        close()
 
 
 def only_operator(settings: Path) -> Path:

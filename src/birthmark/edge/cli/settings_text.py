@@ -98,6 +98,11 @@ class Plan:
             raise errors.MalformedRequest(
                 f"a log's origin has no spaces and no plus (C2SP signed-note): {self.log_origin!r}"
             )
+        if not self.database_url.startswith(("sqlite:///", "postgresql://")):
+            scheme = self.database_url.partition(":")[0]
+            raise errors.MalformedRequest(
+                f"a database url starts with sqlite:/// or postgresql://, not {scheme}:"
+            )
         if _url_password(self.database_url):
             raise errors.MalformedRequest(
                 "the database url holds a password, which every user of this machine can see now:"

@@ -1,0 +1,58 @@
+"""The help teaches: every command and every option says what it is for."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+
+from birthmark.edge.cli.main import command_tree
+from tests.edge.cli.command import birthmark, done
+
+EXPECTED = """
+init serve check provision version
+run-open run-list run-show run-close
+device-list device-show device-hold device-rework device-scrap device-token device-certificate
+station-enrol station-list station-show station-renew station-revoke
+operator-enrol operator-list operator-revoke
+bootstrap-issue bootstrap-list bootstrap-revoke
+authority-list authority-show authority-create authority-suspend authority-resume authority-retire
+log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
+config-check database-migrate
+"""
+
+
+def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, below in getattr(command, "commands", {}).items():
+        if getattr(below, "commands", None):
+            yield from walk(below, (*path, name))
+        else:
+            yield (*path, name), below
+
+
+COMMANDS = dict(walk(typer.main.get_command(command_tree())))
+
+
+def test_the_commands_are_the_ones_we_promise() -> None:
+    assert {"-".join(path) for path in COMMANDS} == set(EXPECTED.split())
+
+
+@pytest.mark.parametrize("path", list(COMMANDS), ids="-".join)
+def test_a_command_says_what_it_does_and_what_its_options_are(path: tuple[str, ...]) -> None:
+    command = COMMANDS[path]
+    assert command.help
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            assert parameter.help, f"{path}: {parameter.name}"
+    said = done(*path, "--help")
+    first = re.sub(r"\s+", " ", command.help.split("\n\n")[0]).strip()
+    assert first[:40] in re.sub(r"\s+", " ", said.out)
+
+
+@pytest.mark.parametrize("group", ["run", "device", "station", "operator", "bootstrap", "authority", "log"])
+def test_a_group_alone_shows_its_commands(group: str) -> None:
+    said = birthmark(group)
+    assert said.code == 2
+    assert "list" in said.out or "verify" in said.out
+    assert "Traceback" not in said.err
