@@ -8,14 +8,16 @@ is made once a test run.
 
 import functools
 import itertools
+import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -63,6 +65,7 @@ __all__ = [
     "make_line",
     "open_service",
     "proof",
+    "tamper",
     "workpiece",
 ]
 
@@ -245,6 +248,22 @@ def proof(
         signature=key.sign(message, ec.ECDSA(hashes.SHA256())),
         key=idempotency or f"prove-{next(_numbers)}",
     )
+
+
+def tamper(url: str, *statements: tuple[str, Sequence[Any]]) -> None:
+    """Write past the product and its triggers, as whoever owns the database can; placeholders are ``%s``."""
+    url = libpq(url)
+    if not url.startswith("sqlite:"):
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute("SET session_replication_role = replica")
+            for statement, parameters in statements:
+                server.execute(statement.encode(), parameters)
+        return
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
+        for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            file.execute(f"DROP TRIGGER {name}")
+        for statement, parameters in statements:
+            file.execute(statement.replace("%s", "?"), parameters)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -163,7 +163,7 @@ def refuse(
                         request_sha256=request_sha256,
                         attempt=None,
                         refusal=_spelled(refusal),
-                        detail=str(refusal)[:DETAIL_LIMIT],
+                        detail=str(refusal),
                         at=at,
                     )
                 )

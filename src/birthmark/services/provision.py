@@ -425,7 +425,7 @@ class Provision:
         return results
 
     def _recall(self, attempts: Sequence[str]) -> UseCase[dict[str, _Challenged]]:
-        """Return what these attempts' proofs are checked against; look up what this process does not remember."""
+        """Return what these attempts' proofs are checked against, looked up where it is not remembered."""
         known = {key: self._challenged[key] for key in attempts if key in self._challenged}
         missing = [attempt for attempt in dict.fromkeys(attempts) if attempt not in known]
         if not missing:
@@ -508,9 +508,12 @@ class Provision:
             raise errors.IllegalTransition(
                 f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}"
             )
+        proved = move(
+            device.id, device.state, DeviceEvent.PROVE
+        )  # only what can be proved is held for failing
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
-        state = move(device.id, move(device.id, device.state, DeviceEvent.PROVE), DeviceEvent.RELEASE)
+        state = move(device.id, proved, DeviceEvent.RELEASE)
         released = replace(
             attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
         )

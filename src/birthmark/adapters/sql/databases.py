@@ -53,7 +53,7 @@ Writes = Sequence[tuple[TableShape, Sequence[Row]]]
 
 
 class Broken(Exception):
-    """The database refused a value, or a constraint or trigger a write: the train that made it must not commit."""
+    """The database refused a value, or a constraint or trigger refused a write: the train must not commit."""
 
 
 _IMPOSSIBLE = (UnicodeEncodeError, OverflowError)
