@@ -302,10 +302,10 @@ class PostgreSQL:
             head = head_cursor.fetchone()
             rows = [cursor.fetchall() for cursor in cursors]
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
-            self.rollback()
+            self._reconnect()
             raise _postgresql_failure(cause) from cause
         except BaseException:
-            self.rollback()
+            self._reconnect()
             raise
         if head is None:
             self.rollback()
@@ -346,9 +346,19 @@ class PostgreSQL:
                     )
                 train.execute("COMMIT")
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            self._reconnect()
             raise _postgresql_failure(cause) from cause
-        finally:
-            self.rollback()
+
+    def _reconnect(self) -> None:
+        """Roll back, and let the next train connect again.
+
+        The server skips the rest of a pipeline after an error, and psycopg goes on believing in statements
+        that were never prepared.
+        """
+        self.rollback()
+        if self._train is not None:
+            self._train.close()
+            self._train = None
 
     def rollback(self) -> None:
         """See ``Database.rollback``."""
