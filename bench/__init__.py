@@ -1,0 +1,1 @@
+"""The benchmark: what one machine does with the station plane, and where the time goes (``make bench``)."""
