@@ -195,6 +195,28 @@ def test_a_release_that_another_station_got_is_found_by_asking(
     assert service.requests[-1][1] == f"/v1/devices/vin:{VIN}/token"
 
 
+def test_who_may_not_ask_what_became_of_a_device_forgets_nothing(
+    service: Service, station: Station, device: Enclave
+) -> None:
+    """A bootstrap credential may not read: the refusal is shown as it is, and a key that may count stays."""
+
+    def refuse(path: str) -> None:
+        if "prove" in path:
+            raise Problem(409, "illegal-transition", "it is released")
+        if "devices" in path:
+            raise Problem(403, "not-permitted", "a bootstrap client may not read")
+
+    service.refuse = refuse
+    with pytest.raises(errors.IllegalTransition, match="it is released"):
+        station.provision(RUN, VIN, device)
+    before = device.pending()
+    assert before is not None
+    with pytest.raises(errors.IllegalTransition, match="finish what is under way"):
+        device.install(certificate=b"", chain=[], private_key=None)
+    service.refuse = lambda _: None
+    check_released(service, device, station.provision(RUN, VIN, device))
+
+
 @pytest.mark.parametrize("status", [500, 403])
 def test_an_unknown_outcome_leaves_everything_as_it_is(
     service: Service, station: Station, device: Enclave, status: int

@@ -251,8 +251,15 @@ class Work:
                 replace(self.pending, phase=Phase.INSTALLED, prove_key=None, prove_seq=None, signature=None)
             )
             return None
-        if isinstance(refusal, errors.IllegalTransition | errors.KeyReused) and self._is_released():
-            return self._store(self._service.token(str(self.pending.device)))
+        if isinstance(refusal, errors.IllegalTransition | errors.KeyReused):
+            try:
+                released = self._is_released()
+            except errors.NotPermitted:
+                return (
+                    None  # a bootstrap credential may not ask: everything stays, until somebody abandons it
+                )
+            if released:
+                return self._store(self._service.token(str(self.pending.device)))
         self._journal.forget()
         return None
 
