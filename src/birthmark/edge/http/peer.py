@@ -66,21 +66,31 @@ def server_context(
 
 def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
     class ObservedSSLObject(ssl.SSLObject):
-        """Tells when a handshake fails."""
+        """Tells when a handshake fails, and lets the client hear of it."""
+
+        failure: ssl.SSLError | None = None
 
         def do_handshake(self) -> None:
+            if self.failure is not None:
+                raise self.failure
             try:
                 super().do_handshake()
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
-            except ssl.SSLCertVerificationError as cause:
-                on_refused(f"certificate verify failed: {cause.verify_message}", b"")
-                raise
             except ssl.SSLError as cause:
-                on_refused((cause.reason or type(cause).__name__).lower().replace("_", " "), b"")
-                raise
+                on_refused(_reason(cause), b"")
+                self.failure = cause
+                # The event loop drops a failed connection without sending what OpenSSL has ready: the alert
+                # that tells a station why.  While the handshake goes on it does send it, so it ends next time.
+                raise ssl.SSLWantReadError from cause
 
     return ObservedSSLObject
+
+
+def _reason(failure: ssl.SSLError) -> str:
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {failure.verify_message}"
+    return (failure.reason or type(failure).__name__).lower().replace("_", " ")
 
 
 class _PeerProtocol(HttpToolsProtocol):
