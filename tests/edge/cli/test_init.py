@@ -92,7 +92,7 @@ def test_openssl_builds_the_chains_and_opens_the_server_key(made_realm: Path) ->
             leaf,
         ]
         subprocess.run([openssl, "verify", "-x509_strict", *arguments], check=True, capture_output=True)
-    given = [
+    given: list[str | Path] = [
         "-in",
         made_realm / "secrets/server.key",
         "-passin",
@@ -196,7 +196,7 @@ def test_what_is_made_can_be_read_by_programs(tmp_path: Path) -> None:
     assert made["checkpoint"].splitlines()[:2] == ["nord/halle-3-/log", "6"]
 
 
-# --- refused, and nothing left ---------------------------------------------------------------------------------
+# --- refused, and nothing left --------------------------------------------------------------------------------
 
 
 def test_an_empty_directory_is_taken_and_a_full_one_is_not(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_broken_init_leaves_nothing(method: str, nth: int, after: bool, tmp_pa
     done("init", directory, *NAMES)
 
 
-# --- databases and tokens --------------------------------------------------------------------------------------
+# --- databases and tokens -------------------------------------------------------------------------------------
 
 
 def test_a_realm_is_made_on_either_database(database_url: str, tmp_path: Path) -> None:
