@@ -175,6 +175,8 @@ def refuse(
 def _is_kept(refusal: errors.Refusal) -> bool:
     # A client that is not (any longer) one of ours leaves no answers behind; a fault of ours may be gone
     # tomorrow.
+    if refusal.retryable:
+        return False
     return not isinstance(refusal, errors.Unauthenticated | errors.IntegrityFailure | errors.KeyReused)
 
 
