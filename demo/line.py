@@ -1,0 +1,26 @@
+"""A production line on this machine: ``make demo``.
+
+A realm is made, some stations give several hundred vehicles their identities, somebody tries everything that
+must not work, and in the end all of it is verified with other people's programs.  Nothing is acted: each line
+that begins with ``$`` is the real command, run as shown, and each expectation is checked.
+
+    line.py         this file: only the way in
+    production.py   the whole story, chapter by chapter
+    realm.py        the directory, the ``birthmark`` command, the server, token and database
+    floor.py        the stations at work, and what the screen shows of them
+    station.py      ONE STATION: what a fixture's software looks like.  Read this one first
+    trials.py       everything that must not work
+    audit.py        the verification afterwards
+    screen.py, vins.py, proxy.py, foreign.py   how it is shown, and what it takes
+"""
+
+import sys
+from pathlib import Path
+
+# Started as a file, Python looks for modules beside it; the demo is a package of this project.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from demo.production import main  # noqa: E402  # the line above has to come first
+
+if __name__ == "__main__":
+    sys.exit(main())

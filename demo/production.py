@@ -1,0 +1,277 @@
+"""The whole story: a realm is made, a line works, what must not work is tried, and all of it is verified.
+
+It ends with 0 only if every expectation held; with 1 if one did not; with 2 if it could not begin.  Whatever
+was started is stopped, also on Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from demo.audit import Audit
+from demo.floor import Floor, Order, jobs_of
+from demo.realm import (
+    OPERATOR,
+    CannotBegin,
+    WentWrong,
+    Workshop,
+    make_directory,
+    postgresql_options,
+    softhsm_options,
+)
+from demo.screen import Screen
+from demo.trials import ROOM, SPARE, Trial, Trials, locate, silent_after_revocation
+from demo.vins import WMI, vins
+
+RUN = "2026-W47-A"
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit code."""
+    choices = _choices(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    screen = Screen(plain=choices.plain)
+    directory: Path = choices.directory
+    workshop = None
+    try:
+        if choices.element is not None:
+            raise CannotBegin(
+                f"--element {choices.element}: secure elements are not part of the demo yet; its vehicles"
+                " keep their keys in directories (leave ELEMENT out)"
+            )
+        make_directory(directory)
+        workshop = Workshop(directory, screen)
+        return _tell(workshop, choices)
+    except CannotBegin as reason:
+        screen.say(f"The demo cannot begin: {reason}", style="bold red")
+        return 2
+    except WentWrong as wrong:
+        _lament(screen, workshop, f"This went wrong: {wrong}")
+        return 1
+    except KeyboardInterrupt:
+        _lament(screen, None, "Interrupted; everything that was started is stopped.")
+        return INTERRUPTED
+    except BaseException:
+        _lament(screen, workshop, "The demo itself failed:")
+        raise
+
+
+def _choices(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="demo/line.py", description="A production line on this machine.")
+    parser.add_argument("--token", choices=["softhsm2"], help="keep the service's keys in a PKCS#11 token")
+    parser.add_argument("--database", choices=["postgresql"], help="two server processes on PostgreSQL")
+    parser.add_argument("--element", metavar="KIND", help="reserved for secure elements")
+    parser.add_argument("--vehicles", type=_number(20, 100_000), default=500, help="20 or more [500]")
+    parser.add_argument("--stations", type=_number(2, 16), default=3, help="2 to 16 [3]")
+    parser.add_argument("--directory", type=Path, default=Path("demo-realm"), help="[demo-realm]")
+    parser.add_argument("--plain", action="store_true", help="no colour, no moving display")
+    return parser.parse_args(arguments)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{least} to {most}, not {value}")
+        return value
+
+    return number
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _lament(screen: Screen, workshop: Workshop | None, what: str) -> None:
+    screen.say()
+    screen.say(what, style="bold red")
+    words = [] if workshop is None else workshop.last_words()
+    if workshop is not None and words:
+        screen.say(f"The last lines of {os.path.relpath(workshop.log)}:")
+        screen.output(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the summary is made of."""
+
+    floor: Floor
+    trials: Sequence[Trial]
+    audit: Audit
+    entries: int
+    refused: int
+
+
+def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
+    stations = [f"ST{number:02}" for number in range(1, choices.stations + 1)]
+    screen = workshop.screen
+    where = os.path.relpath(workshop.realm)
+    screen.say(f"Every line that begins with $ is a command as it was run, in {where}.")
+    with ExitStack() as until_the_end:
+        _found(workshop, choices, stations, until_the_end)
+        with ExitStack() as until_it_is_stopped:
+            screen.chapter("The line")
+            processes = 2 if choices.database == "postgresql" else 1
+            until_it_is_stopped.enter_context(workshop.server(processes=processes))
+            numbers = vins()
+            floor = _produce(workshop, stations, list(islice(numbers, choices.vehicles)))
+            trials, entries = _try(workshop, floor, list(islice(numbers, SPARE)))
+        screen.chapter("What it proves, with the service stopped")
+        audit = Audit(workshop)
+        audit.certificates()
+        audit.tokens()
+        size = audit.log(stations)
+        audit.check()
+    outcome = _Outcome(
+        floor=floor,
+        trials=trials,
+        audit=audit,
+        entries=size,
+        refused=sum(entry["kind"] == "refused" for entry in entries),
+    )
+    return _summarise(workshop, choices, outcome)
+
+
+def _found(
+    workshop: Workshop, choices: argparse.Namespace, stations: Sequence[str], until_the_end: ExitStack
+) -> None:
+    """Make the realm and open the runs."""
+    options: list[str] = []
+    if choices.token == "softhsm2":  # noqa: S105  # the name of a program
+        options += softhsm_options(workshop)
+    if choices.database == "postgresql":
+        options += until_the_end.enter_context(postgresql_options(workshop))
+    workshop.screen.chapter("A realm: its authorities, its log, its stations, its operator")
+    names = [word for name in stations for word in ("--station", name)]
+    workshop.birthmark(
+        *("init", "realm", "--realm", "acme", "--organization", "Acme Motors", "--port", str(workshop.port)),
+        *(*names, "--operator", OPERATOR, *options),
+        place=workshop.directory,
+        answer=lambda lines: [line for line in lines if line.startswith(_FOUNDED)],
+    )
+    quantity = choices.vehicles + ROOM
+    workshop.birthmark(
+        *("run", "open", RUN, "--product", "roadster", "--quantity", str(quantity), *names),
+        *("--hardware-id-kind", "vin", "--check-digit", "--wmi", WMI, "--hours", "8"),
+        answer=lambda lines: [line for line in lines if line.startswith(_OPENED)],
+    )
+
+
+_FOUNDED = ("realm", "log", "root", "authority", "key store", "stations", "operator")
+_OPENED = ("status", "quantity", "opened_by", "signature", "hardware_id")
+
+
+def _produce(workshop: Workshop, stations: Sequence[str], numbers: Sequence[str]) -> Floor:
+    """Run the line; the third vehicle and one in its middle are miswired."""
+    miswired = {2, len(numbers) // 3}
+    orders = [
+        Order(vin=vin, delivered=index % 3 == 0 and index not in miswired, miswired=index in miswired)
+        for index, vin in enumerate(numbers)
+    ]
+    gang = min(32, max(2, len(orders) // 10))
+    delivered = sum(order.delivered for order in orders)
+    jobs = jobs_of(orders, gang)
+    single = sum(len(job.orders) for job in jobs if not job.gang)
+    workshop.screen.say()
+    workshop.screen.say(
+        f"{len(orders)} vehicles at {len(stations)} stations: {len(orders) - delivered} make their own key,"
+        f" {delivered} have it delivered; {len(orders) - single} in gangs of up to {gang},"
+        f" {single} one by one. Two are miswired. Half-way, {stations[-1]} is revoked."
+    )
+    floor = Floor(workshop, RUN, stations, jobs, shut_out=stations[-1])
+    floor.work()
+    return floor
+
+
+def _try(
+    workshop: Workshop, floor: Floor, spare: Sequence[str]
+) -> tuple[list[Trial], list[dict[str, object]]]:
+    """Try what must not work, and find what it left in the log."""
+    screen = workshop.screen
+    screen.chapter("What must not work, and what must work all the same")
+    released = next(path for path in sorted(workshop.vehicles.iterdir()) if path.name not in floor.held).name
+    trials = Trials(workshop, floor, run=RUN, spare=spare, released=released).all()
+    shown = workshop.birthmark("log", "tail", "--lines", "1000000", "--json", answer=lambda lines: lines[:0])
+    entries = [json.loads(line) for line in shown.stdout.splitlines()]
+    locate(trials, entries)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), width=98)
+    table.add_column("", width=6)
+    table.add_column("tried", ratio=35)
+    table.add_column("what happened", ratio=45)
+    table.add_column("log entry", width=16)
+    for trial in trials:
+        mark = "[green]ok[/]" if trial.passed else "[bold red]FAILED[/]"
+        table.add_row(mark, trial.tried, trial.answer, trial.where(), end_section=True)
+    screen.show(table)
+    silent = silent_after_revocation(entries)
+    screen.claim(
+        "after the entry of its revocation the log has nothing from that station but refusals", holds=silent
+    )
+    if not silent:
+        raise WentWrong("a revoked station went on working")
+    return trials, entries
+
+
+def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcome) -> int:
+    floor, screen = outcome.floor, workshop.screen
+    failed = [trial.tried for trial in outcome.trials if not trial.passed] + outcome.audit.failures
+    screen.chapter("Summary")
+    keys = "in a PKCS#11 token (SoftHSM2: stands in for the plant's HSM, protects like a file)"
+    database = "PostgreSQL, two server processes" if choices.database else "SQLite, one server process"
+    rows = {
+        "vehicles": f"{len(outcome.audit.vehicles)} released, {len(floor.held)} held on the way:"
+        " 1 reworked and released, 1 scrapped",
+        "refusals": f"{outcome.refused}, each on record",
+        "log": f"{outcome.entries} entries, verified",
+        "the line": f"{floor.released} vehicles in {floor.seconds:.1f} s:"
+        f" {floor.released / max(floor.seconds, 0.001):.0f} vehicles/s on {os.cpu_count()} cores,"
+        " vehicles and stations included",
+        "all of it": f"{screen.seconds:.0f} s",
+        "database": database,
+        "keys": keys if choices.token else "software keys: development only",
+    }
+    for name, text in rows.items():
+        screen.say(f"{name:<10} {text}")
+    screen.say()
+    if failed:
+        for what in failed:
+            screen.claim(what, holds=False)
+        return 1
+    _point(workshop, choices, floor)
+    return 0
+
+
+def _point(workshop: Workshop, choices: argparse.Namespace, floor: Floor) -> None:
+    """Say where to look next."""
+    screen = workshop.screen
+    vin = min(path.name for path in workshop.vehicles.iterdir() if path.name not in floor.held)
+    program = os.path.relpath(Path(sys.executable).parent, workshop.realm)
+    screen.say("All as expected. To look around:")
+    screen.output(
+        [
+            f"cd {os.path.relpath(workshop.realm)}; PATH=$PWD/{program}:$PATH",
+            *(["export SOFTHSM2_CONF=$PWD/../token/softhsm2.conf"] if choices.token else []),
+            f"ls -l ../vehicles/{vin}",
+            f"birthmark log verify-proof ../vehicles/{vin}/release.tlog-proof --vkey log.vkey",
+            "birthmark log verify ../audit/log.zip --vkey log.vkey",
+            *(_WITH_DATABASE if not choices.database else []),
+        ]
+    )
+    if choices.database:
+        screen.say("The demo's PostgreSQL is gone, and with it the database; what was exported stays.")
+    screen.say()
+    screen.say("demo/station.py is a station in a hundred lines; README.md and ARCHITECTURE.md say the rest.")
+
+
+_WITH_DATABASE = ("birthmark log tail", "birthmark device list -n 5", "birthmark run list", "birthmark serve")
