@@ -19,7 +19,7 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 from tests.edge.station import service as misbehaviour
-from tests.edge.station.service import RUN, Problem, Service, authority, certify, name
+from tests.edge.station.service import RUN, Problem, Server, Service, authority, certify, enrol, name
 
 VIN = "1M8GDM9AXKP042788"
 OTHER = "1M8GDM9AXKP042789"
@@ -193,6 +193,32 @@ def test_a_release_that_another_station_got_is_found_by_asking(
     service.answers.clear()
     check_released(service, device, station.provision(RUN, VIN, device))
     assert service.requests[-1][1] == f"/v1/devices/vin:{VIN}/token"
+
+
+def test_a_proof_that_another_station_could_not_send_is_sent_under_our_own_number(
+    service: Service, server: Server, connect: Callable[..., Station], device: Enclave, tmp_path: Path
+) -> None:
+    """A number of another station's would leave a gap in ours (SPEC E5): ST01 was revoked in between."""
+
+    def refuse(path: str) -> None:
+        if "prove" in path:
+            raise Problem(403, "unauthenticated", "station:ST01 was revoked")
+
+    service.last_seq = 400
+    service.refuse = refuse
+    with pytest.raises(errors.Unauthenticated):
+        connect().provision(RUN, VIN, device)
+    home = enrol(tmp_path / "second", service, server.url)
+    (home / "station.toml").write_text((home / "station.toml").read_text().replace("ST01", "ST02"))
+    service.refuse, service.last_seq = lambda _: None, 7
+    before = device.pending()
+    assert before is not None
+    check_released(service, device, connect(home).provision(RUN, VIN, device))
+    proofs = [(seq, json.loads(body)) for (_, path, seq, _), body in
+              zip(service.requests, service.bodies, strict=True) if "prove" in path]  # fmt: skip
+    assert [seq for seq, _ in proofs] == [str(before.prove_seq), "8"]
+    assert proofs[0][1]["signature"] == proofs[1][1]["signature"]
+    assert proofs[0][1]["idempotency_key"] != proofs[1][1]["idempotency_key"]
 
 
 def test_who_may_not_ask_what_became_of_a_device_forgets_nothing(

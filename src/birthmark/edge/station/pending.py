@@ -39,7 +39,7 @@ class Pending:
     """One device's transaction, seen from the station."""
 
     station: str
-    """Name of the station that asked: idempotency keys are its own."""
+    """Name of the station that asked last: idempotency keys and request numbers are its own."""
     hardware_id: str
     run: str
     delivered: bool

@@ -192,6 +192,12 @@ class Work:
         if now.phase is Phase.RELEASED and read_back != now.certificate_sha256:
             raise errors.IntegrityFailure(f"{now.device} holds another certificate than it was released with")
         if now.phase is not Phase.INSTALLED:
+            if now.station != self._station:
+                # Another station's proof, sent by us, is a request of ours: under its number our own numbers
+                # would have a gap in the log (SPEC E5).
+                self._remember(
+                    replace(now, station=self._station, prove_key=self._new_key(), prove_seq=new_seq())
+                )
             return
         message = proof_message(
             attempt=str(now.attempt),
@@ -202,6 +208,7 @@ class Work:
         self._remember(
             replace(
                 now,
+                station=self._station,
                 phase=Phase.PROVING,
                 certificate_sha256=read_back,
                 prove_key=self._new_key(),
