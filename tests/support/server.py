@@ -194,7 +194,9 @@ class _Listening(RealmDirectory):
         return self
 
 
-def make_realm_directory(path: Path, *options: str | Path, database_url: str = "sqlite:///birthmark.db") -> RealmDirectory:
+def make_realm_directory(
+    path: Path, *options: str | Path, database_url: str = "sqlite:///birthmark.db"
+) -> RealmDirectory:
     """Make a realm with ``birthmark init``, its stations and the run.
 
     Args:

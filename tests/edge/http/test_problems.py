@@ -46,7 +46,9 @@ def test_a_kind_of_a_kind_is_told_as_its_parent() -> None:
     assert problem(Closer("no"), "1").status == HTTP_STATUS[errors.IllegalTransition]
 
 
-@pytest.mark.parametrize("fault", [ValueError("the key is 4711"), KeyError("s3cr3t"), RuntimeError("x")], ids=repr)
+@pytest.mark.parametrize(
+    "fault", [ValueError("the key is 4711"), KeyError("s3cr3t"), RuntimeError("x")], ids=repr
+)
 def test_anything_else_is_internal_without_detail(fault: Exception) -> None:
     told = problem(fault, "0123")
     assert (told.status, told.code, told.retryable) == (500, "internal", False)

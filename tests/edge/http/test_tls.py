@@ -63,9 +63,7 @@ def certify(
     if issuer is not None:
         pem += issuer.public_bytes(Encoding.PEM)
     (folder / "station.crt").write_bytes(pem)
-    (folder / "station.key").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    (folder / "station.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return folder
 
 
@@ -104,7 +102,9 @@ def strangers(realm: RealmDirectory, tmp_path_factory: pytest.TempPathFactory) -
     issuer, issuer_key = issuing_authority(realm)
     foreign_key = ec.generate_private_key(ec.SECP256R1())
     return {
-        "expired": certify(folder / "expired", issuer, issuer_key, since=now() - 9 * _DAY, until=now() - _DAY),
+        "expired": certify(
+            folder / "expired", issuer, issuer_key, since=now() - 9 * _DAY, until=now() - _DAY
+        ),
         "early": certify(folder / "early", issuer, issuer_key, since=now() + _DAY, until=now() + 9 * _DAY),
         "foreign": certify(folder / "foreign", issuer, foreign_key, since=now() - _DAY, until=now() + _DAY),
         "self-signed": certify(folder / "self", None, None, since=now() - _DAY, until=now() + _DAY),
@@ -194,11 +194,17 @@ def test_a_station_that_is_revoked_is_refused_at_once_on_its_open_connection(ser
         answer = client.post(f"/v1/runs/{RUN}/issue", asked, birthmark_seq="2")
         assert (answer.status, answer.json["code"]) == (403, "unauthenticated")
     last = realm.entries()[-1]
-    assert (last["kind"], last["actor"], last["request"], last["seq"]) == ("refused", "station:ST08", "issue", 2)
+    assert (last["kind"], last["actor"], last["request"], last["seq"]) == (
+        "refused",
+        "station:ST08",
+        "issue",
+        2,
+    )
 
 
 @pytest.mark.parametrize(
-    "header", ["X-SSL-Client-Cert", "X-Forwarded-Client-Cert", "SSL-Client-Cert", "X-Forwarded-User", "Client-Cert"]
+    "header",
+    ["X-SSL-Client-Cert", "X-Forwarded-Client-Cert", "SSL-Client-Cert", "X-Forwarded-User", "Client-Cert"],
 )
 def test_no_header_says_who_asks(server: Server, station: Http, header: str) -> None:
     operator = (server.realm.operator / "station.crt").read_text(encoding="ascii").replace("\n", " ")
@@ -215,7 +221,10 @@ def test_the_client_refuses_another_server(server: Server, tmp_path: Path) -> No
 def test_the_server_shows_its_chain_and_a_name_that_fits(server: Server) -> None:
     context = tls_context(server.realm.station())
     for name in ("127.0.0.1", "localhost"):
-        with socket.create_connection(server.address, 10) as raw, context.wrap_socket(raw, server_hostname=name) as tls:
+        with (
+            socket.create_connection(server.address, 10) as raw,
+            context.wrap_socket(raw, server_hostname=name) as tls,
+        ):
             cipher = tls.cipher()
             assert (tls.version(), cipher is not None and cipher[1]) == ("TLSv1.3", "TLSv1.3")
     with (

@@ -429,6 +429,7 @@ def create_app(application: Application) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # an address is right or wrong
     )
     reads: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
         ("/v1/me", plane.me, models.Me),

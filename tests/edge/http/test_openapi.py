@@ -1,0 +1,187 @@
+"""The OpenAPI description is true: real answers validate against it, and schemathesis finds no other ones."""
+
+import base64
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from birthmark.edge.http.problems import HTTP_STATUS
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.possession import proof_message
+from tests.support.realm import workpiece
+from tests.support.server import RUN, Answer, Http, Server, tls_context
+
+
+@pytest.fixture(scope="module")
+def description(server: Server) -> Mapping[str, Any]:
+    with Http(server.address, tls_context(server.realm.station())) as client:
+        described: Mapping[str, Any] = client.get("/openapi.json").json
+    return described
+
+
+class Judge:
+    """Holds answers against the description, and remembers which it has seen."""
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        self.description = description
+        self.seen: set[tuple[str, str, int]] = set()
+
+    def take(self, method: str, path: str, answer: Answer) -> Answer:
+        """Validate an answer to a request to a documented path."""
+        told = self.description["paths"][path][method]["responses"]
+        assert str(answer.status) in told, f"{method} {path} answered {answer.status}"
+        content = told[str(answer.status)]["content"]
+        assert answer.type in content, f"{method} {path} answered {answer.type}"
+        schema = {**content[answer.type]["schema"], "components": self.description["components"]}
+        value = answer.json if answer.type.endswith("json") else answer.body.decode()
+        jsonschema_rs.Draft202012Validator(schema).validate(value)
+        self.seen.add((method, path, answer.status))
+        return answer
+
+
+def signed(issued: Mapping[str, Any], key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    certificate = Certificate.from_pem(issued["certificate"])
+    message = proof_message(
+        attempt=issued["attempt"],
+        certificate_sha256=certificate.fingerprint,
+        challenge=base64.b64decode(issued["challenge"]),
+    )
+    return {
+        "attempt": issued["attempt"],
+        "certificate_sha256": certificate.fingerprint,
+        "signature": base64.b64encode(key.sign(message, ec.ECDSA(hashes.SHA256()))).decode(),
+        "idempotency_key": f"prove-{issued['attempt']}",
+    }
+
+
+def asked(hardware_id: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, str]]:
+    device = workpiece(hardware_id)
+    assert device.csr is not None
+    body = {
+        "hardware_id": hardware_id,
+        "idempotency_key": f"issue-{hardware_id}",
+        "csr": base64.b64encode(device.csr).decode(),
+    }
+    return device.key, body
+
+
+def test_every_documented_answer_is_given_and_is_as_documented(
+    description: Mapping[str, Any], station: Http, operator: Http
+) -> None:
+    judge = Judge(description)
+    issue, gang = "/v1/runs/{run}/issue", "/v1/runs/{run}/gang-issue"
+    device = "/v1/devices/{device}"
+    key, body = asked("API-1")
+    issued = judge.take("post", issue, station.post(f"/v1/runs/{RUN}/issue", body)).json
+    judge.take("post", "/v1/prove", station.post("/v1/prove", signed(issued, key)))
+    delivered = {"hardware_id": "API-2", "idempotency_key": "issue-API-2"}
+    judge.take("post", issue, station.post(f"/v1/runs/{RUN}/issue", delivered))
+    keys = dict(asked(f"API-{number}") for number in (3, 4))
+    answer = station.post(
+        f"/v1/runs/{RUN}/gang-issue", {"devices": [*keys.values(), delivered | {"hardware_id": "x y"}]}
+    )
+    results = judge.take("post", gang, answer).json["results"]
+    assert results[2]["status"] == 409
+    proofs = [signed(result, key) for result, key in zip(results, keys, strict=False)]
+    wrong = {**proofs[0], "signature": base64.b64encode(b"nothing").decode(), "idempotency_key": "wrong"}
+    answer = station.post("/v1/gang-prove", {"proofs": [wrong, proofs[1]]})
+    results = judge.take("post", "/v1/gang-prove", answer).json["results"]
+    assert [result.get("code", result.get("state")) for result in results] == ["proof-failed", "released"]
+    for name in ("API-1", "API-2", "API-3"):
+        judge.take("get", device, station.get(f"/v1/devices/serial:{name}"))
+    judge.take("get", device + "/token", station.get("/v1/devices/serial:API-1/token"))
+    judge.take("get", device + "/token", station.get("/v1/devices/serial:API-2/token"))
+    judge.take("get", "/v1/me", station.get("/v1/me"))
+    judge.take("get", "/v1/me", operator.get("/v1/me"))
+    judge.take("get", "/v1/runs/{run}", station.get(f"/v1/runs/{RUN}"))
+    judge.take("get", "/v1/checkpoint", station.get("/v1/checkpoint"))
+    for act, name in (("hold", "API-2"), ("rework", "API-2"), ("scrap", "API-3")):
+        disposal = {"reason": "scratched", "idempotency_key": f"api-{act}"}
+        judge.take("post", f"{device}/{act}", operator.post(f"/v1/devices/serial:{name}/{act}", disposal))
+        judge.take("post", f"{device}/{act}", operator.post(f"/v1/devices/serial:{name}/{act}", {}))
+        judge.take("post", f"{device}/{act}", operator.post(f"/v1/devices/serial:API-1/{act}", disposal))
+    judge.take(
+        "post", "/v1/prove", station.post("/v1/prove", {**signed(issued, key), "idempotency_key": "again"})
+    )
+    good = {(method, path) for method, path, status in judge.seen if status == 200}
+    assert good == {(method, path) for path, item in description["paths"].items() for method in item}
+
+
+def test_the_description_knows_no_status_that_the_table_does_not(description: Mapping[str, Any]) -> None:
+    known = {"200", *map(str, HTTP_STATUS.values())}
+    for path, item in description["paths"].items():
+        for method, operation in item.items():
+            assert set(operation["responses"]) == known, f"{method} {path}"
+
+
+def test_nobody_else_gets_the_description(server: Server, tmp_path: Path) -> None:
+    """It needs the handshake like everything else; the handshake is tested elsewhere, that it is no exception here."""
+    with (
+        Http(server.address, tls_context(None, root=server.realm.path / "root.crt")) as client,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        client.get("/openapi.json")
+
+
+# Real names for the paths of half of the operations, so that requests get further than "not found"; and 409 and
+# 413 are ways to reject what the schema does not allow, too.
+SCHEMATHESIS = f"""
+[checks]
+negative_data_rejection.expected-statuses = [400, 403, 404, 405, 409, 413, 422]
+
+[[operations]]
+include-name = ["POST /v1/runs/{{run}}/issue", "GET /v1/runs/{{run}}"]
+parameters = {{ run = "{RUN}" }}
+
+[[operations]]
+include-name = ["GET /v1/devices/{{device}}", "POST /v1/devices/{{device}}/hold"]
+parameters = {{ device = "serial:API-9" }}
+"""
+
+
+def run_schemathesis(server: Server, who: Path, folder: Path, *options: str) -> str:
+    """Run schemathesis against the server with somebody's credentials; the test fails if it finds anything."""
+    (folder / "schemathesis.toml").write_text(SCHEMATHESIS, encoding="utf-8")
+    with Http(server.address, tls_context(server.realm.station())) as client:
+        client.post(f"/v1/runs/{RUN}/issue", {"hardware_id": "API-9", "idempotency_key": "issue-API-9"})
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{server.realm.url}/openapi.json",
+        "--url", server.realm.url, "--tls-verify", str(who / "root.crt"),
+        "--request-cert", str(who / "station.crt"), "--request-cert-key", str(who / "station.key"),
+        "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance,response_headers_conformance,negative_data_rejection,unsupported_method",
+        "--phases", "examples,coverage,fuzzing", "--generation-database", "none", "--no-color",
+        *options,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=900, cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-6000:]
+    assert "Traceback" not in server.told()
+    return said
+
+
+@pytest.mark.parametrize("who", ["station", "operator"])
+def test_schemathesis_finds_nothing(server: Server, tmp_path: Path, who: str) -> None:
+    home = server.realm.station() if who == "station" else server.realm.operator
+    said = run_schemathesis(server, home, tmp_path, "--max-examples", "8", "--seed", "4711")
+    assert "Tested: 12" in said, said[-3000:]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("who", ["station", "operator"])
+def test_schemathesis_finds_nothing_for_long(server: Server, tmp_path: Path, who: str) -> None:
+    home = server.realm.station() if who == "station" else server.realm.operator
+    run_schemathesis(server, home, tmp_path, "--max-examples", "300")
