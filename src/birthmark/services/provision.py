@@ -129,6 +129,7 @@ class _Prepared:
     certificate: bytes = field(repr=False)
     serial: str
     sha256: str
+    spki: bytes = field(repr=False)
     spki_sha256: str
     challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
@@ -173,28 +174,39 @@ class Provision:
             errors.NotFound: there is no such run.
         """
         context = yield from self._runs.context(run)
+        ready = [self._prepare_or_refuse(context, request) for request in requests]
         committed: list[Committed[Any]] = yield [
-            self._issue_act(caller, context, request) for request in requests
+            self._issue_act(caller, context, request, prepared)
+            for request, prepared in zip(requests, ready, strict=True)
         ]
-        return [self._issued(context, item) for item in committed]
+        return [
+            self._issued(context, prepared, item) for prepared, item in zip(ready, committed, strict=True)
+        ]
 
-    def _issued(self, context: RunContext, item: Committed[Any]) -> Issued | errors.Refusal:
+    def _issued(
+        self, context: RunContext, prepared: _Prepared | errors.Refusal, item: Committed[Any]
+    ) -> Issued | errors.Refusal:
         answer = item.answer
         if isinstance(answer, errors.Refusal):
             return answer
         if isinstance(answer, Exception):
             raise answer
         issued: Issued = answer
-        certificate = Certificate.from_der(issued.certificate)
+        if isinstance(prepared, _Prepared) and prepared.certificate == issued.certificate:
+            serial, sha256_hex, spki = prepared.serial, prepared.sha256, prepared.spki
+        else:  # a repeated request was answered with the certificate on record
+            certificate = Certificate.from_der(issued.certificate)
+            serial, sha256_hex = certificate.serial_hex, certificate.fingerprint
+            spki = certificate.subject_public_key_info
         self._remember(
             issued.attempt,
             _Challenged(
                 device=issued.device,
                 run=context.licence.id,
                 challenge=issued.challenge,
-                serial=certificate.serial_hex,
-                sha256=certificate.fingerprint,
-                spki=certificate.subject_public_key_info,
+                serial=serial,
+                sha256=sha256_hex,
+                spki=spki,
             ),
         )
         return issued
@@ -204,12 +216,19 @@ class Provision:
             del self._challenged[next(iter(self._challenged))]
         self._challenged[attempt] = challenged
 
-    def _issue_act(self, caller: Caller, context: RunContext, request: IssueRequest) -> Act[Issued]:
-        prepared: _Prepared | errors.Refusal
+    def _prepare_or_refuse(self, context: RunContext, request: IssueRequest) -> _Prepared | errors.Refusal:
         try:
-            prepared = self._prepare(context, request)
+            return self._prepare(context, request)
         except errors.Refusal as refusal:
-            prepared = refusal
+            return refusal
+
+    def _issue_act(
+        self,
+        caller: Caller,
+        context: RunContext,
+        request: IssueRequest,
+        prepared: _Prepared | errors.Refusal,
+    ) -> Act[Issued]:
         key, digest = request.key, request.digest(context.licence.id)
         fields: dict[str, Any] = {"run": context.licence.id, "hardware_id": request.hardware_id[:100]}
         reads = client_reads(caller)
@@ -266,6 +285,7 @@ class Provision:
             certificate=certificate,
             serial=serial_hex(tbs.serial_number),
             sha256=fingerprint(certificate),
+            spki=spki,
             spki_sha256=sha256(spki).hexdigest(),
             challenge=self._entropy.token(CHALLENGE_SIZE),
             private_key=private_key,
