@@ -55,12 +55,14 @@ from birthmark.services.provision import Issued, IssueRequest, ProveRequest, Pro
 from birthmark.services.runs import Runs
 
 __all__ = [
+    "PASSPHRASE",
     "START",
     "Client",
     "Hands",
     "Line",
     "Service",
     "Workpiece",
+    "hierarchy",
     "libpq",
     "make_line",
     "open_service",

@@ -348,6 +348,9 @@ class PostgreSQL:
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
             self._reconnect()
             raise _postgresql_failure(cause) from cause
+        except BaseException:
+            self._reconnect()
+            raise
 
     def _reconnect(self) -> None:
         """Roll back, and let the next train connect again.

@@ -1,0 +1,220 @@
+"""The schema: one description three times (migrations, tables, mappings), and what may never be changed."""
+
+# ruff: noqa: S608  # statements are put together from the names of our own tables
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy.exc import DBAPIError
+
+from birthmark import errors
+from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE
+from birthmark.adapters.sql.migrate import create_realm, migrate
+from birthmark.adapters.sql.rows import MAPPINGS
+from birthmark.adapters.sql.tables import METADATA
+from birthmark.floor.clients import Role
+from birthmark.floor.devices import DeviceEvent, IdentityRecord
+from birthmark.floor.realm import Environment, Realm
+from birthmark.floor.runs import AllowedDevice
+from tests.support.acts import note
+from tests.support.realm import START, Line, libpq, make_line, workpiece
+
+APPEND_ONLY = ("realm", "leaf", "tile", "checkpoint", "identity_record", "key_use")
+FROZEN = {
+    "authority": "der",
+    "credential": "der",
+    "device_certificate": "der",
+    "run": "document",
+    "attempt": "issue_leaf",
+}
+KEPT = ("head", "client", "device", "answer")
+KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
+
+
+@contextmanager
+def connected(url: str) -> Iterator[sqlalchemy.Connection]:
+    """Connect as anybody with the database's password could."""
+    address = url if "+" in url else url.replace("postgresql://", "postgresql+psycopg://")
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def columns(inspector: sqlalchemy.Inspector, table: str) -> list[tuple[str, str, bool]]:
+    return [
+        (column["name"], KINDS[str(column["type"])], bool(column["nullable"]))
+        for column in inspector.get_columns(table)
+    ]
+
+
+def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
+    """STYLE P19: empty to head, on both engines; and once more changes nothing."""
+    migrate(libpq(database_url))
+    for _ in range(2):
+        with connected(database_url) as connection:
+            inspector = sqlalchemy.inspect(connection)
+            found = {
+                name: (columns(inspector, name), inspector.get_pk_constraint(name)["constrained_columns"])
+                for name in inspector.get_table_names()
+                if name != "alembic_version"
+            }
+            version = (
+                connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
+            )
+        assert version == ["0001"]
+        wanted = {
+            table.name: (
+                [
+                    (
+                        column.name,
+                        {"TEXT": "text", "BIGINT": "bigint", "BLOB": "bytea"}[str(column.type)],
+                        bool(column.nullable),
+                    )
+                    for column in table.columns
+                ],
+                [column.name for column in table.primary_key],
+            )
+            for table in METADATA.tables.values()
+        }
+        assert found == wanted
+        migrate(libpq(database_url))
+
+
+def test_the_mappings_name_the_columns_of_the_tables_in_their_order_and_type() -> None:
+    shapes: list[Any] = [*MAPPINGS.values(), HEAD, LEAF, TILE, CHECKPOINT]
+    for shape in shapes:
+        table = METADATA.tables[shape.table]
+        assert shape.columns == tuple(column.name for column in table.columns)
+        types = {"TEXT": "text", "BIGINT": "bigint", "BLOB": "bytea"}
+        assert shape.types == tuple(types[str(column.type)] for column in table.columns)
+    assert {shape.table for shape in shapes} | {"realm"} == set(METADATA.tables)
+    for kind, mapping in MAPPINGS.items():
+        hints = {field.name: field.type for field in dataclasses.fields(kind)}
+        for column in METADATA.tables[mapping.table].columns:
+            assert bool(column.nullable) is ("None" in str(hints[column.name])), (mapping.table, column.name)
+
+
+def test_sqlites_tables_are_strict(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.sqlite'}"
+    migrate(url)
+    with connected(url) as connection:
+        strict = connection.execute(sqlalchemy.text("SELECT name FROM pragma_table_list WHERE strict = 1"))
+        assert set(strict.scalars()) == set(METADATA.tables)
+
+
+def test_a_database_belongs_to_one_realm(database_url: str) -> None:
+    """SPEC H6."""
+    realm = Realm(
+        name="acme",
+        environment=Environment.TEST,
+        origin="acme/log",
+        vkey="k",
+        created_at=START,
+    )
+    url = libpq(database_url)
+    migrate(url)
+    create_realm(url, realm)
+    with pytest.raises(errors.IllegalTransition, match="the database already belongs to realm acme"):
+        create_realm(url, realm)
+
+
+def test_a_database_that_cannot_be_reached_is_unavailable() -> None:
+    with pytest.raises(errors.Unavailable):
+        migrate("postgresql://nobody@127.0.0.1:1/nothing")
+
+
+def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, database_url: str) -> None:
+    """SPEC E3: append-only in the schema, against whoever has the service's password but not the schema's."""
+    line = make_line(tmp_path, database_url)
+    line.open_run(listed=["serial:D1", "serial:D2"])
+    line.make("D1")
+    line.issue(workpiece("D2"))
+    line.dispose(DeviceEvent.HOLD, "serial:D2", by=line.station)
+    line.enrol(Role.STATION, "ST02", by=line.operator)
+    line.service.store.submit([note() for _ in range(260)]).result(10)
+    line.close()
+    postgresql = "postgresql" in database_url
+    everything = (*APPEND_ONLY, *FROZEN, *KEPT)
+    assert set(everything) | {"allowed_device"} == set(METADATA.tables), "every table is somewhere"
+    attempts = [f"DELETE FROM {table}" for table in everything]
+    if postgresql:
+        attempts += [f"TRUNCATE {table}" for table in everything]
+    for table in APPEND_ONLY:
+        attempts += [
+            f"UPDATE {table} SET {column.name} = {column.name}" for column in METADATA.tables[table].columns
+        ]
+    for table, column in FROZEN.items():
+        other = f"{column} + 1" if column == "issue_leaf" else ("'\\x00'::bytea" if postgresql else "x'00'")
+        attempts.append(f"UPDATE {table} SET {column} = {other}")
+    with connected(database_url) as connection:
+        for table in everything:
+            rows = connection.execute(sqlalchemy.text(f"SELECT count(*) FROM {table}")).scalar()
+            assert rows, f"{table} is empty: nothing would be refused"
+        for statement in attempts:
+            with pytest.raises(DBAPIError, match="is append-only"):
+                connection.execute(sqlalchemy.text(statement))
+            connection.rollback()
+        for table, column in FROZEN.items():
+            connection.execute(sqlalchemy.text(f"UPDATE {table} SET {column} = {column}"))
+        connection.rollback()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE run SET admitted = quantity + 1",
+        "UPDATE run SET admitted = -1",
+        "UPDATE run SET status = 'ajar'",
+        "UPDATE authority SET quota = 0",
+        "UPDATE authority SET status = 'tired'",
+        "UPDATE client SET role = 'king'",
+        "UPDATE device SET state = 'proved'",
+        "UPDATE attempt SET state = 'released', proof = NULL",
+        "UPDATE device_certificate SET revoked = 'because'",
+        "INSERT INTO head (id, size, edge, at) SELECT 2, size, edge, at FROM head",
+    ],
+)
+def test_the_database_itself_refuses_what_makes_no_sense(line: Line, statement: str) -> None:
+    """STYLE P19: CHECK on enums and counters on both engines."""
+    line.make("D1")
+    with connected(line.url) as connection:
+        with pytest.raises(DBAPIError, match=r"(?i)check|constraint"):
+            connection.execute(sqlalchemy.text(statement))
+        connection.rollback()
+
+
+def test_values_come_back_as_they_went(line: Line) -> None:
+    line.make("D1")
+    line.issue(workpiece("D2", delivered=True))
+    for kind, mapping in MAPPINGS.items():
+        for value in line.service.store.scan(kind):
+            assert mapping.value(mapping.row(value)) == value
+            assert (
+                line.service.store.look({kind: (mapping.key(value),)}).get(kind, mapping.key(value)) == value
+            )
+
+
+def test_a_scan_goes_through_all_pages_in_order_and_can_begin_anywhere(line: Line) -> None:
+    """``Store.scan``: a page is a thousand."""
+    devices = [f"serial:{a}{b}{n}" for a, b in itertools.product("aZ_", "bY-") for n in range(230)]
+    listed = line.service.carry(line.service.runs.import_list(line.operator.id, devices))
+    keys = sorted(AllowedDevice.key(listed, device) for device in devices)
+    scan = line.service.store.scan
+    assert [value.id for value in scan(AllowedDevice)] == keys
+    assert [value.id for value in scan(AllowedDevice, limit=1500)] == keys[:1500]
+    assert [value.id for value in scan(AllowedDevice, after=keys[999], limit=2)] == keys[1000:1002]
+    assert list(scan(AllowedDevice, after=keys[-1])) == []
+    assert list(scan(AllowedDevice, limit=0)) == []
+    leaves = []
+    for name in ("D1", "D2", "D3"):
+        line.make(name)
+        leaves.append(line.size() - 1)
+    assert [record.leaf for record in scan(IdentityRecord)] == leaves
+    assert [record.leaf for record in scan(IdentityRecord, after=str(leaves[0]))] == leaves[1:]
