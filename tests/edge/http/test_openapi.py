@@ -11,13 +11,9 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from birthmark.edge.http.problems import HTTP_STATUS
-from birthmark.pki.certificates import Certificate
-from birthmark.pki.possession import proof_message
-from tests.support.realm import workpiece
+from tests.support.devices import asked, signed
 from tests.support.server import RUN, Answer, Http, Server, tls_context
 
 
@@ -46,32 +42,6 @@ class Judge:
         jsonschema_rs.Draft202012Validator(schema).validate(value)
         self.seen.add((method, path, answer.status))
         return answer
-
-
-def signed(issued: Mapping[str, Any], key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
-    certificate = Certificate.from_pem(issued["certificate"])
-    message = proof_message(
-        attempt=issued["attempt"],
-        certificate_sha256=certificate.fingerprint,
-        challenge=base64.b64decode(issued["challenge"]),
-    )
-    return {
-        "attempt": issued["attempt"],
-        "certificate_sha256": certificate.fingerprint,
-        "signature": base64.b64encode(key.sign(message, ec.ECDSA(hashes.SHA256()))).decode(),
-        "idempotency_key": f"prove-{issued['attempt']}",
-    }
-
-
-def asked(hardware_id: str) -> tuple[ec.EllipticCurvePrivateKey, dict[str, str]]:
-    device = workpiece(hardware_id)
-    assert device.csr is not None
-    body = {
-        "hardware_id": hardware_id,
-        "idempotency_key": f"issue-{hardware_id}",
-        "csr": base64.b64encode(device.csr).decode(),
-    }
-    return device.key, body
 
 
 def test_every_documented_answer_is_given_and_is_as_documented(
