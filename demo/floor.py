@@ -128,6 +128,7 @@ class Floor:
                         self._change.wait(0.1)
                         if monotonic() - self._heard > STALL_SECONDS:
                             raise WentWrong(f"nothing happened on the line for {STALL_SECONDS} s")
+                    self._workshop.require_server()
                     show()
                 self.seconds = max(one.last for one in self.counters.values())
                 show(last=True)
@@ -139,9 +140,13 @@ class Floor:
     def _revoke(self) -> None:
         words = ("station", "revoke", self._doomed, "--reason", "fixture sent to another plant")
         try:
-            self._workshop.birthmark(*words)
+            done = self._workshop.birthmark(*words, show=False)
         except WentWrong as wrong:
             self._surprise(str(wrong))
+        else:
+            # Shown in one piece: meanwhile the line goes on, and its display with it.
+            self._workshop.screen.command(words)
+            self._workshop.screen.output(done.stdout.splitlines())
         with self._change:
             self._revoked = True
             self._change.notify_all()
@@ -170,6 +175,13 @@ class Floor:
             return None
 
     def _tend(self, name: str) -> None:
+        try:
+            self._run_station(name)
+        except (OSError, ValueError) as broken:  # a pipe that broke, a line that is no event
+            if not self._over:
+                self._surprise(f"{name}'s program failed ({broken}): see {self._log(name)}")
+
+    def _run_station(self, name: str) -> None:
         counters = self.counters[name]
         words = [str(PROGRAM), f"stations/{name}", "--run", self._run, "--operator", OPERATOR]
         with self._log(name).open("wb") as log:
@@ -249,6 +261,8 @@ class Floor:
         vin, counters = event["vin"], self.counters[name]
         if event["code"] == "proof-failed" and left[vin].miswired:
             counters.held += 1
+            if vin in self.shut_out:
+                self.taken_over.append(vin)
             left.pop(vin)
             self.held.append(vin)
             return "HELD: the proof is wrong"

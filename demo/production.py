@@ -40,7 +40,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code."""
     choices = _choices(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     screen = Screen(plain=choices.plain)
     directory: Path = choices.directory
     workshop = None
@@ -90,6 +91,9 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
+    # Only once: what follows is the stopping of everything, which nobody should interrupt.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -117,7 +121,11 @@ def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
     stations = [f"ST{number:02}" for number in range(1, choices.stations + 1)]
     screen = workshop.screen
     where = os.path.relpath(workshop.realm)
-    screen.say(f"Every line that begins with $ is a command as it was run, in {where}.")
+    screen.say("Birthmark: a production line on this machine.", style="bold")
+    screen.say(
+        f"A line beginning with $ is a command as it was run, in {where}. What comes after 'ok' was checked;"
+        " the demo fails if anything is not as it has to be."
+    )
     with ExitStack() as until_the_end:
         _found(workshop, choices, stations, until_the_end)
         with ExitStack() as until_it_is_stopped:
@@ -200,9 +208,13 @@ def _try(
     """Try what must not work, and find what it left in the log."""
     screen = workshop.screen
     screen.chapter("What must not work, and what must work all the same")
+    screen.say(
+        "Tried by clients of all kinds (demo/trials.py), and where an operator has to act, by command:"
+    )
+    screen.say()
     released = next(path for path in sorted(workshop.vehicles.iterdir()) if path.name not in floor.held).name
     trials = Trials(workshop, floor, run=RUN, spare=spare, released=released).all()
-    shown = workshop.birthmark("log", "tail", "--lines", "1000000", "--json", answer=lambda lines: lines[:0])
+    shown = workshop.birthmark("log", "tail", "--lines", "1000000", "--json", answer=_count)
     entries = [json.loads(line) for line in shown.stdout.splitlines()]
     locate(trials, entries)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), width=98)
@@ -223,6 +235,10 @@ def _try(
     return trials, entries
 
 
+def _count(lines: list[str]) -> list[str]:
+    return [f"({len(lines)} entries; where each trial stands among them is in the last column)"]
+
+
 def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcome) -> int:
     floor, screen = outcome.floor, workshop.screen
     failed = [trial.tried for trial in outcome.trials if not trial.passed] + outcome.audit.failures
@@ -232,7 +248,7 @@ def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcom
     rows = {
         "vehicles": f"{len(outcome.audit.vehicles)} released, {len(floor.held)} held on the way:"
         " 1 reworked and released, 1 scrapped",
-        "refusals": f"{outcome.refused}, each on record",
+        "refusals": f"{outcome.refused} in the log",
         "log": f"{outcome.entries} entries, verified",
         "the line": f"{floor.released} vehicles in {floor.seconds:.1f} s:"
         f" {floor.released / max(floor.seconds, 0.001):.0f} vehicles/s on {os.cpu_count()} cores,"

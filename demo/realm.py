@@ -83,6 +83,7 @@ class Workshop:
             name: value for name, value in os.environ.items() if not name.startswith("BIRTHMARK_")
         }
         self.port = _free_port()
+        self._server: subprocess.Popen[bytes] | None = None
         self._program = Path(sys.executable).with_name("birthmark")
         if not self._program.exists():
             raise CannotBegin(f"there is no {self._program}: run scripts/install")
@@ -149,13 +150,18 @@ class Workshop:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us first: we end it when the stations are gone
             )
+        self._server = process
         try:
             self._wait_for(process)
             yield
-            if process.poll() is not None:
-                raise WentWrong(f"the server ended by itself, with {process.returncode}")
+            self.require_server()
         finally:
             _end(process)
+
+    def require_server(self) -> None:
+        """Raise ``WentWrong`` if the server ended by itself."""
+        if self._server is not None and self._server.poll() is not None:
+            raise WentWrong(f"the server ended by itself, with {self._server.returncode}")
 
     def _wait_for(self, process: subprocess.Popen[bytes]) -> None:
         deadline = monotonic() + START_SECONDS

@@ -1,0 +1,351 @@
+"""The demo, run as a newcomer runs it, only smaller: it must come out, clean up after itself, and be able to
+fail."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.audit import Audit, forge
+from demo.floor import Job, Order, jobs_of
+from demo.realm import CannotBegin, Workshop, make_directory
+from demo.screen import WIDTH, Screen
+from demo.trials import Trial, kind, locate, silent_after_revocation
+from demo.vins import vins, with_wrong_check_digit
+from tests.support.programs import need
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, str(ROOT / "demo/line.py"), "--plain"]
+SECONDS = 300
+
+
+def run_demo(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [*DEMO, "--directory", str(directory), *words]
+    return subprocess.run(
+        command, cwd=directory.parent, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def processes_in(directory: Path) -> list[str]:
+    """Return the command lines of processes that work below a directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve().is_relative_to(directory.resolve()):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A demo that has run: its directory and what it said."""
+    directory = tmp_path_factory.mktemp("demo") / "realm-of-a-test"
+    done = run_demo(directory, "--vehicles", "40")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.stderr == ""
+    return directory, done.stdout
+
+
+@pytest.fixture
+def workshop(finished: tuple[Path, str], tmp_path: Path) -> Workshop:
+    """A copy of it that may be damaged."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    return Workshop(tmp_path / "copy", Screen(plain=True))
+
+
+@pytest.mark.timeout(SECONDS)
+def test_every_demonstration_comes_out_and_says_where_it_is_in_the_log(finished: tuple[Path, str]) -> None:
+    """SPEC C1, C3, C4, C6, C9, C10, E1 to E5, all in one."""
+    _, said = finished
+    table = said.partition("what happened")[2].partition("4. What it proves")[0]
+    rows = re.findall(r"^  (ok|FAILED) .*?(\d+|\?) [a-z]+$", table, re.MULTILINE)
+    assert [mark for mark, _ in rows] == ["ok"] * 11
+    assert all(leaf.isdigit() for _, leaf in rows)
+    assert "41 released, 2 held on the way: 1 reworked and released, 1 scrapped" in said
+    assert "software keys: development only" in said
+    for part in ("41 of 41 certificates", "41 of 41 release tokens", "the changed byte is found"):
+        assert part in said
+
+
+@pytest.mark.timeout(SECONDS)
+def test_what_it_says_can_be_pasted_into_a_page(finished: tuple[Path, str]) -> None:
+    _, said = finished
+    assert max(map(len, said.splitlines())) <= WIDTH
+    assert "\x1b" not in said
+    assert not [line for line in said.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.timeout(SECONDS)
+def test_nothing_of_it_runs_on(finished: tuple[Path, str]) -> None:
+    assert processes_in(finished[0]) == []
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_commands_it_names_in_the_end_work(finished: tuple[Path, str]) -> None:
+    directory, said = finished
+    commands = [line.strip() for line in said.partition("To look around:")[2].splitlines()]
+    tried = [line.split() for line in commands if line.startswith("birthmark ") and "serve" not in line]
+    assert len(tried) >= 5
+    for _, *words in tried:
+        program = str(Path(sys.executable).with_name("birthmark"))
+        done = subprocess.run(
+            [program, *words], cwd=directory / "realm", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        assert done.stdout
+
+
+@pytest.mark.timeout(SECONDS)
+def test_openssl_agrees_that_each_vehicle_has_its_own_vin(finished: tuple[Path, str]) -> None:
+    openssl, seen = need("openssl"), set()
+    for place in (finished[0] / "vehicles").iterdir():
+        if not (place / "release.tlog-proof").exists():
+            continue
+        words = [
+            openssl,
+            "x509",
+            "-in",
+            str(place / "device.crt"),
+            "-noout",
+            "-subject",
+            "-nameopt",
+            "multiline",
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert place.name in done.stdout
+        seen.add(place.name)
+    assert len(seen) == 41
+
+
+# --- it can fail --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("openssl", [True, False])
+def test_the_audit_accepts_what_the_line_made_with_openssl_and_without(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, openssl: bool
+) -> None:
+    if openssl:
+        need("openssl")
+    else:
+        monkeypatch.setenv("PATH", "/nonexistent")
+    audit = Audit(workshop)
+    audit.certificates()
+    assert audit.failures == []
+    assert ("SKIPPED" in capsys.readouterr().out) is not openssl
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("openssl", [True, False])
+def test_the_audit_finds_a_certificate_of_somebody_else(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, openssl: bool
+) -> None:
+    if openssl:
+        need("openssl")
+    else:
+        monkeypatch.setenv("PATH", "/nonexistent")
+    audit = Audit(workshop)
+    certificate = audit.vehicles[5] / "device.crt"
+    certificate.unlink()
+    shutil.copy(workshop.directory / "trials" / "foreign.crt", certificate)
+    audit.certificates()
+    audit.tokens()
+    assert len(audit.failures) == 2
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_audit_finds_two_exchanged_vehicles(workshop: Workshop) -> None:
+    """Both certificates are good, and so are both tokens; they only do not belong together."""
+    audit = Audit(workshop)
+    one, other = (place / "device.crt" for place in audit.vehicles[3:5])
+    one_pem, other_pem = one.read_bytes(), other.read_bytes()
+    for path, pem in ((one, other_pem), (other, one_pem)):
+        path.unlink()
+        path.write_bytes(pem)
+    audit.tokens()
+    assert audit.failures == [f"39 of 41 {_TOKENS}"]
+
+
+_TOKENS = "release tokens are proved by the log's key alone, each for the certificate in its vehicle"
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_forged_bundle_differs_in_one_byte(finished: tuple[Path, str], tmp_path: Path) -> None:
+    bundle = finished[0] / "audit" / "log.zip"
+    forge(bundle, tmp_path / "forged.zip")
+    with zipfile.ZipFile(bundle) as before, zipfile.ZipFile(tmp_path / "forged.zip") as after:
+        assert before.namelist() == after.namelist()
+        changed = [
+            (name, sum(a != b for a, b in zip(before.read(name), after.read(name), strict=True)))
+            for name in before.namelist()
+            if before.read(name) != after.read(name)
+        ]
+    assert changed == [("entries.jsonl", 1)]
+
+
+def test_a_refusal_that_left_nothing_in_the_log_counts_as_failed() -> None:
+    def trial() -> Trial:
+        leaves = {"refused": kind("refused", code="not-permitted", hardware_id="X")}
+        return Trial(tried="x", answer="y", as_expected=True, leaves=leaves)
+
+    logged, unlogged = trial(), trial()
+    entry = {"kind": "refused", "actor": "station:ST01", "code": "not-permitted", "hardware_id": "X"}
+    locate([logged], [{**entry, "code": "other"}, entry])
+    locate([unlogged], [{**entry, "hardware_id": "Y"}])
+    assert logged.passed
+    assert logged.where() == "    1 refused"
+    assert not unlogged.passed
+
+
+def test_a_revoked_station_that_went_on_is_noticed() -> None:
+    issued = {"kind": "device-issued", "actor": "station:ST03"}
+    refused = {"kind": "refused", "actor": "station:ST03"}
+    revoked = {"kind": "client-revoked", "actor": "operator:anna", "client": "station:ST03"}
+    assert silent_after_revocation([issued, revoked, refused])
+    assert not silent_after_revocation([revoked, refused, issued])
+    assert not silent_after_revocation([issued, refused])
+
+
+# --- the way in and the way out -----------------------------------------------------------------------------
+
+
+def test_a_directory_of_somebody_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "demo-realm").mkdir()
+    (tmp_path / "demo-realm" / "thesis.tex").write_text("five years")
+    done = run_demo(tmp_path / "demo-realm")
+    assert done.returncode == 2
+    assert "was not made by the demo" in " ".join(done.stdout.split())
+    assert (tmp_path / "demo-realm" / "thesis.tex").read_text() == "five years"
+
+
+def test_a_link_to_a_directory_is_not_followed(tmp_path: Path) -> None:
+    make_directory(tmp_path / "demo-realm")
+    (tmp_path / "link").symlink_to(tmp_path / "demo-realm")
+    with pytest.raises(CannotBegin):
+        make_directory(tmp_path / "link")
+
+
+def test_a_directory_of_its_own_is_made_anew(tmp_path: Path) -> None:
+    make_directory(tmp_path / "demo-realm")
+    (tmp_path / "demo-realm" / "vehicles" / "old").mkdir()
+    make_directory(tmp_path / "demo-realm")
+    assert not (tmp_path / "demo-realm" / "vehicles" / "old").exists()
+
+
+def test_a_secure_element_is_refused_in_plain_words(tmp_path: Path) -> None:
+    done = run_demo(tmp_path / "demo-realm", "--element", "virtual")
+    assert done.returncode == 2
+    assert "not part of the demo yet" in done.stdout
+    assert not (tmp_path / "demo-realm").exists()
+
+
+@pytest.fixture
+def under_way(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A demo whose line has begun to work."""
+    directory = tmp_path / "demo-realm"
+    command = [*DEMO, "--directory", str(directory), "--vehicles", "5000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if re.search(r"all [1-9]\d*/4998", line):
+                break
+        try:
+            yield directory, process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_ctrl_c_stops_everything_that_was_started(under_way: tuple[Path, subprocess.Popen[str]]) -> None:
+    directory, process = under_way
+    assert len(processes_in(directory)) >= 4  # the server and three stations
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.rstrip().endswith("Interrupted; everything that was started is stopped.")
+    assert "Traceback" not in said
+    assert processes_in(directory) == []
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_server_that_dies_ends_the_demo_with_the_servers_last_words(
+    under_way: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    directory, process = under_way
+    for found in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = (found / "cwd").resolve() == directory.resolve() / "realm"
+            if ours and "serve" in (found / "cmdline").read_text().split("\0"):
+                os.kill(int(found.name), signal.SIGKILL)
+        except OSError:
+            continue
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the server ended by itself" in said
+    assert "Application startup complete" in said
+    assert processes_in(directory) == []
+
+
+# --- pieces -------------------------------------------------------------------------------------------------
+
+
+def test_its_vins_are_valid_and_each_comes_once() -> None:
+    """49 CFR 565.15(c), computed here with the table as the regulation prints it."""
+    values = {**{str(n): n for n in range(10)}, **dict(zip("ABCDEFGH", range(1, 9), strict=True))}
+    values |= dict(zip("JKLMN", range(1, 6), strict=True)) | {"P": 7, "R": 9}
+    values |= dict(zip("STUVWXYZ", range(2, 10), strict=True))
+    weights = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+    made = [vin for vin, _ in zip(vins(), range(500), strict=False)]
+    assert len(set(made)) == 500
+    for vin in made:
+        remainder = sum(weight * values[letter] for weight, letter in zip(weights, vin, strict=True)) % 11
+        assert vin[8] == "0123456789X"[remainder]
+        wrong = with_wrong_check_digit(vin)
+        assert (wrong[:8], wrong[9:]) == (vin[:8], vin[9:])
+        assert wrong[8] != vin[8]
+
+
+@pytest.mark.parametrize(("count", "gang"), [(500, 32), (40, 4), (20, 2), (33, 32)])
+def test_every_vehicle_gets_a_place_in_one_job(count: int, gang: int) -> None:
+    orders = [Order(vin=str(number)) for number in range(count)]
+    jobs: list[Job] = jobs_of(orders, gang)
+    assert [order for job in jobs for order in job.orders] == orders
+    assert max(len(job.orders) for job in jobs if job.gang) <= gang
+
+
+# --- with a token and another database ----------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("token", [False, True], ids=["files", "softhsm2"])
+@pytest.mark.parametrize("database", [False, True], ids=["sqlite", "postgresql"])
+def test_the_whole_demo_with_every_token_and_database(tmp_path: Path, *, token: bool, database: bool) -> None:
+    words: list[str] = []
+    if token:
+        need("softhsm2-util", "softhsm2")
+        need("pkcs11-tool", "opensc")
+        words += ["--token", "softhsm2"]
+    if database:
+        need("postgres", "postgresql")
+        words += ["--database", "postgresql"]
+    done = run_demo(tmp_path / "demo-realm", *words)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "501 of 501 certificates" in done.stdout
+    assert ("development only" in done.stdout) is not token
+    if token:
+        kept = json.dumps(sorted(path.name for path in (tmp_path / "demo-realm" / "realm").iterdir()))
+        assert '"keys"' not in kept
