@@ -196,7 +196,7 @@ def test_what_is_made_can_be_read_by_programs(tmp_path: Path) -> None:
     assert made["checkpoint"].splitlines()[:2] == ["nord/halle-3-/log", "6"]
 
 
-# --- refused, and nothing left --------------------------------------------------------------------------------
+# --- refused, and nothing left ----------------------------------------------------------------------------
 
 
 def test_an_empty_directory_is_taken_and_a_full_one_is_not(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_broken_init_leaves_nothing(method: str, nth: int, after: bool, tmp_pa
     done("init", directory, *NAMES)
 
 
-# --- databases and tokens -------------------------------------------------------------------------------------
+# --- databases and tokens ---------------------------------------------------------------------------------
 
 
 def test_a_realm_is_made_on_either_database(database_url: str, tmp_path: Path) -> None:
