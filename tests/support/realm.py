@@ -67,6 +67,7 @@ __all__ = [
     "make_line",
     "open_service",
     "proof",
+    "provision_in_another_process",
     "tamper",
     "workpiece",
 ]
@@ -482,3 +483,23 @@ def make_line(tmp_path: Path, database_url: str) -> Line:
     line.operator = line.enrol(Role.OPERATOR, "anna")
     line.station = line.enrol(Role.STATION, "ST01")
     return line
+
+
+def provision_in_another_process(url: str, keys: str, station: bytes, names: list[str]) -> list[str]:
+    """Make devices as another process of the service would; return the tokens."""
+    service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
+    caller = carry(service.store, recognise(station))
+    tokens = []
+    for name in names:
+        device = workpiece(name)
+        request = IssueRequest(hardware_id=name, csr=device.csr, key=name)
+        (issued,) = carry(service.store, service.provision.issue(caller, "R2", [request]))
+        if isinstance(issued, Issued):
+            (released,) = carry(
+                service.store,
+                service.provision.prove(caller, [proof(issued, device.key, idempotency=f"prove-{name}")]),
+            )
+            assert isinstance(released, Released), repr(released)
+            tokens.append(released.token)
+    service.store.close()
+    return tokens

@@ -6,7 +6,7 @@ is a *finding*; what an auditor should ask about (a gap in a station's request n
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -22,7 +22,7 @@ from birthmark.floor.realm import Realm
 from birthmark.floor.runs import AllowedDevice, Run, allow_list_of
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.entry import decode
-from birthmark.ledger.merkle import Frontier, leaf_hash
+from birthmark.ledger.merkle import Frontier, leaf_hash, node_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.ports import Facts, Log, LogEntry, Look, Store, UseCase, carry
@@ -33,6 +33,8 @@ __all__ = ["Progress", "Report", "check"]
 Progress = Callable[[str, int], None]
 """Told the stage and how many items of it are done."""
 FINDINGS_SHOWN = 1000
+_BLOCK = 7
+"""Hashes are compared 2**7 at a time: one read for a block."""
 PROGRESS_EVERY = 1000
 _LEAVES = {
     "device-issued": DeviceState.ISSUED,
@@ -78,7 +80,10 @@ class _Said:
     """Leaf to record."""
     state: dict[str, str] = field(default_factory=dict)
     """Device to the state its last entry left it in."""
-    credentials: dict[str, str] = field(default_factory=dict)
+    credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Credential serial to fingerprint and client."""
+    clients: dict[str, tuple[str, str, str | None, str | None]] = field(default_factory=dict)
+    """Client to site, line, hardware id and run."""
     revoked_clients: set[str] = field(default_factory=set)
     authorities: dict[str, str] = field(default_factory=dict)
     runs: dict[str, str] = field(default_factory=dict)
@@ -122,17 +127,24 @@ def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], 
     """Compute the tree again; every checkpoint ever signed or received must be one of its prefixes."""
     said, expected = _Said(), _checkpoint_roots(report, log, realm, received)
     tree, last = Frontier(), ""
+    hashes: list[bytes] = []
     for item in log.entries():
         if item.index != tree.size:
             report.find(f"the log has no entry {tree.size}")
             break
-        tree.append(leaf_hash(item.entry))
+        hashes.append(leaf_hash(item.entry))
+        tree.append(hashes[-1])
+        if len(hashes) == 1 << _BLOCK:
+            _check_node(report, log, _BLOCK, item.index >> _BLOCK, _fold(hashes))
+            hashes.clear()
         roots = expected.pop(tree.size, None)
         if roots is not None and roots != {tree.root()}:
             report.find(f"a checkpoint of size {tree.size} contradicts the log")
         last = _check_entry(report, said, realm, item, last)
         if tree.size % PROGRESS_EVERY == 0:
             told("log", tree.size)
+    for index, digest in enumerate(hashes, tree.size - len(hashes)):
+        _check_node(report, log, 0, index, digest)
     for size in sorted(expected):
         report.find(f"a checkpoint speaks of {size} entries, the log has {tree.size}")
     report.counts["entries"] = tree.size
@@ -144,6 +156,21 @@ def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], 
                 f"{actor}: {missing} request numbers are not in the log, the first is {first}"
             )
     return said
+
+
+def _check_node(report: Report, log: Log, level: int, index: int, digest: bytes) -> None:
+    """Hold what the log keeps for its proofs against what its entries come to."""
+    if log.node(level, index) != digest:
+        first, last = index << level, ((index + 1) << level) - 1
+        which = f"entry {first}" if first == last else f"entries {first} to {last}"
+        report.find(f"the stored hash of {which} is another")
+
+
+def _fold(hashes: Sequence[bytes]) -> bytes:
+    level = list(hashes)
+    while len(level) > 1:
+        level = [node_hash(*pair) for pair in zip(level[::2], level[1::2], strict=True)]
+    return level[0]
 
 
 def _checkpoint_roots(
@@ -203,7 +230,9 @@ def _take_realm(said: _Said, entry: Mapping[str, Any]) -> None:
     """Remember what an entry says of the realm's own parts."""
     kind = entry["kind"]
     if kind in ("client-enrolled", "client-renewed"):
-        said.credentials[entry["certificate"]] = entry["certificate_sha256"]
+        said.credentials[entry["certificate"]] = (entry["certificate_sha256"], entry["client"])
+        if kind == "client-enrolled":
+            said.clients[entry["client"]] = (entry["site"], entry["line"], entry["hardware_id"], entry["run"])
     elif kind == "client-revoked":
         said.revoked_clients.add(entry["client"])
     elif kind == "authority-established":
@@ -232,8 +261,13 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
     clients = {client.id: client for client in store.scan(Client)}
     for credential in store.scan(Credential):
         report.counts["credentials"] += 1
-        if said.credentials.pop(credential.serial, None) != fingerprint(credential.der):
+        sha256, owner = said.credentials.pop(credential.serial, ("", credential.client))
+        if sha256 != fingerprint(credential.der):
             report.find(f"credential {credential.serial} of {credential.client} has no entry in the log")
+        if owner != credential.client:
+            report.find(
+                f"credential {credential.serial} belongs to {credential.client}, the log says it is {owner}'s"
+            )
         if credential.client not in clients:
             report.find(
                 f"credential {credential.serial} belongs to {credential.client}, which does not exist"
@@ -244,6 +278,11 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
     for serial in said.credentials:
         report.find(f"the log says credential {serial} was issued; it is gone")
     for client in clients.values():
+        enrolled = said.clients.pop(client.id, None)
+        if enrolled != (client.site, client.line, client.hardware_id, client.run) or (
+            client.role != client.id.partition(":")[0]
+        ):
+            report.find(f"{client.id} is not the client that was enrolled")
         if (client.status == "revoked") != (client.id in said.revoked_clients):
             report.find(f"{client.id} is {client.status}, the log says otherwise")
 

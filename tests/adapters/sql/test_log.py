@@ -2,24 +2,19 @@
 
 import hashlib
 import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 
 from birthmark import errors
-from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.floor.devices import Device
 from birthmark.floor.runs import Run
 from birthmark.ledger import merkle
 from birthmark.ledger.checkpoint import Checkpoint, open_note
 from birthmark.ledger.proof import decode, verify
-from birthmark.ports import carry
-from birthmark.services.acts import recognise
 from birthmark.services.check import check
-from birthmark.services.provision import Issued, IssueRequest, Released
 from tests.support.acts import note
-from tests.support.realm import PASSPHRASE, Hands, Line, hierarchy, open_service, proof, workpiece
+from tests.support.realm import Line, hierarchy, provision_in_another_process
 
 
 def split(size: int) -> int:
@@ -156,31 +151,16 @@ def test_several_services_on_one_database_never_fork_the_log_or_lose_an_act(line
         assert checkpoint.root == root(hashes[: checkpoint.size])
 
 
-def provision_in_another_process(url: str, keys: str, station: bytes, names: list[str]) -> list[str]:
-    """Make devices as another process of the service would; return the tokens."""
-    service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
-    caller = carry(service.store, recognise(station))
-    tokens = []
-    for name in names:
-        device = workpiece(name)
-        request = IssueRequest(hardware_id=name, csr=device.csr, key=name)
-        (issued,) = carry(service.store, service.provision.issue(caller, "R2", [request]))
-        if isinstance(issued, Issued):
-            (released,) = carry(service.store, service.provision.prove(caller, [proof(issued, device.key)]))
-            assert isinstance(released, Released)
-            tokens.append(released.token)
-    service.store.close()
-    return tokens
-
-
 def test_two_processes_keep_one_quota_and_one_log(line: Line) -> None:
     """SPEC C3, E3."""
     line.open_run("R2", quantity=25)
     station = line.station.caller.credential.der
     work = [[f"P{process}N{number}" for number in range(20)] for process in range(2)]
     arguments = [(line.url, str(hierarchy().directory), station, names) for names in work]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        tokens = [token for found in pool.starmap(provision_in_another_process, arguments) for token in found]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as processes:
+        found = [processes.submit(provision_in_another_process, *each) for each in arguments]
+        tokens = [token for future in found for token in future.result(60)]
     assert len(tokens) == 25
     assert len({str(verify(token, line.vkey)["device"]) for token in tokens}) == 25
     assert line.the(Run, "R2").admitted == line.the(Run, "R2").released == 25

@@ -194,6 +194,7 @@ def test_values_come_back_as_they_went(line: Line) -> None:
     line.make("D1")
     line.issue(workpiece("D2", delivered=True))
     for kind, mapping in MAPPINGS.items():
+        value: Any
         for value in line.service.store.scan(kind):
             assert mapping.value(mapping.row(value)) == value
             assert (
