@@ -216,7 +216,7 @@ def test_the_last_entries_are_shown_for_people_and_for_programs(realm: Place) ->
 
 
 def test_following_the_log_shows_new_entries_until_interrupted(realm: Place) -> None:
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "birthmark",
