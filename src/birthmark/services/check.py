@@ -277,7 +277,11 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
             report.find(f"credential {credential.serial} is not signed by {credential.authority}")
     for serial in said.credentials:
         report.find(f"the log says credential {serial} was issued; it is gone")
-    for client in clients.values():
+    _check_clients(report, clients.values(), said)
+
+
+def _check_clients(report: Report, clients: Iterable[Client], said: _Said) -> None:
+    for client in clients:
         enrolled = said.clients.pop(client.id, None)
         if enrolled != (client.site, client.line, client.hardware_id, client.run) or (
             client.role != client.id.partition(":")[0]
