@@ -346,6 +346,8 @@ class _display:  # noqa: N801  # a context manager, used like a function
             self._live.update(self._floor.panel(), refresh=True)
         elif last:
             self._screen.show(self._floor.panel())
-        elif monotonic() >= self._next:
+        elif monotonic() >= self._next and any(
+            one.state != "starting" for one in self._floor.counters.values()
+        ):
             self._next = monotonic() + 1
             self._screen.output([self._floor.summary()])

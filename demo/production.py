@@ -123,8 +123,8 @@ def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
     where = os.path.relpath(workshop.realm)
     screen.say("Birthmark: a production line on this machine.", style="bold")
     screen.say(
-        f"A line beginning with $ is a command as it was run, in {where}. What comes after 'ok' was checked;"
-        " the demo fails if anything is not as it has to be."
+        f"A line beginning with $ is a command as it was run, in {where} (the first one beside it). What"
+        " comes after 'ok' was checked; the demo fails if anything is not as it has to be."
     )
     with ExitStack() as until_the_end:
         _found(workshop, choices, stations, until_the_end)
@@ -197,6 +197,7 @@ def _produce(workshop: Workshop, stations: Sequence[str], numbers: Sequence[str]
         f" {delivered} have it delivered; {len(orders) - single} in gangs of up to {gang},"
         f" {single} one by one. Two are miswired. Half-way, {stations[-1]} is revoked."
     )
+    workshop.screen.say()
     floor = Floor(workshop, RUN, stations, jobs, shut_out=stations[-1])
     floor.work()
     return floor

@@ -51,6 +51,10 @@ class Miswired(Vehicle):
         return ec.generate_private_key(ec.SECP256R1()).sign(message, ec.ECDSA(SHA256()))
 
 
+Device = tuple[str, Vehicle, bool]
+"""What ``provision_gang`` takes: VIN, vehicle, and whether the service makes its key."""
+
+
 def tell(event: str, **facts: str) -> None:
     """Print one event."""
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
@@ -60,7 +64,7 @@ def tell(event: str, **facts: str) -> None:
 def work(station: Station, name: str, run: str, job: dict[str, Any], vehicles: Path) -> None:
     """Do one job: give each of its vehicles an identity."""
     with ExitStack() as fixture:
-        devices: list[tuple[str, Vehicle, bool]] = []
+        devices: list[Device] = []
         for item in job["vehicles"]:
             kind = Miswired if item["miswired"] else Vehicle
             vehicle = fixture.enter_context(kind(vehicles, item["vin"]))
@@ -69,14 +73,15 @@ def work(station: Station, name: str, run: str, job: dict[str, Any], vehicles: P
         if job["gang"]:
             results = station.provision_gang(run, devices)
         else:
-            results = [_alone(station, run, *device) for device in devices]
+            results = [_alone(station, run, device) for device in devices]
         for (vin, _, _), result in zip(devices, results, strict=True):
             if isinstance(result, Refusal):
                 tell("refused", vin=vin, code=result.code, detail=str(result))
     tell("done")
 
 
-def _alone(station: Station, run: str, vin: str, vehicle: Vehicle, delivered: bool) -> Release | Refusal:  # noqa: FBT001
+def _alone(station: Station, run: str, device: Device) -> Release | Refusal:
+    vin, vehicle, delivered = device
     try:
         return station.provision(run, vin, vehicle, delivered=delivered)
     except Refusal as refused:
