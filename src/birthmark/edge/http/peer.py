@@ -81,7 +81,7 @@ def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
                 on_refused(_reason(cause), b"")
                 self.failure = cause
                 # The event loop drops a failed connection without sending what OpenSSL has ready: the alert
-                # that tells a station why.  While the handshake goes on it does send it, so it ends next time.
+                # that tells a station why.  While the handshake goes on it does send it: fail the next time.
                 raise ssl.SSLWantReadError from cause
 
     return ObservedSSLObject
@@ -131,6 +131,13 @@ class _PeerProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
         self._refuse("this is not HTTP/1.1")
+
+    def shutdown(self) -> None:
+        busy = self.cycle and not self.cycle.response_complete
+        super().shutdown()
+        # Closing waits for the client to say goodbye, too; a station that rests would hold up the stopping.
+        if not busy and not self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _await_head(self) -> None:
         self._head_arrived()

@@ -25,6 +25,8 @@ from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.station import create_app
+from birthmark.ledger.checkpoint import VerifierKey
+from birthmark.pki.keys import KeyLabel
 from birthmark.ports import carry
 from birthmark.services.acts import ANONYMOUS, recognise, record_refusal
 from birthmark.settings import Settings
@@ -82,6 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
     """Build the application and serve it on the socket until told to stop."""
     application = factory.build(settings)
+    _require_log_key(application)
     plane = settings.station_plane
     refusals = _RefusedHandshakes(application)
     context = server_context(
@@ -107,6 +110,18 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
         h11_max_incomplete_event_size=None,
     )
     _Server(config).run(sockets=[listener])
+
+
+def _require_log_key(application: Application) -> None:
+    """Refuse to begin what could not be logged (SPEC E4).
+
+    Raises:
+        errors.NotFound: the key store has no such key.
+        errors.IntegrityFailure: it has another one than the log is signed with.
+    """
+    label = KeyLabel(application.settings.log.key)
+    if not application.keys.public_key(label).endswith(VerifierKey.parse(application.realm.vkey).public):
+        raise errors.IntegrityFailure(f"the key {label} is not the one this log is signed with")
 
 
 class _Server(uvicorn.Server):
@@ -234,6 +249,8 @@ def _fork(work: Callable[[], None]) -> int:
         code = 0
     except errors.Refusal as refusal:
         log.error("%s", refusal)  # noqa: TRY400  # a refusal is told, not traced
+    except KeyboardInterrupt:
+        code = 0  # told to stop before it could listen for that
     except BaseException:
         log.exception("the station plane failed")
     finally:
