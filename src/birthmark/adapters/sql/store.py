@@ -66,10 +66,14 @@ def read_realm(database: Database) -> Realm:
 class _WorkingSet:
     """What a train has read and will write: the newest version of every value, by type and key."""
 
-    __slots__ = ("_fetch", "changed", "new", "values")
+    __slots__ = ("_fetch", "_size", "changed", "new", "values")
 
-    def __init__(self, fetch: Callable[[Mapping[Any], Sequence[str]], list[Sequence[Any]]]) -> None:
+    def __init__(
+        self, fetch: Callable[[Mapping[Any], Sequence[str]], list[Sequence[Any]]], size: int | None = None
+    ) -> None:
+        """Fetch what nobody read in advance; ``size`` is the log's, where its head is locked."""
         self._fetch = fetch
+        self._size = size
         self.values: dict[Mapping[Any], dict[str, Any]] = {}
         self.new: dict[Mapping[Any], dict[str, Any]] = {}
         self.changed: dict[Mapping[Any], dict[str, Any]] = {}
@@ -85,9 +89,13 @@ class _WorkingSet:
         """Return a value, from the database if nobody asked before."""
         known = self.values.get(mapping)
         if known is None or key not in known:
-            self.load(mapping, (key,), self._fetch(mapping, (key,)))
+            self.load(mapping, (key,), () if self._is_to_come(mapping, key) else self._fetch(mapping, (key,)))
             known = self.values[mapping]
         return known[key]
+
+    def _is_to_come(self, mapping: Mapping[Any], key: Any) -> bool:
+        # The head is locked: nothing can be on record under a leaf that the log does not have yet.
+        return self._size is not None and mapping.columns[0] == "leaf" and key >= self._size
 
     def put(self, mapping: Mapping[Any], key: str, value: Any) -> None:
         """Take in a value that must be written."""
@@ -297,7 +305,7 @@ class SQLStore:
         wanted = {mapping: list(keys) for mapping, keys in reads.items() if keys}
         (size, edge, last), rows = self._database.begin(list(wanted.items()))
         try:
-            facts = _WorkingSet(self._database.fetch)
+            facts = _WorkingSet(self._database.fetch, size)
             for (mapping, keys), found in zip(wanted.items(), rows, strict=True):
                 facts.load(mapping, keys, found)
             at = self._time(moment(last))
