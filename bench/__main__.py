@@ -24,6 +24,8 @@ from tools.programs import find
 
 DATABASES: Final = ("sqlite", "postgresql")
 GANG: Final = 32
+SITTING_SECONDS: Final = {False: 0.4, True: 0.1}
+"""How long a floor is measured at a time, thrice; by ``--quick``."""
 WIDEST_GANG_LOAD: Final = 8
 """Connections that send gangs; more would only queue."""
 
@@ -81,11 +83,15 @@ def _measurements(chosen: argparse.Namespace, pool: Pool, found: dict[str, Any])
     done: list[Series] = []
     print("\n" + report.HEAD)
 
-    def told(series: Series) -> None:
-        print(report.line_text(series, found["crypto"], found["storage"]), flush=True)
-
     for database in chosen.database:
         for processes in chosen.processes:
+            under = floors.find(database, pool, SITTING_SECONDS[chosen.quick])
+            found["floors"].append({"database": database, "processes": processes} | under.document())
+            print(report.floors_text(database, under), flush=True)
+
+            def told(series: Series, under: floors.Floors = under) -> None:
+                print(report.line_text(series, under), flush=True)
+
             pool.rewind()
             with installation(database) as site:
                 found["durability"][database] = site.durability
@@ -122,17 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.tempdir = str(chosen.directory.resolve())
     described, load = machine.describe(Path(tempfile.gettempdir())), machine.load_average()
     print(report.header_text(described, load), flush=True)
-    pool, sitting = Pool(), 0.1 if chosen.quick else 1.0
+    pool = Pool()
     found: dict[str, Any] = {
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": described,
         "load_average": load,
         "repeats": chosen.repeats,
-        "crypto": floors.crypto(pool, sitting),
-        "storage": floors.storage(sitting, postgresql="postgresql" in chosen.database),
+        "floors": [],
         "durability": {},
     }
-    print(report.floors_text(found["crypto"], found["storage"]), flush=True)
     try:
         series = [] if chosen.profile else _measurements(chosen, pool, found)
         anatomies = [] if chosen.quick and not chosen.profile else _anatomies(chosen, pool, found)

@@ -1,7 +1,7 @@
 """What no implementation goes below on this machine: the signatures of one device, and one durable write.
 
-Measured in the same run as everything else, on one core, so that our figures can be given as ratios: absolute
-ones differ from machine to machine and from hour to hour.
+Measured on one core, right before what is held against them, so that our figures can be given as ratios:
+absolute ones differ from machine to machine and from hour to hour.
 """
 
 import os
@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,16 +19,17 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.devices import Pool
+from bench.machine import load_average
 from tools.localpg import LocalPostgreSQL
 
-__all__ = ["crypto", "storage"]
+__all__ = ["Floors", "find"]
 
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 _TBS_SIZE = 600
 _ROW_SIZE = 1024
 
 
-def crypto(pool: Pool, seconds: float) -> dict[str, float]:
+def _crypto(pool: Pool, seconds: float) -> dict[str, float]:
     """Return what one device costs in signatures, in microseconds of one core, and devices a second.
 
     Verify the request's signature, sign the certificate, verify the device's proof; P-256, ``cryptography``.
@@ -51,17 +53,49 @@ def crypto(pool: Pool, seconds: float) -> dict[str, float]:
     return costs | {"devices_per_second": 1e6 / sum(costs.values())}
 
 
-def storage(seconds: float, *, postgresql: bool) -> dict[str, float]:
-    """Return durable writes a second, one after the other: fdatasync, a SQLite and a PostgreSQL commit."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """What was found."""
+
+    load_average: float
+    """Of the machine, when it was found."""
+    crypto: dict[str, float]
+    storage: dict[str, float]
+
+    @property
+    def devices_per_second(self) -> float:
+        """The signatures of so many devices fit into a second of one core."""
+        return self.crypto["devices_per_second"]
+
+    @property
+    def commits_per_second(self) -> float:
+        """So many plain durable commits, one after the other."""
+        return self.storage["commits_per_second"]
+
+    def document(self) -> dict[str, Any]:
+        """Return it for the JSON file."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def find(database: str, pool: Pool, seconds: float) -> Floors:
+    """Find the floors under a database; ``seconds`` is the length of each sitting."""
+    return Floors(
+        load_average=load_average(), crypto=_crypto(pool, seconds), storage=_storage(database, seconds)
+    )
+
+
+def _storage(database: str, seconds: float) -> dict[str, float]:
+    """Return durable writes a second, one after the other: of a bare file, and commits of the database."""
     with tempfile.TemporaryDirectory(prefix="birthmark-bench-") as name:
         folder = Path(name)
         found = {"fdatasync_per_second": _fdatasync(folder / "plain", seconds)}
-        found["sqlite_commits_per_second"] = _sqlite(folder / "plain.db", seconds)
-    if postgresql:
+        if database == "sqlite":
+            found["commits_per_second"] = _sqlite(folder / "plain.db", seconds)
+    if database == "postgresql":
         with LocalPostgreSQL() as cluster, cluster.connect() as connection:
             connection.execute("CREATE TABLE plain (id bigserial PRIMARY KEY, row bytea NOT NULL)")
             row = os.urandom(_ROW_SIZE)
-            found["postgresql_commits_per_second"] = _rate(
+            found["commits_per_second"] = _rate(
                 lambda: connection.execute("INSERT INTO plain (row) VALUES (%s)", (row,), prepare=True),
                 seconds,
             )

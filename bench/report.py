@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bench.anatomy import OUTSIDE, Anatomy
+from bench.floors import Floors
 from bench.machine import BUSY
 from bench.measure import Series
 from bench.spans import PARTS
@@ -27,21 +28,18 @@ def header_text(described: Mapping[str, str], load: float) -> str:
     return "\n".join(lines)
 
 
-def floors_text(crypto: Mapping[str, float], storage: Mapping[str, float]) -> str:
-    """Return the two floors."""
-    disk = ", ".join(
-        f"{name.removesuffix('_per_second').replace('_', ' ')} {rate:,.0f}/s"
-        for name, rate in storage.items()
-    )
+def floors_text(database: str, floors: Floors) -> str:
+    """Return the two floors under a database."""
+    crypto, storage = floors.crypto, floors.storage
     return (
-        f"crypto floor  {crypto['devices_per_second']:,.0f} devices/s on one core: verify the request"
-        f" {crypto['verify_request_us']:.0f} µs, sign {crypto['sign_certificate_us']:.0f} µs,"
-        f" verify the proof {crypto['verify_proof_us']:.0f} µs\n"
-        f"disk floor    one durable write after the other: {disk}"
+        f"floors now: {floors.devices_per_second:,.0f} devices/s in signatures on one core (verify request"
+        f" {crypto['verify_request_us']:.0f} µs, sign {crypto['sign_certificate_us']:.0f} µs, verify proof"
+        f" {crypto['verify_proof_us']:.0f} µs); {floors.commits_per_second:,.0f} plain {database} commits/s,"
+        f" {storage['fdatasync_per_second']:,.0f} fdatasync/s; load average {floors.load_average:.2f}"
     )
 
 
-def line_text(series: Series, crypto: Mapping[str, float], storage: Mapping[str, float]) -> str:
+def line_text(series: Series, floors: Floors) -> str:
     """Return one line of the table."""
     case, rate = series.case, series.median("rate")
     spread = f"{rate:,.0f} ({series.least('rate'):,.0f}–{series.most('rate'):,.0f})"
@@ -51,8 +49,8 @@ def line_text(series: Series, crypto: Mapping[str, float], storage: Mapping[str,
         f"{'birthmark':<10} {case.database:<10} {case.processes:>4} {case.gang:>4} {case.connections:>4}"
         f"  {case.asked:<11} {spread:>22} {series.median('p50'):>8.1f} {tail:>17}"
         f" {series.median('server_cpu'):>7.0f} {database:>6} {series.median('client_cpu'):>5.2f}"
-        f" {series.median('signing'):>5.2f} {rate / crypto['devices_per_second']:>8.2f}"
-        f" {rate / storage[f'{case.database}_commits_per_second']:>6.2f}"
+        f" {series.median('signing'):>5.2f} {rate / floors.devices_per_second:>8.2f}"
+        f" {rate / floors.commits_per_second:>6.2f}"
     )
 
 

@@ -40,7 +40,7 @@ PARTS: Final = {
     "fill": ("think", "certificate: fill the template"),
     "permit": ("think", "certificate: lint the bytes to sign"),
     "sign": ("think", "certificate: sign (ECDSA P-256)"),
-    "reparse": ("think", "certificate: parse it for the proof to come"),
+    "reparse": ("think", "certificate: remember it for the proof to come"),
     "verify": ("think", "proof: verify the device's signature"),
     "token": ("think", "release token: inclusion proof and checkpoint"),
     "commit": ("endpoint", "to the commit train's thread and back"),

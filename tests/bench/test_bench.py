@@ -45,6 +45,11 @@ def test_a_tiny_run_measures_every_case_and_says_under_what_conditions(tmp_path:
         assert (repeat["signing"] > 0) == one["case"]["prove"]
         assert repeat["signing"] < repeat["client_cpu"]
         assert one["median"] == repeat
+    (under,) = found["floors"]
+    assert under["crypto"]["devices_per_second"] == pytest.approx(
+        1e6 / sum(cost for name, cost in under["crypto"].items() if name.endswith("_us"))
+    )
+    assert under["storage"].keys() == {"fdatasync_per_second", "commits_per_second"}
     assert found["durability"] == {"sqlite": {"journal_mode": "wal", "synchronous": "2"}}
     assert {"cpu", "kernel", "file system", "python", "tls", "sqlite"} <= found["machine"].keys()
     assert "1 repeats are too few" in shown
