@@ -3,11 +3,13 @@
 The edges see this module as an ``edge.application.Factory``.
 """
 
+from contextlib import ExitStack
+
 from birthmark import errors
 from birthmark.adapters import system
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.sql import migrate as sql_migrate
-from birthmark.adapters.sql.databases import open_database
+from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
 from birthmark.edge.application import Application
 from birthmark.floor.realm import Realm
@@ -69,30 +71,43 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
 
     Raises:
         errors.IntegrityFailure: the database belongs to another realm than the settings.
-        errors.Refusal: something the settings name cannot be opened.
+        errors.Refusal: something the settings name cannot be opened.  What was opened before is let go.
     """
     clock, entropy = clock or system.SystemClock(), entropy or system.SystemEntropy()
-    database = open_database(settings.database.url, _password(settings.database))
+    # What is let go goes in the order opposite to its opening: the store before the keys, because the last
+    # train's checkpoint wants the log's key.
+    with ExitStack() as opened:
+        database = open_database(settings.database.url, _password(settings.database))
+        with ExitStack() as until_the_store_has_it:
+            until_the_store_has_it.callback(database.close)
+            realm = _realm(settings, database)
+            keys = open_key_store(settings.key_store)
+            opened.callback(keys.close)
+            log_key = KeyLabel(settings.log.key)
+            store = SQLStore(database, clock, lambda body: keys.sign(log_key, body))
+            until_the_store_has_it.pop_all()
+        opened.callback(store.close)
+        runs = Runs(realm)
+        return Application(
+            settings=settings,
+            realm=realm,
+            store=store,
+            log=store.log,
+            keys=keys,
+            clock=clock,
+            entropy=entropy,
+            runs=runs,
+            provision=Provision(runs, keys, clock, entropy),
+            authorise=Authorise(realm, keys, clock, entropy),
+            close=opened.pop_all().close,
+        )
+
+
+def _realm(settings: Settings, database: Database) -> Realm:
     realm = read_realm(database)
     if (realm.name, realm.environment) != (settings.realm.name, settings.realm.environment):
         raise errors.IntegrityFailure(
             f"the settings are for realm {settings.realm.name} ({settings.realm.environment}),"
             f" the database belongs to {realm.name} ({realm.environment})"
         )
-    keys = open_key_store(settings.key_store)
-    log_key = KeyLabel(settings.log.key)
-    store = SQLStore(database, clock, lambda body: keys.sign(log_key, body))
-    runs = Runs(realm)
-    return Application(
-        settings=settings,
-        realm=realm,
-        store=store,
-        log=store.log,
-        keys=keys,
-        clock=clock,
-        entropy=entropy,
-        runs=runs,
-        provision=Provision(runs, keys, clock, entropy),
-        authorise=Authorise(realm, keys, clock, entropy),
-        close=store.close,
-    )
+    return realm

@@ -80,6 +80,10 @@ class KeyStore(Protocol):
         """Return the labels of all private keys in the store, sorted."""
         ...
 
+    def close(self) -> None:
+        """Let go of the store; it answers no more.  Closing twice does nothing."""
+        ...
+
 
 class Clock(Protocol):
     """The time of day."""

@@ -201,6 +201,26 @@ def test_a_store_says_whether_it_is_for_development(bench: Bench) -> None:
     assert ("development" in repr(bench.store)) is bench.development
 
 
+def test_a_closed_store_answers_no_more_and_its_keys_are_still_there(bench: Bench) -> None:
+    """B7: what is closed holds no open key; not even what it knew by heart is told."""
+    spki = bench.store.generate(LABEL, KeyAlgorithm.ED25519)
+    bench.store.sign(LABEL, b"message")
+    bench.store.close()
+    bench.store.close()
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: bench.store.generate(KeyLabel("another"), KeyAlgorithm.ED25519),
+        lambda: bench.store.public_key(LABEL),
+        lambda: bench.store.sign(LABEL, b"message"),
+        bench.store.labels,
+    )
+    for attempt in attempts:
+        with pytest.raises(RuntimeError, match="closed"):
+            attempt()
+    again = bench.reopen()
+    assert again.labels() == (LABEL,)
+    verify(spki, again.sign(LABEL, b"again"), b"again")
+
+
 def test_nothing_secret_shows(bench: Bench) -> None:
     """B7: not in the representation, and not in what is raised."""
     bench.store.generate(LABEL, KeyAlgorithm.EC_P256)

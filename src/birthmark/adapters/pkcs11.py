@@ -261,6 +261,7 @@ class PKCS11KeyStore:
     # --- in the caller's thread
 
     def _public_part(self, label: KeyLabel) -> PublicPart:
+        self._require_open()
         known = self._public.get(label)
         if known is not None:
             return known
@@ -268,14 +269,17 @@ class PKCS11KeyStore:
         return self._ask(lambda session: self._key(session, label).public)
 
     def _ask(self, operation: Callable[[Session], T], *, repeat: bool = True) -> T:
-        if self._closed:
-            raise RuntimeError(f"the key store on token {self._token_label!r} is closed")
+        self._require_open()
         try:
             return self._worker.run(lambda: self._attempt(operation, repeat=repeat), self._timeout_seconds)
         except TimeoutError as hangs:
             raise errors.Unavailable(
                 f"token {self._token_label!r} did not answer within {self._timeout_seconds:g} s"
             ) from hangs
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the key store on token {self._token_label!r} is closed")
 
     # --- in the worker's thread
 

@@ -51,7 +51,7 @@ class SoftwareKeyStore:
     Several processes may share a directory: each sees the others' new keys.
     """
 
-    __slots__ = ("_directory", "_keys", "_loading", "_passphrase", "_public")
+    __slots__ = ("_closed", "_directory", "_keys", "_loading", "_passphrase", "_public")
 
     def __init__(self, directory: Path, passphrase: SecretBytes) -> None:
         self._directory = directory
@@ -59,6 +59,7 @@ class SoftwareKeyStore:
         self._keys: dict[KeyLabel, _PrivateKey] = {}
         self._public: dict[KeyLabel, bytes] = {}
         self._loading = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, directory: Path, passphrase: SecretBytes) -> "SoftwareKeyStore":
@@ -90,6 +91,17 @@ class SoftwareKeyStore:
             store.public_key(label)
         return store
 
+    def close(self) -> None:
+        """Let go of the open keys and the passphrase; the store answers no more.  Closing twice does nothing.
+
+        Python overwrites no memory: what was held is out of reach, and goes when its memory is used again.
+        """
+        with self._loading:
+            self._closed = True
+            self._keys.clear()
+            self._public.clear()
+            self._passphrase = SecretBytes(b"")
+
     def __repr__(self) -> str:
         return f"SoftwareKeyStore({str(self._directory)!r}, development)"
 
@@ -106,6 +118,7 @@ class SoftwareKeyStore:
             errors.IllegalTransition: the label is taken.
             errors.Unavailable: the file cannot be written.
         """
+        passphrase = self._require_open()
         check_label(label)
         key: _PrivateKey
         match algorithm:
@@ -119,14 +132,15 @@ class SoftwareKeyStore:
         if path.is_symlink() or path.exists():  # spares the 0.16 s; _write_new is what decides
             raise errors.IllegalTransition(f"there is a key {label!r} already")
         try:
-            _write_new(path, _encrypted_pem(key, self._passphrase))
+            _write_new(path, _encrypted_pem(key, passphrase))
         except FileExistsError as taken:
             raise errors.IllegalTransition(f"there is a key {label!r} already") from taken
         except OSError as failure:
             raise errors.Unavailable(f"key {label!r} cannot be written: {failure.strerror}") from failure
         with self._loading:
-            self._remember(label, key)
-            return self._public[label]
+            if not self._closed:
+                self._remember(label, key)
+        return _public_der(key)
 
     def public_key(self, label: KeyLabel) -> bytes:
         """Return the SubjectPublicKeyInfo of a key (DER).
@@ -135,8 +149,7 @@ class SoftwareKeyStore:
             errors.NotFound: there is no such key.
             errors.NotPermitted: the passphrase does not open it, or its file is open to others.
         """
-        self._open_key(label)
-        return self._public[label]
+        return self._public.get(label) or _public_der(self._open_key(label))
 
     def sign(self, label: KeyLabel, message: bytes) -> bytes:
         """Sign as ``ports.KeyStore`` has it.
@@ -152,6 +165,7 @@ class SoftwareKeyStore:
 
     def labels(self) -> tuple[KeyLabel, ...]:
         """Return the labels of all keys, sorted; files that are not ours are not listed."""
+        self._require_open()
         try:
             names = [path.name for path in self._directory.iterdir()]
         except OSError as failure:
@@ -167,6 +181,7 @@ class SoftwareKeyStore:
     def _open_key(self, label: KeyLabel) -> _PrivateKey:
         check_label(label)
         with self._loading:  # one scrypt for a key, however many ask for it at once
+            self._require_open()
             if label not in self._keys:
                 path = self._directory / f"{label}{_SUFFIX}"
                 try:
@@ -177,11 +192,22 @@ class SoftwareKeyStore:
             return self._keys[label]
 
     def _remember(self, label: KeyLabel, key: _PrivateKey) -> None:
-        # The public half first: sign() looks at _keys without the lock, and public_key() reads both.
-        self._public[label] = key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        # sign() and public_key() look here without the lock.
+        self._public[label] = _public_der(key)
         self._keys[label] = key
+
+    def _require_open(self) -> SecretBytes:
+        """Return the passphrase, unless the store is closed: to ask it then is a fault of ours."""
+        passphrase = self._passphrase
+        if self._closed:
+            raise RuntimeError(f"the key store in {self._directory} is closed")
+        return passphrase
+
+
+def _public_der(key: _PrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _decrypt(path: Path, content: bytes, passphrase: SecretBytes) -> _PrivateKey:

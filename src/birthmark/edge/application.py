@@ -34,7 +34,7 @@ class Application:
     provision: Provision
     authorise: Authorise
     close: Callable[[], None]
-    """Finish what is under way and let go."""
+    """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
 
 
 class Factory(Protocol):

@@ -91,7 +91,6 @@ def built(factory: Factory, settings: Settings) -> Iterator[Application]:
         yield application
     finally:
         application.close()
-        let_go(application.keys)
 
 
 @contextmanager
@@ -101,14 +100,7 @@ def opened(factory: Factory, settings: KeyStoreSettings) -> Iterator[KeyStore]:
     try:
         yield keys
     finally:
-        let_go(keys)
-
-
-def let_go(keys: KeyStore) -> None:
-    """End a token's session: it has one for each process, and the next part of the command opens it again."""
-    close = getattr(keys, "close", None)
-    if close is not None:
-        close()
+        keys.close()
 
 
 def only_operator(settings: Path) -> Path:
