@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from birthmark import errors
 from birthmark.edge.http.problems import MEDIA_TYPE, problem
@@ -133,10 +133,13 @@ class _PeerProtocol(HttpToolsProtocol):
         self._refuse("this is not HTTP/1.1")
 
     def shutdown(self) -> None:
-        busy = self.cycle and not self.cycle.response_complete
+        cycle: RequestResponseCycle | None = (
+            self.cycle
+        )  # None before the first request, whatever its type says
+        idle = cycle is None or cycle.response_complete
         super().shutdown()
         # Closing waits for the client to say goodbye, too; a station that rests would hold up the stopping.
-        if not busy and not self.transport.get_write_buffer_size():
+        if idle and not self.transport.get_write_buffer_size():
             self.transport.abort()
 
     def _await_head(self) -> None:

@@ -369,8 +369,8 @@ def _device_view(device: str) -> UseCase[models.DeviceStatus]:
     )
 
 
-class _BodyLimit:
-    """Refuses a body over the limit before it is read into memory, and one that does not come."""
+class _Gate:
+    """Refuses a body that is too large or does not come, before it is in memory, and answers our faults."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float, plane: StationPlane) -> None:
         self._app = app
@@ -382,7 +382,7 @@ class _BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left, more = self._limit, True
+        left, more, started = self._limit, True, False
         too_large = errors.TooLarge(f"a request body has at most {self._limit} octets")
         deadline = asyncio.get_running_loop().time() + self._seconds
 
@@ -401,14 +401,25 @@ class _BodyLimit:
                 raise too_large
             return message
 
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         length = dict(scope["headers"]).get(b"content-length", b"0")
         try:
             if length.isdigit() and int(length) > self._limit:
                 raise too_large
-            await self._app(scope, limited, send)
+            await self._app(scope, limited, watched)
         except errors.TooLarge as refusal:
             response = await self._plane.refused(Request(scope, receive), refusal)
             response.headers["connection"] = "close"
+            await response(scope, receive, send)
+        except Exception as fault:
+            # Beyond us the server would log it a second time and drop the connection.
+            if started:
+                raise
+            response = await self._plane.refused(Request(scope, receive), fault)
             await response(scope, receive, send)
 
 
@@ -482,9 +493,8 @@ def create_app(application: Application) -> FastAPI:
     app.add_exception_handler(errors.Refusal, on_refusal)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_refusal)
     limits = application.settings.station_plane
-    app.add_middleware(_BodyLimit, limit=limits.max_body_bytes, seconds=limits.request_seconds, plane=plane)
+    app.add_middleware(_Gate, limit=limits.max_body_bytes, seconds=limits.request_seconds, plane=plane)
     app.state.plane = plane
     _declare_problem(app)
     return app
