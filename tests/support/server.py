@@ -1,7 +1,7 @@
 """A realm made by ``birthmark init`` and served by ``birthmark serve``: real programs, real TLS, real kills.
 
-A realm of one shape (authority, eight stations, operator ``anna``, run ``RUN-1`` of serial numbers) is made once
-a test run, on each database, and copied for every test that wants its own: a directory for SQLite, a
+A realm of one shape (authority, eight stations, operator ``anna``, run ``RUN-1`` of serial numbers) is made
+once a test run, on each database, and copied for every test that wants its own: a directory for SQLite, a
 ``CREATE DATABASE … TEMPLATE`` for PostgreSQL.
 
 Ports come from below the range the kernel gives to outgoing connections: a station that knocks while the
@@ -62,7 +62,7 @@ STOP_SECONDS = 15.0
 _BIRTHMARK = (sys.executable, "-m", "birthmark")
 
 _numbers = itertools.count(1)
-_ports = random.Random(os.getpid())
+_ports = random.Random(os.getpid())  # noqa: S311  # port numbers
 
 
 def birthmark(*arguments: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -397,7 +397,7 @@ class Server:
 
 
 def tls_context(directory: Path | None, *, root: Path | None = None) -> ssl.SSLContext:
-    """Return a client's TLS context: the credentials of a directory, or none, and trust in the realm's root."""
+    """Return a client's TLS context: the credentials of a directory, or none; it trusts the realm's root."""
     root = root or (directory / "root.crt" if directory is not None else None)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(root)

@@ -1,11 +1,11 @@
-"""A station's program, as a fixture's author would write it: give all these devices their identity, whatever happens.
+"""A station's program, as a fixture's author would write it: an identity for each device, whatever happens.
 
     python -m tests.system.station_program STATION DEVICES RUN FIRST COUNT
 
-It goes through the devices alone and in gangs, some born with their keys and some not, and writes one line into
-``DEVICES/../STATION.done`` for each that is released.  Started again after it was killed, it goes on from what
-the devices' own directories say.  It ends with 0 when all are released; a refusal that repeating cannot mend
-ends it with 1 and a line on standard error.
+It goes through the devices alone and in gangs, some born with their keys and some not, and writes one line
+into ``DEVICES/../STATION.done`` for each that is released.  Started again after it was killed, it goes on
+from what the devices' own directories say.  It ends with 0 when all are released; a refusal that repeating
+cannot mend ends it with 1 and a line on standard error.
 """
 
 import sys
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             try:
                 provision(station, run, Path(devices), numbers)
             except errors.Refusal as refusal:
-                print(f"{numbers}: {refusal.code}: {refusal}", file=sys.stderr, flush=True)
+                sys.stderr.write(f"{numbers}: {refusal.code}: {refusal}\n")
                 return 1
             progress.writelines(f"{hardware_id(n)}\n" for n in numbers)
             number = numbers.stop

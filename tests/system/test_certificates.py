@@ -11,7 +11,17 @@ from birthmark.pki.certificates import from_pem
 from tests.support.lint import openssl_strict, pkilint_findings, pkilint_pair_findings, unwaived
 from tests.support.server import STATIONS, RealmDirectory, Server, make_realm_directory
 
-KINDS = ("root", "issuing", "server", "station", "operator", "bootstrap", "vehicle", "vehicle-delivered", "idevid")
+KINDS = (
+    "root",
+    "issuing",
+    "server",
+    "station",
+    "operator",
+    "bootstrap",
+    "vehicle",
+    "vehicle-delivered",
+    "idevid",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +36,18 @@ def issued(realm: RealmDirectory) -> Mapping[str, tuple[bytes, ...]]:
     """Return one certificate of each kind with what is above it (DER), the root not included."""
     realm.open_run("CARS", 2, kind="vin", stations=STATIONS[:1])
     realm.open_run(
-        "METERS", 1, "--profile", "idevid", "--variable", "hardware_type=1.3.6.1.4.1.32473.1", stations=STATIONS[:1]
+        "METERS",
+        1,
+        "--profile",
+        "idevid",
+        "--variable",
+        "hardware_type=1.3.6.1.4.1.32473.1",
+        stations=STATIONS[:1],
     )
     out = realm.path.parent / "bootstrap"
-    realm.run("bootstrap", "issue", "--name", "dongle-7", "--hardware-id", "vin:1M8GDM9AXKP042790", "--out", out)
+    realm.run(
+        "bootstrap", "issue", "--name", "dongle-7", "--hardware-id", "vin:1M8GDM9AXKP042790", "--out", out
+    )
     chains = {
         "server": from_pem((realm.path / "server.crt").read_text(encoding="ascii")),
         "station": from_pem((realm.station() / "station.crt").read_text(encoding="ascii")),

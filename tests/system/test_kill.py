@@ -1,9 +1,9 @@
 """The server is killed, again and again, and nothing is lost, doubled or left in doubt (SPEC C4, E2).
 
-Station programs of their own provision devices through the station kit while SIGKILL takes the server at random
-moments (and, in the long form, PostgreSQL and the stations themselves).  Nobody tells the stations anything.
-At the end everything that is on record is held against everything else, against what is in the devices, and
-against every checkpoint any station ever saw.
+Station programs of their own provision devices through the station kit while SIGKILL takes the server at
+random moments (and, in the long form, PostgreSQL and the stations themselves).  Nobody tells the stations
+anything.  At the end everything that is on record is held against everything else, against what is in the
+devices, and against every checkpoint any station ever saw.
 """
 
 import contextlib
@@ -124,7 +124,9 @@ def disturb(
             lambda moment=moment: at_work.done >= moment or not at_work.working,  # type: ignore[misc]
             deadline - time.monotonic(),
         )
-        assert reached, f"{at_work.done} devices of {at_work.devices} were released in {seconds} s: {at_work.said(0)}"
+        assert reached, (
+            f"{at_work.done} devices of {at_work.devices} were released in {seconds} s: {at_work.said(0)}"
+        )
         wait(chance.uniform(0, 0.1))
         assert at_work.working, "the work was done before the last blow: it proves nothing"
         blow()
@@ -168,13 +170,11 @@ def reckon(at_work: Shift) -> None:
     birthmark("log", "verify", bundle, "--vkey", realm.path / "log.vkey")
 
 
-
-
 def seeded(request: pytest.FixtureRequest) -> random.Random:
     """Return the test's chance; the seed is printed, and BIRTHMARK_KILL_SEED repeats it."""
     seed = int(os.environ.get("BIRTHMARK_KILL_SEED", str(time.time_ns() % 1_000_000)))
-    print(f"{request.node.name}: BIRTHMARK_KILL_SEED={seed}")
-    return random.Random(seed)
+    print(f"{request.node.name}: BIRTHMARK_KILL_SEED={seed}")  # noqa: T201  # what to repeat it with
+    return random.Random(seed)  # noqa: S311  # moments, not secrets
 
 
 @pytest.mark.timeout(300)
@@ -241,7 +241,7 @@ def test_two_thousand_devices_and_every_part_of_the_line_killed(
         until(lambda: ready(server), 60)
         assert server.stop() == 0
         reckon(at_work)
-        print(f"{dict(dealt)} in {time.monotonic() - began:.0f} s")
+        print(f"{dict(dealt)} in {time.monotonic() - began:.0f} s")  # noqa: T201  # what to repeat it with
 
 
 def ready(server: Server) -> bool:
@@ -253,5 +253,3 @@ def ready(server: Server) -> bool:
 
 def own_realm(folder: Path, cluster: LocalPostgreSQL) -> RealmDirectory:
     return make_realm_directory(folder / "realm", database_url=cluster.create_database("line"))
-
-

@@ -93,9 +93,7 @@ def overrun(servers: Sequence[Server], *, quantity: int, clients: int, each: int
     assert counts["devices released"] == quantity
 
 
-def serving(
-    stack: ExitStack, realm: RealmDirectory, *, instances: int, processes: int
-) -> list[Server]:
+def serving(stack: ExitStack, realm: RealmDirectory, *, instances: int, processes: int) -> list[Server]:
     """Start several instances of the service on one realm."""
     realms = [realm, *(realm.listening_on(free_port()) for _ in range(instances - 1))]
     servers = [Server(realm=each, processes=processes) for each in realms]
@@ -118,7 +116,7 @@ def test_four_processes_admit_exactly_the_quantity(
 
 
 def test_two_services_on_sqlite_admit_exactly_the_quantity_in_one_order(tmp_path: Path) -> None:
-    """The log of both is one: what ``check`` computes anew has no gap, and every checkpoint is a prefix of it."""
+    """The log of both is one: ``check`` finds no gap, and every checkpoint is a prefix of it."""
     realm = copy_realm(tmp_path / "realm")
     with ExitStack() as stack:
         overrun(serving(stack, realm, instances=2, processes=1), quantity=60, clients=6, each=16, gang=1)

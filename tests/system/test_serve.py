@@ -53,7 +53,7 @@ def test_told_to_stop_it_ends_with_zero_and_nothing_is_left(
 
 
 def test_what_is_under_way_when_it_is_told_to_stop_is_finished(realm: RealmDirectory) -> None:
-    """A gang's answer is being made when the signal comes; it arrives whole, and what it says is on record."""
+    """A gang's answer is being made when the signal comes: it arrives whole, and is on record."""
     gang = dict(asked(f"STOP-{number}") for number in range(200))
     with Server(realm=realm) as server:
         with client(server) as station:
@@ -62,7 +62,6 @@ def test_what_is_under_way_when_it_is_told_to_stop_is_finished(realm: RealmDirec
             station.connection.request(
                 "POST", f"/v1/runs/{RUN}/gang-issue", body, {"content-type": "application/json"}
             )
-            # The train has left when the first of its devices is in the log, or is about to.
             assert server.stop() == 0
             response = station.connection.getresponse()
             answer = json.loads(response.read())
@@ -100,7 +99,10 @@ def test_processes_do_not_outlive_a_parent_that_is_killed(realm: RealmDirectory)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_service_that_cannot_start_says_why_and_ends(realm: RealmDirectory, processes: int) -> None:
     (realm.path / "keys" / "log.p8").unlink()
-    with pytest.raises(AssertionError, match="the server ended"), Server(realm=realm, processes=processes) as server:
+    with (
+        pytest.raises(AssertionError, match="the server ended"),
+        Server(realm=realm, processes=processes) as server,
+    ):
         pytest.fail(f"it serves: {server.told()}")
     told = Server(realm=realm).told()
     assert "there is no key 'log'" in told, told

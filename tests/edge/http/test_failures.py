@@ -1,4 +1,4 @@
-"""When something behind the plane breaks: 503 with one clear reason while it is away, "internal" when it is our fault."""
+"""Something behind the plane breaks: 503 and one clear reason while it is away, "internal" if it is us."""
 
 import contextlib
 import sqlite3
@@ -92,10 +92,10 @@ def test_a_fault_of_ours_says_nothing_but_where_to_look(tmp_path: Path) -> None:
         (event,) = [event for event in server.events() if event.get("instance") == instance]
         assert event["level"] == "error"
         assert "Traceback" in event["exception"]
-        entry = until(
-            lambda: [each for each in realm.entries() if instance in str(each.get("detail"))]
-        )
-        assert [(each["kind"], each["actor"], each["seq"]) for each in entry] == [("refused", "station:ST01", 5)]
+        entry = until(lambda: [each for each in realm.entries() if instance in str(each.get("detail"))])
+        assert [(each["kind"], each["actor"], each["seq"]) for each in entry] == [
+            ("refused", "station:ST01", 5)
+        ]
         # What was wrong is right again: the same request with the same key succeeds.
         assert station.post(ISSUE, body, birthmark_seq="5").status == 200
 
@@ -105,8 +105,8 @@ def test_a_damaged_record_stops_the_line_with_its_own_code(tmp_path: Path) -> No
     with Server(realm=realm) as server, Http(server.address, tls_context(realm.station())) as station:
         with damaged(
             realm,
-            f"UPDATE run SET quantity = quantity + 1 WHERE id = '{RUN}'",
-            f"UPDATE run SET quantity = quantity - 1 WHERE id = '{RUN}'",
+            "UPDATE run SET quantity = quantity + 1",
+            "UPDATE run SET quantity = quantity - 1",
         ):
             answer = station.post(ISSUE, asked("MORE-1")[1])
             assert (answer.status, answer.json["code"]) == (500, "integrity-failure")

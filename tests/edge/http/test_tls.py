@@ -1,10 +1,10 @@
-"""Who gets through the handshake (SPEC C1): TLS 1.3, an AEAD suite, and a live client of this realm, nobody else."""
+"""Who gets through the handshake (SPEC C1): TLS 1.3, an AEAD suite, a live client, and nobody else."""
 
 import re
 import socket
 import ssl
 import subprocess
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from birthmark.adapters.system import SystemClock
 from birthmark.edge.station import Enclave, Station
 from tests.support.programs import need
 from tests.support.server import RUN, Http, RealmDirectory, Server, tls_context, until
@@ -27,7 +28,7 @@ _DAY = timedelta(days=1)
 
 
 def now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)
+    return SystemClock().now().replace(microsecond=0)
 
 
 def certify(
@@ -38,7 +39,7 @@ def certify(
     since: datetime,
     until: datetime,
 ) -> Path:
-    """Make a client certificate such as ours and write it as a station directory; self-signed without issuer."""
+    """Make a client certificate such as ours, as a station directory; self-signed without an issuer."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ST01")])
     signer = issuer_key or key
@@ -86,8 +87,8 @@ def handshakes(realm: RealmDirectory) -> list[str]:
 
 
 def refused(server: Server, context: ssl.SSLContext) -> None:
-    """Expect that nobody answers over this context: in TLS 1.3 a client hears of it, by an alert, when it reads."""
-    with Http(server.address, context) as client, pytest.raises(ssl.SSLError, match="(?i)alert"):
+    """Expect an alert over this context: in TLS 1.3 a client hears of it when it reads."""
+    with Http(server.address, context) as client, pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         client.get("/v1/me")
 
 
@@ -154,7 +155,7 @@ def test_a_flood_of_refused_handshakes_becomes_few_entries_that_count_them(
 def test_a_certificate_of_our_own_making_that_is_no_clients_is_refused_and_recorded(
     server: Server, tmp_path: Path
 ) -> None:
-    """A thief of the issuing key makes a certificate that no record knows: the chain is good, the client is none."""
+    """A thief of the issuing key makes one that no record knows: the chain is good, the client is none."""
     issuer, key = issuing_authority(server.realm)
     forged = certify(tmp_path / "forged", issuer, key, since=now() - _DAY, until=now() + _DAY)
     with Http(server.address, trusting(server, forged)) as client:
@@ -241,7 +242,8 @@ def s_client(server: Server, *options: str) -> str:
     """Ask with openssl s_client and return all it prints."""
     home = server.realm.station()
     command = [
-        need("openssl"), "s_client", "-connect", f"127.0.0.1:{server.realm.port}", "-CAfile", str(home / "root.crt"),
+        need("openssl"), "s_client", "-connect", f"127.0.0.1:{server.realm.port}",
+        "-CAfile", str(home / "root.crt"),
         "-cert", str(home / "station.crt"), "-cert_chain", str(home / "station.crt"),
         "-key", str(home / "station.key"), "-ign_eof", *options,
     ]  # fmt: skip
@@ -275,5 +277,5 @@ def test_no_session_can_be_resumed(server: Server, tmp_path: Path) -> None:
     context = tls_context(server.realm.station())
     with Http(server.address, context) as client:
         assert client.get("/v1/me").status == 200
-        session = client.connection.sock.session  # type: ignore[attr-defined]
+        session = client.connection.sock.session
         assert session is None or not session.has_ticket
