@@ -1,13 +1,13 @@
 """The two databases, as the commit train sees them: begin under the head lock, fetch by key, write, commit.
 
 Both lock the log's head first, so at any time one train in the whole installation reads and writes, and what
-it read stays true until it commits.  On SQLite the lock is a lock file (fair, and without the polling of
-SQLite's busy handler) and ``BEGIN IMMEDIATE``; on PostgreSQL it is ``SELECT … FOR UPDATE`` on the head row.
-Statements are set-wise, and on PostgreSQL a train costs two round trips: one to lock and read, one to write
-and commit.
+it read stays true until it commits.  On SQLite the lock is a lock file (asked for every half millisecond;
+SQLite's own busy handler sleeps up to a tenth of a second) and ``BEGIN IMMEDIATE``; on PostgreSQL it is
+``SELECT … FOR UPDATE`` on the head row.  Statements are set-wise, and on PostgreSQL a train costs two round
+trips: one to lock and read, one to write and commit.
 
 Durability: SQLite runs in WAL mode with ``synchronous=FULL``; a PostgreSQL server that was set to
-    ``fsync=off`` is refused, and ``synchronous_commit`` is forced on.
+``fsync=off`` is refused, and ``synchronous_commit`` is forced on.
 """
 
 import fcntl
@@ -15,6 +15,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from birthmark.secret import SecretBytes
 
 __all__ = ["Broken", "Database", "PostgreSQL", "SQLite", "TableShape", "open_database"]
 
+LOCK_POLL_SECONDS = 0.0005
 Row = Sequence[Any]
 
 
@@ -147,7 +149,7 @@ class SQLite:
         """See ``Database.begin``."""
         if self._train is None:
             self._train = self._connect()
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._take_lock()
         try:
             self._train.execute("BEGIN IMMEDIATE")
             head = self._train.execute("SELECT size, edge, at FROM head WHERE id = 1").fetchone()
@@ -162,6 +164,22 @@ class SQLite:
             self.rollback()
             raise errors.IntegrityFailure("the database has no log head")
         return head, rows
+
+    def _take_lock(self) -> None:
+        # Polled, because a blocking flock has no end: a stopped process would stop all others.
+        deadline = time.monotonic() + self._lock_timeout_seconds
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise errors.Unavailable(
+                        f"database: another process has held {self._path}.train"
+                        f" for {self._lock_timeout_seconds:g} seconds"
+                    ) from None
+                time.sleep(LOCK_POLL_SECONDS)
+            else:
+                return
 
     def _under_way(self) -> sqlite3.Connection:
         if self._train is None:
@@ -290,15 +308,20 @@ class PostgreSQL:
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
         """See ``Database.begin``."""
-        if self._train is None or self._train.closed:
-            self._train = self._connect()
+        if self._train is not None:
+            try:
+                return self._begin(self._train, reads)
+            except errors.Unavailable:
+                pass  # nothing was written, and the server may have restarted since: connect, once more
+        self._train = self._connect()
+        return self._begin(self._train, reads)
+
+    def _begin(self, train: psycopg.Connection[Any], reads: Reads) -> tuple[Row, list[list[Row]]]:
         try:
-            with self._train.pipeline():
-                self._train.execute("BEGIN")
-                head_cursor = self._train.execute("SELECT size, edge, at FROM head WHERE id = 1 FOR UPDATE")
-                cursors = [
-                    self._train.execute(_select_statement(shape), (list(keys),)) for shape, keys in reads
-                ]
+            with train.pipeline():
+                train.execute("BEGIN")
+                head_cursor = train.execute("SELECT size, edge, at FROM head WHERE id = 1 FOR UPDATE")
+                cursors = [train.execute(_select_statement(shape), (list(keys),)) for shape, keys in reads]
             head = head_cursor.fetchone()
             rows = [cursor.fetchall() for cursor in cursors]
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
