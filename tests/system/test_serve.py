@@ -53,22 +53,30 @@ def test_told_to_stop_it_ends_with_zero_and_nothing_is_left(
 
 
 def test_what_is_under_way_when_it_is_told_to_stop_is_finished(realm: RealmDirectory) -> None:
-    """A gang's answer is being made when the signal comes: it arrives whole, and is on record."""
-    gang = dict(asked(f"STOP-{number}") for number in range(200))
+    """A request is half sent when the signal comes: its answer arrives whole, and is on record."""
+    body = json.dumps({"devices": list(dict(asked(f"STOP-{n}") for n in range(100)).values())}).encode()
     with Server(realm=realm) as server:
         with client(server) as station:
-            assert station.get("/v1/me").status == 200
-            body = json.dumps({"devices": list(gang.values())})
-            station.connection.request(
-                "POST", f"/v1/runs/{RUN}/gang-issue", body, {"content-type": "application/json"}
-            )
-            assert server.stop() == 0
-            response = station.connection.getresponse()
+            plane = station.connection
+            plane.putrequest("POST", f"/v1/runs/{RUN}/gang-issue")
+            for name, value in (
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("expect", "100-continue"),
+            ):
+                plane.putheader(name, value)
+            plane.endheaders()
+            assert plane.sock.recv(100).startswith(b"HTTP/1.1 100")  # it waits for the body now
+            os.kill(server.pid, signal.SIGTERM)
+            assert until(lambda: not listens(server))
+            plane.sock.sendall(body)
+            response = plane.getresponse()
             answer = json.loads(response.read())
-        issued = [entry for entry in realm.entries() if entry["kind"] == "device-issued"]
-        assert response.status == 200
-        assert [result["state"] for result in answer["results"]] == ["issued"] * 200
-        assert len(issued) == 200
+        assert server.stop() == 0
+    issued = [entry for entry in realm.entries() if entry["kind"] == "device-issued"]
+    assert response.status == 200
+    assert [result["state"] for result in answer["results"]] == ["issued"] * 100
+    assert len(issued) == 100
 
 
 def test_a_process_that_is_killed_is_started_again(realm: RealmDirectory) -> None:
