@@ -24,7 +24,7 @@ from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.adapters.sql import databases, store
 from birthmark.edge.http import border, serve, station
 from birthmark.pki import issuance
-from birthmark.services import provision
+from birthmark.services import issue, prove
 
 __all__ = ["PARTS"]
 
@@ -100,12 +100,12 @@ def install() -> None:
     _time(station.StationPlane, "_issue_result", "render")
     _time(station, "_json", "render")
     _time(border, "_advance", "think")
-    _time(provision, "vet", "vet")
+    _time(issue, "vet", "vet")
     _time(issuance.Template, "fill", "fill")
-    _time(provision, "permit", "permit")
+    _time(issue, "permit", "permit")
     _time(SoftwareKeyStore, "sign", lambda _, label, *__: "checkpoint" if label == "log" else "sign")
-    _time(provision.Provision, "_issued", "reparse")
-    _time(provision, "verify_proof", "verify")
+    _time(issue.IssueDevices, "_issued", "reparse")
+    _time(prove, "verify_proof", "verify")
     _time(vars(store)["_Committed"], "token", "token")
     _time(store.SQLStore, "_train", "train")
     _time(store.SQLStore, "_decide", "decide")

@@ -17,7 +17,9 @@ from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Clock, Entropy, KeyStore
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
-from birthmark.services.provision import Provision
+from birthmark.services.challenges import Challenges
+from birthmark.services.issue import IssueDevices
+from birthmark.services.prove import ProveDevices
 from birthmark.services.runs import Runs
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings, SoftwareKeys
 
@@ -87,7 +89,7 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             store = SQLStore(database, clock, lambda body: keys.sign(log_key, body))
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
-        runs = Runs(realm)
+        runs, challenges = Runs(realm), Challenges()
         return Application(
             settings=settings,
             realm=realm,
@@ -97,7 +99,8 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             clock=clock,
             entropy=entropy,
             runs=runs,
-            provision=Provision(runs, keys, clock, entropy),
+            issue=IssueDevices(runs, challenges, keys, clock, entropy),
+            prove=ProveDevices(runs, challenges),
             authorise=Authorise(realm, keys, clock, entropy),
             close=opened.pop_all().close,
         )

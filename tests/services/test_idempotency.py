@@ -11,7 +11,7 @@ from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEv
 from birthmark.floor.runs import Run
 from birthmark.pki.certificates import Certificate
 from birthmark.services.check import check
-from birthmark.services.provision import Issued, IssueRequest
+from birthmark.services.issue import Issued, IssueRequest
 from tests.support.realm import Line, Service, proof, workpiece
 
 
@@ -193,7 +193,7 @@ def test_two_services_asked_at_once_with_one_key_give_one_answer(line: Line) -> 
     with ThreadPoolExecutor(2) as threads:
         answers = list(
             threads.map(
-                lambda service: service.carry(service.provision.issue(line.station.caller, "R1", [request])),
+                lambda service: service.carry(service.issue(line.station.caller, "R1", [request])),
                 services,
             )
         )

@@ -32,7 +32,7 @@ from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.pki.certificates import Certificate, fingerprint
-from birthmark.services.provision import Issued, IssueRequest
+from birthmark.services.issue import Issued, IssueRequest
 from tests.support.realm import START, Line, proof, tamper, workpiece
 
 
@@ -114,7 +114,7 @@ def test_a_gang_succeeds_and_fails_one_by_one(line: Line) -> None:
         workpiece("D5"),
     ]
     results = line.service.carry(
-        line.service.provision.issue(
+        line.service.issue(
             line.station.caller,
             "R1",
             [IssueRequest(hardware_id=p.hardware_id, csr=p.csr, key=f"g{i}") for i, p in enumerate(pieces)],
@@ -124,7 +124,7 @@ def test_a_gang_succeeds_and_fails_one_by_one(line: Line) -> None:
     assert shown == ["illegal-transition", "serial:D2", "malformed-request", "policy-refused", "serial:D5"]
     proofs = [proof(r, p.key) for r, p in zip(results, pieces, strict=True) if isinstance(r, Issued)]
     proofs[0] = replace(proofs[0], signature=proofs[1].signature)
-    proved = line.service.carry(line.service.provision.prove(line.station.caller, proofs))
+    proved = line.service.carry(line.service.prove(line.station.caller, proofs))
     assert isinstance(proved[0], errors.ProofFailed)
     assert line.the(Device, "serial:D2").state is DeviceState.HELD
     assert line.the(Device, "serial:D5").state is DeviceState.RELEASED
@@ -226,7 +226,7 @@ def test_one_key_for_two_devices_in_one_gang_goes_to_the_first(line: Line) -> No
         IssueRequest(hardware_id=p.hardware_id, csr=p.csr, key=p.hardware_id)
         for p in (workpiece("D1", key=key), workpiece("D2", key=key))
     ]
-    first, second = line.service.carry(line.service.provision.issue(line.station.caller, "R1", requests))
+    first, second = line.service.carry(line.service.issue(line.station.caller, "R1", requests))
     assert isinstance(first, Issued)
     assert isinstance(second, errors.PolicyRefused)
 

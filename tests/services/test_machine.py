@@ -16,7 +16,8 @@ from birthmark.floor.devices import Device, DeviceEvent, DeviceState
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.services.check import check
-from birthmark.services.provision import Issued, ProveRequest, Released
+from birthmark.services.issue import Issued
+from birthmark.services.prove import ProveRequest, Released
 from tests.support.realm import Line, Workpiece, make_line, proof, workpiece
 
 S = DeviceState

@@ -19,7 +19,9 @@ from birthmark.floor.devices import (
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.pki.certificates import Certificate, fingerprint
-from birthmark.services.provision import REMEMBERED_ATTEMPTS, Issued, IssueRequest, ProveRequest
+from birthmark.services.challenges import REMEMBERED_ATTEMPTS
+from birthmark.services.issue import Issued, IssueRequest
+from birthmark.services.prove import ProveRequest
 from tests.support.realm import Line, Workpiece, proof, workpiece
 
 Wrong = Callable[[Issued, Workpiece, Issued], ProveRequest]
@@ -115,7 +117,7 @@ def test_the_same_device_twice_in_one_gang_is_released_once(line: Line) -> None:
     device = workpiece("D1")
     issued = line.issue(device)
     requests = [proof(issued, device.key), proof(issued, device.key)]
-    first, second = line.service.carry(line.service.provision.prove(line.station.caller, requests))
+    first, second = line.service.carry(line.service.prove(line.station.caller, requests))
     assert not isinstance(first, errors.Refusal)
     assert isinstance(second, errors.IllegalTransition)
     assert line.the(Run, "R1").released == 1
@@ -193,11 +195,11 @@ def test_more_attempts_than_a_process_remembers_are_all_proved(
 ) -> None:
     """What is remembered is a cache: its size changes nothing but the number of reads."""
     assert REMEMBERED_ATTEMPTS > 512, "a whole gang fits"
-    monkeypatch.setattr("birthmark.services.provision.REMEMBERED_ATTEMPTS", 3)
+    monkeypatch.setattr("birthmark.services.challenges.REMEMBERED_ATTEMPTS", 3)
     line = small_line
     pieces = [workpiece(f"D{number}") for number in range(12)]
     requests = [IssueRequest(hardware_id=p.hardware_id, csr=p.csr, key=p.hardware_id) for p in pieces]
-    issued = line.service.carry(line.service.provision.issue(line.station.caller, "R1", requests))
+    issued = line.service.carry(line.service.issue(line.station.caller, "R1", requests))
     proofs = [proof(i, p.key) for i, p in zip(issued, pieces, strict=True) if isinstance(i, Issued)]
-    proved = line.service.carry(line.service.provision.prove(line.station.caller, proofs))
+    proved = line.service.carry(line.service.prove(line.station.caller, proofs))
     assert [getattr(result, "device", result) for result in proved] == [p.id for p in pieces]

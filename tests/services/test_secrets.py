@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from birthmark import errors
 from birthmark.adapters.sql.databases import Database
-from birthmark.services.provision import Issued
+from birthmark.services.issue import Issued
 from tests.support.faults import Failing, Fault
 from tests.support.realm import Line, proof, workpiece
 

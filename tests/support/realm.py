@@ -50,8 +50,10 @@ from birthmark.ports import Clock, KeyStore, UseCase, carry
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
 from birthmark.services.authorise import Authorise, Enrolment, make_issuing, make_root
+from birthmark.services.challenges import Challenges
 from birthmark.services.disposition import Disposed, dispose
-from birthmark.services.provision import Issued, IssueRequest, ProveRequest, Provision, Released
+from birthmark.services.issue import Issued, IssueDevices, IssueRequest
+from birthmark.services.prove import ProveDevices, ProveRequest, Released
 from birthmark.services.runs import Runs
 
 __all__ = [
@@ -148,7 +150,8 @@ class Service:
 
     store: SQLStore
     runs: Runs
-    provision: Provision
+    issue: IssueDevices
+    prove: ProveDevices
     authorise: Authorise
 
     def carry(self, use_case: UseCase[T]) -> T:
@@ -162,11 +165,12 @@ def open_service(
     """Open what one process holds on a database that has its realm."""
     database = open_database(libpq(url))
     store = SQLStore(database if wrap is None else wrap(database), clock, lambda body: keys.sign(LOG, body))
-    runs = Runs(store.realm)
+    runs, challenges = Runs(store.realm), Challenges()
     return Service(
         store=store,
         runs=runs,
-        provision=Provision(runs, keys, clock, SystemEntropy()),
+        issue=IssueDevices(runs, challenges, keys, clock, SystemEntropy()),
+        prove=ProveDevices(runs, challenges),
         authorise=Authorise(store.realm, keys, clock, SystemEntropy()),
     )
 
@@ -387,7 +391,7 @@ class Line:
             hardware_id=device.hardware_id, csr=device.csr, key=key or f"issue-{next(_numbers)}"
         )
         at = service or self.service
-        (result,) = at.carry(at.provision.issue((by or self.station).caller, run, [request]))
+        (result,) = at.carry(at.issue((by or self.station).caller, run, [request]))
         if isinstance(result, errors.Refusal):
             raise result
         return result
@@ -397,7 +401,7 @@ class Line:
     ) -> Released:
         """Prove one device, or raise the refusal."""
         at = service or self.service
-        (result,) = at.carry(at.provision.prove((by or self.station).caller, [request]))
+        (result,) = at.carry(at.prove((by or self.station).caller, [request]))
         if isinstance(result, errors.Refusal):
             raise result
         return result
@@ -493,11 +497,11 @@ def provision_in_another_process(url: str, keys: str, station: bytes, names: lis
     for name in names:
         device = workpiece(name)
         request = IssueRequest(hardware_id=name, csr=device.csr, key=name)
-        (issued,) = carry(service.store, service.provision.issue(caller, "R2", [request]))
+        (issued,) = carry(service.store, service.issue(caller, "R2", [request]))
         if isinstance(issued, Issued):
             (released,) = carry(
                 service.store,
-                service.provision.prove(caller, [proof(issued, device.key, idempotency=f"prove-{name}")]),
+                service.prove(caller, [proof(issued, device.key, idempotency=f"prove-{name}")]),
             )
             assert isinstance(released, Released), repr(released)
             tokens.append(released.token)

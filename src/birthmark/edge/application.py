@@ -12,7 +12,8 @@ from birthmark.floor.realm import Realm
 from birthmark.ports import Clock, Entropy, KeyStore, Log, Store
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
-from birthmark.services.provision import Provision
+from birthmark.services.issue import IssueDevices
+from birthmark.services.prove import ProveDevices
 from birthmark.services.runs import Runs
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings
 
@@ -31,7 +32,8 @@ class Application:
     clock: Clock
     entropy: Entropy
     runs: Runs
-    provision: Provision
+    issue: IssueDevices
+    prove: ProveDevices
     authorise: Authorise
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""

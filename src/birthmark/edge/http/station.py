@@ -33,7 +33,8 @@ from birthmark.pki.certificates import to_pem
 from birthmark.ports import Facts, Look, UseCase
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
 from birthmark.services.disposition import dispose
-from birthmark.services.provision import Issued, IssueRequest, ProveRequest, Released
+from birthmark.services.issue import Issued, IssueRequest
+from birthmark.services.prove import ProveRequest, Released
 
 __all__ = ["StationPlane", "create_app"]
 
@@ -156,7 +157,7 @@ class StationPlane:
     async def issue(self, request: Request, run: _RunId, body: models.Issue) -> Response:
         """Admit one device to a run and issue its certificate."""
         caller = await self.caller(request)
-        (result,) = await self.border.carry(self._app.provision.issue(caller, run, [_issue_request(body)]))
+        (result,) = await self.border.carry(self._app.issue(caller, run, [_issue_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
         return _json(self._issue_result(result))
@@ -166,7 +167,7 @@ class StationPlane:
         caller = await self.caller(request)
         self._check_gang([item.idempotency_key for item in body.devices])
         results = await self.border.carry(
-            self._app.provision.issue(caller, run, [_issue_request(item) for item in body.devices])
+            self._app.issue(caller, run, [_issue_request(item) for item in body.devices])
         )
         return _json(
             models.GangIssueResult.model_construct(
@@ -182,7 +183,7 @@ class StationPlane:
     async def prove(self, request: Request, body: models.Prove) -> Response:
         """Check one device's proof and release it, or hold it."""
         caller = await self.caller(request)
-        (result,) = await self.border.carry(self._app.provision.prove(caller, [_prove_request(body)]))
+        (result,) = await self.border.carry(self._app.prove(caller, [_prove_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
         return _json(_prove_result(result))
@@ -192,7 +193,7 @@ class StationPlane:
         caller = await self.caller(request)
         self._check_gang([item.idempotency_key for item in body.proofs])
         results = await self.border.carry(
-            self._app.provision.prove(caller, [_prove_request(item) for item in body.proofs])
+            self._app.prove(caller, [_prove_request(item) for item in body.proofs])
         )
         return _json(
             models.GangProveResult.model_construct(

@@ -1,16 +1,15 @@
-"""Give devices their identity: admit and issue in one commit, prove and release in another (SPEC C4–C10).
+"""Admit a device to its run and issue its certificate, in one commit (SPEC C4, C5, C8–C10).
 
-``issue`` vets each request, builds, lints and signs its certificate, and lets the commit decide: whether the
-client may, the run has room, the hardware id is on its list and has no identity yet, and the key belongs to
-nobody else.  ``prove`` checks the device's signature over the challenge of its attempt, and the commit
-releases the device or holds it.  What was signed and not committed never leaves the process.
+The use case vets each request, builds, lints and signs its certificate, and lets the commit decide: whether
+the client may, the run has room, the hardware id is on its list and has no identity yet, and the key
+belongs to nobody else.  What was signed and not committed never leaves the process.
 
-Every request carries an idempotency key.  The same key gets the same answer, with one exception that is told:
-a delivered key is kept nowhere, so asking again makes a new one, and the certificate that was never proved is
-revoked in the same commit.
+Every request carries an idempotency key.  The same key gets the same answer, with one exception that is
+told: a delivered key is kept nowhere, so asking again makes a new one, and the certificate that was never
+proved is revoked in the same commit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -30,7 +29,6 @@ from birthmark.floor.devices import (
     DeviceCertificate,
     DeviceEvent,
     DeviceState,
-    IdentityRecord,
     KeyOrigin,
     KeyUse,
     ReasonCode,
@@ -41,8 +39,7 @@ from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.csr import vet
 from birthmark.pki.issuance import serial_number, sign_certificate
 from birthmark.pki.lint import permit
-from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, ProofOf, UseCase
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import (
     Caller,
@@ -53,12 +50,12 @@ from birthmark.services.acts import (
     refuse,
     serial_hex,
 )
+from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.runs import RunContext, Runs
 
-__all__ = ["IssueRequest", "Issued", "ProveRequest", "Provision", "Released"]
+__all__ = ["IssueDevices", "IssueRequest", "Issued", "check_scope"]
 
 CHALLENGE_SIZE = 32
-REMEMBERED_ATTEMPTS = 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,35 +89,6 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProveRequest:
-    """A device shows that it holds its key."""
-
-    attempt: str
-    certificate_sha256: str
-    """Fingerprint of the certificate as read back from the device (hex)."""
-    signature: bytes
-    """Over ``pki.possession.proof_message``."""
-    key: str
-    """Idempotency key."""
-
-    def digest(self) -> str:
-        """Return what tells this request from another under the same key."""
-        return sha256(
-            repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()
-        ).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-    """A device that may leave the line, and the proof of it."""
-
-    device: str
-    attempt: str
-    token: str = field(repr=False)
-    """C2SP ``.tlog-proof`` of the release: checked offline with the log's public key."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     """A signed certificate that nobody has seen yet."""
 
@@ -139,33 +107,20 @@ class _Prepared:
         return KeyOrigin.BORN if self.private_key is None else KeyOrigin.DELIVERED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Challenged:
-    """What a proof is checked against."""
+class IssueDevices:
+    """Admit and issue."""
 
-    device: str
-    run: str
-    challenge: bytes = field(repr=False)
-    serial: str
-    sha256: str
-    spki: bytes = field(repr=False)
-
-
-class Provision:
-    """The use cases every device takes."""
-
-    def __init__(self, runs: Runs, keys: KeyStore, clock: Clock, entropy: Entropy) -> None:
-        """Provision under the runs' licences, signing with the authorities' keys in ``keys``."""
+    def __init__(
+        self, runs: Runs, challenges: Challenges, keys: KeyStore, clock: Clock, entropy: Entropy
+    ) -> None:
+        """Issue under the runs' licences, signing with the authorities' keys in ``keys``."""
         self._runs = runs
+        self._challenges = challenges
         self._keys = keys
         self._clock = clock
         self._entropy = entropy
-        self._challenged: dict[str, _Challenged] = {}
 
-    # --- admit and issue
-    # -----------------------------------------------------------------------------------------
-
-    def issue(
+    def __call__(
         self, caller: Caller, run: str, requests: Sequence[IssueRequest]
     ) -> UseCase[list[Issued | errors.Refusal]]:
         """Admit devices to a run and issue their certificates; each succeeds or fails alone.
@@ -198,9 +153,9 @@ class Provision:
             certificate = Certificate.from_der(issued.certificate)
             serial, sha256_hex = certificate.serial_hex, certificate.fingerprint
             spki = certificate.subject_public_key_info
-        self._remember(
+        self._challenges.remember(
             issued.attempt,
-            _Challenged(
+            Challenged(
                 device=issued.device,
                 run=context.licence.id,
                 challenge=issued.challenge,
@@ -210,11 +165,6 @@ class Provision:
             ),
         )
         return issued
-
-    def _remember(self, attempt: str, challenged: _Challenged) -> None:
-        if len(self._challenged) >= REMEMBERED_ATTEMPTS:
-            del self._challenged[next(iter(self._challenged))]
-        self._challenged[attempt] = challenged
 
     def _prepare_or_refuse(self, context: RunContext, request: IssueRequest) -> _Prepared | errors.Refusal:
         try:
@@ -308,7 +258,7 @@ class Provision:
         if earlier is not None and earlier.attempt is not None:
             return self._issue_again(facts, context, prepared, earlier.attempt, at)
         run = self._runs.admitting(facts, context, client, at)
-        _check_scope(facts, client, context, prepared.device)
+        check_scope(facts, client, context, prepared.device)
         device = facts.get(Device, prepared.device)
         if device is None:
             facts.put(admit(run))
@@ -412,143 +362,6 @@ class Provision:
             "key_store": "development" if self._keys.development else "token",
         }
 
-    # --- prove and release
-    # ---------------------------------------------------------------------------------------
-
-    def prove(
-        self, caller: Caller, requests: Sequence[ProveRequest]
-    ) -> UseCase[list[Released | errors.Refusal]]:
-        """Check devices' proofs and release or hold them; each succeeds or fails alone."""
-        challenged = yield from self._recall([request.attempt for request in requests])
-        contexts: dict[str, RunContext] = {}
-        for run in {found.run for found in challenged.values()}:
-            contexts[run] = yield from self._runs.context(run)
-        acts = [
-            self._prove_act(caller, contexts, challenged.get(request.attempt), request)
-            for request in requests
-        ]
-        committed: list[Committed[Any]] = yield acts
-        results: list[Released | errors.Refusal] = []
-        for request, item in zip(requests, committed, strict=True):
-            answer = item.answer
-            if isinstance(answer, _StaleChallenge):
-                self._challenged.pop(request.attempt, None)
-                results += yield from self.prove(caller, [request])
-            elif isinstance(answer, errors.Refusal):
-                results.append(answer)
-            elif isinstance(answer, Exception):
-                raise answer
-            elif item.leaves and item.leaves[0].index == answer.release_leaf:
-                results.append(_released(answer, item.token(item.leaves[0].index)))
-            else:
-                results.append(_released(answer, (yield ProofOf(answer.release_leaf))))
-        return results
-
-    def _recall(self, attempts: Sequence[str]) -> UseCase[dict[str, _Challenged]]:
-        """Return what these attempts' proofs are checked against, looked up where it is not remembered."""
-        known = {key: self._challenged[key] for key in attempts if key in self._challenged}
-        missing = [attempt for attempt in dict.fromkeys(attempts) if attempt not in known]
-        if not missing:
-            return known
-        facts: Facts = yield Look({Attempt: missing})
-        found = [attempt for attempt in (facts.get(Attempt, key) for key in missing) if attempt is not None]
-        facts = yield Look({DeviceCertificate: [attempt.certificate for attempt in found]})
-        for attempt in found:
-            stored = facts.get(DeviceCertificate, attempt.certificate)
-            if stored is None:
-                raise errors.IntegrityFailure(
-                    f"certificate {attempt.certificate} of attempt {attempt.id} is gone"
-                )
-            known[attempt.id] = _Challenged(
-                device=attempt.device,
-                run=attempt.run,
-                challenge=attempt.challenge,
-                serial=stored.serial,
-                sha256=stored.sha256,
-                spki=Certificate.from_der(stored.der).subject_public_key_info,
-            )
-            self._remember(attempt.id, known[attempt.id])
-        return known
-
-    def _prove_act(
-        self,
-        caller: Caller,
-        contexts: Mapping[str, RunContext],
-        challenged: _Challenged | None,
-        request: ProveRequest,
-    ) -> Act[Attempt | errors.ProofFailed]:
-        failure = None if challenged is None else _check_proof(challenged, request)
-        digest = request.digest()
-        reads = client_reads(caller)
-        reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
-        fields: dict[str, Any] = {"attempt": request.attempt[:64]}
-        if challenged is not None:
-            reads |= {
-                Device: (challenged.device,),
-                Run: (challenged.run,),
-                DeviceCertificate: (challenged.serial,),
-            }
-            fields |= {"device": challenged.device, "run": challenged.run}
-        return Act(
-            actor=caller.client.id,
-            seq=caller.seq,
-            operator=caller.operator,
-            decide=partial(self._decide_prove, caller, contexts, challenged, request, failure),
-            refuse=refuse(caller, "prove", fields, key=request.key, request_sha256=digest),
-            reads=reads,
-        )
-
-    def _decide_prove(
-        self,
-        caller: Caller,
-        contexts: Mapping[str, RunContext],
-        challenged: _Challenged | None,
-        request: ProveRequest,
-        failure: errors.ProofFailed | None,
-        facts: Facts,
-        at: datetime,
-    ) -> Decision[Any]:
-        client = live_client(facts, caller, Capability.PROVE)
-        earlier = earlier_answer(facts, caller, request.key, request.digest())
-        attempt = facts.get(Attempt, request.attempt)
-        if attempt is None or challenged is None:
-            raise errors.NotFound(f"there is no attempt {request.attempt[:64]}")
-        if earlier is not None:
-            said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "prove"}
-            return Decision(attempt, [("answer-repeated", said)])
-        if attempt.challenge != challenged.challenge or attempt.certificate != challenged.serial:
-            raise _StaleChallenge("the attempt got another challenge meanwhile")
-        context = contexts[attempt.run]
-        self._runs.working(context, client)
-        _check_scope(facts, client, context, attempt.device)
-        device, run = facts.get(Device, attempt.device), facts.get(Run, attempt.run)
-        if device is None or run is None:
-            raise errors.IntegrityFailure(f"attempt {attempt.id} has no device or run")
-        if device.attempt != attempt.id:
-            raise errors.IllegalTransition(
-                f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}"
-            )
-        proved = move(
-            device.id, device.state, DeviceEvent.PROVE
-        )  # only what can be proved is held for failing
-        if failure is not None:
-            return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
-        state = move(device.id, proved, DeviceEvent.RELEASE)
-        released = replace(
-            attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
-        )
-        record = _record(facts, context, client, caller, released, challenged, at)
-        facts.put(replace(device, state=state))
-        facts.put(replace(run, released=run.released + 1))
-        facts.put(released)
-        facts.put(record)
-        facts.put(_prove_answer(caller, request, attempt.id, at))
-        return Decision(released, [("device-released", {"device": device.id, "record": record.document()})])
-
-
-class _StaleChallenge(errors.Unavailable):
-    """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
-
 
 def _certify(facts: Facts, context: RunContext, prepared: _Prepared, attempt: str, at: datetime) -> None:
     """Count and keep a certificate, and take its key for the device."""
@@ -588,11 +401,7 @@ def _issued(context: RunContext, prepared: _Prepared, attempt: str) -> Issued:
     )
 
 
-def _released(attempt: Attempt, token: str) -> Released:
-    return Released(device=attempt.device, attempt=attempt.id, token=token)
-
-
-def _check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:
+def check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:
     """Refuse a device that the run's list or the client's own certificate does not cover (SPEC C9)."""
     allow_list = context.licence.allow_list
     if allow_list is not None and facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is None:
@@ -605,97 +414,3 @@ def _check_scope(facts: Facts, client: Client, context: RunContext, device: str)
         raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
     if client.run is not None and (client.run != context.licence.id or allow_list is None):
         raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
-
-
-def _check_proof(challenged: _Challenged, request: ProveRequest) -> errors.ProofFailed | None:
-    if request.certificate_sha256 != challenged.sha256:
-        return errors.ProofFailed("the certificate read back from the device is not the one that was issued")
-    message = proof_message(
-        attempt=request.attempt, certificate_sha256=challenged.sha256, challenge=challenged.challenge
-    )
-    try:
-        verify_proof(challenged.spki, request.signature, message)
-    except errors.ProofFailed as failure:
-        return failure
-    return None
-
-
-def _prove_answer(
-    caller: Caller,
-    request: ProveRequest,
-    attempt: str,
-    at: datetime,
-    failure: errors.ProofFailed | None = None,
-) -> Answer:
-    return Answer(
-        id=answer_key(caller, request.key),
-        request_sha256=request.digest(),
-        attempt=attempt,
-        refusal=None if failure is None else failure.code,
-        detail=None if failure is None else str(failure),
-        at=at,
-    )
-
-
-def _hold_unproved(
-    facts: Facts,
-    caller: Caller,
-    device: Device,
-    attempt: Attempt,
-    run: Run,
-    request: ProveRequest,
-    failure: errors.ProofFailed,
-    at: datetime,
-) -> Decision[errors.Refusal]:
-    """Hold a device whose proof is wrong: the refusal is the answer, and it is committed."""
-    state = move(device.id, device.state, DeviceEvent.HOLD)
-    refusal = errors.ProofFailed(f"{failure}; {device.id} is held")
-    facts.put(replace(device, state=state, reason=str(failure)))
-    facts.put(replace(attempt, state=state))
-    facts.put(replace(run, held=run.held + 1))
-    facts.put(_prove_answer(caller, request, attempt.id, at, refusal))
-    entry = {
-        "device": device.id,
-        "attempt": attempt.id,
-        "run": run.id,
-        "reason": str(failure),
-        "code": failure.code,
-        "signature_sha256": sha256(request.signature).hexdigest(),
-    }
-    return Decision(refusal, [("device-held", entry)])
-
-
-def _record(
-    facts: Facts,
-    context: RunContext,
-    client: Client,
-    caller: Caller,
-    attempt: Attempt,
-    challenged: _Challenged,
-    at: datetime,
-) -> IdentityRecord:
-    licence = context.licence
-    return IdentityRecord(
-        leaf=facts.next_leaf,
-        device=attempt.device,
-        attempt=attempt.id,
-        attempt_number=attempt.number,
-        run=licence.id,
-        batch=licence.batch,
-        product=licence.product,
-        profile=licence.profile,
-        authority=licence.authority,
-        certificate=attempt.certificate,
-        certificate_sha256=challenged.sha256,
-        spki_sha256=sha256(challenged.spki).hexdigest(),
-        origin=attempt.origin,
-        site=client.site,
-        line=client.line,
-        client=client.id,
-        operator=caller.operator,
-        issued_at=attempt.issued_at,
-        issue_leaf=attempt.issue_leaf,
-        released_at=at,
-        challenge=attempt.challenge,
-        proof=attempt.proof or b"",
-    )

@@ -1,0 +1,286 @@
+"""Check a device's proof, and release the device or hold it (SPEC C4, C6, C7).
+
+The record, the proof, the run's counter and the audit leaf are one commit with the release (SPEC E2).
+
+The proof is the device's signature over the challenge of its attempt, made with the key its certificate
+names.  The same idempotency key gets the same release token, byte for byte.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.answers import Answer
+from birthmark.floor.clients import Capability, Client
+from birthmark.floor.devices import (
+    Attempt,
+    Device,
+    DeviceCertificate,
+    DeviceEvent,
+    IdentityRecord,
+    move,
+)
+from birthmark.floor.runs import Run
+from birthmark.pki.possession import proof_message, verify_proof
+from birthmark.ports import Act, Committed, Decision, Facts, ProofOf, UseCase
+from birthmark.services.acts import (
+    Caller,
+    answer_key,
+    client_reads,
+    earlier_answer,
+    live_client,
+    refuse,
+)
+from birthmark.services.challenges import Challenged, Challenges
+from birthmark.services.issue import check_scope
+from birthmark.services.runs import RunContext, Runs
+
+__all__ = ["ProveDevices", "ProveRequest", "Released"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProveRequest:
+    """A device shows that it holds its key."""
+
+    attempt: str
+    certificate_sha256: str
+    """Fingerprint of the certificate as read back from the device (hex)."""
+    signature: bytes
+    """Over ``pki.possession.proof_message``."""
+    key: str
+    """Idempotency key."""
+
+    def digest(self) -> str:
+        """Return what tells this request from another under the same key."""
+        return sha256(
+            repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()
+        ).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A device that may leave the line, and the proof of it."""
+
+    device: str
+    attempt: str
+    token: str = field(repr=False)
+    """C2SP ``.tlog-proof`` of the release: checked offline with the log's public key."""
+
+
+class ProveDevices:
+    """Prove and release."""
+
+    def __init__(self, runs: Runs, challenges: Challenges) -> None:
+        """Release under the runs' licences."""
+        self._runs = runs
+        self._challenges = challenges
+
+    def __call__(
+        self, caller: Caller, requests: Sequence[ProveRequest]
+    ) -> UseCase[list[Released | errors.Refusal]]:
+        """Check devices' proofs and release or hold them; each succeeds or fails alone."""
+        challenged = yield from self._challenges.recall([request.attempt for request in requests])
+        contexts: dict[str, RunContext] = {}
+        for run in {found.run for found in challenged.values()}:
+            contexts[run] = yield from self._runs.context(run)
+        acts = [
+            self._prove_act(caller, contexts, challenged.get(request.attempt), request)
+            for request in requests
+        ]
+        committed: list[Committed[Any]] = yield acts
+        results: list[Released | errors.Refusal] = []
+        for request, item in zip(requests, committed, strict=True):
+            answer = item.answer
+            if isinstance(answer, _StaleChallenge):
+                self._challenges.forget(request.attempt)
+                results += yield from self(caller, [request])
+            elif isinstance(answer, errors.Refusal):
+                results.append(answer)
+            elif isinstance(answer, Exception):
+                raise answer
+            elif item.leaves and item.leaves[0].index == answer.release_leaf:
+                results.append(_released(answer, item.token(item.leaves[0].index)))
+            else:
+                results.append(_released(answer, (yield ProofOf(answer.release_leaf))))
+        return results
+
+    def _prove_act(
+        self,
+        caller: Caller,
+        contexts: Mapping[str, RunContext],
+        challenged: Challenged | None,
+        request: ProveRequest,
+    ) -> Act[Attempt | errors.ProofFailed]:
+        failure = None if challenged is None else _check_proof(challenged, request)
+        digest = request.digest()
+        reads = client_reads(caller)
+        reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
+        fields: dict[str, Any] = {"attempt": request.attempt[:64]}
+        if challenged is not None:
+            reads |= {
+                Device: (challenged.device,),
+                Run: (challenged.run,),
+                DeviceCertificate: (challenged.serial,),
+            }
+            fields |= {"device": challenged.device, "run": challenged.run}
+        return Act(
+            actor=caller.client.id,
+            seq=caller.seq,
+            operator=caller.operator,
+            decide=partial(self._decide_prove, caller, contexts, challenged, request, failure),
+            refuse=refuse(caller, "prove", fields, key=request.key, request_sha256=digest),
+            reads=reads,
+        )
+
+    def _decide_prove(
+        self,
+        caller: Caller,
+        contexts: Mapping[str, RunContext],
+        challenged: Challenged | None,
+        request: ProveRequest,
+        failure: errors.ProofFailed | None,
+        facts: Facts,
+        at: datetime,
+    ) -> Decision[Any]:
+        client = live_client(facts, caller, Capability.PROVE)
+        earlier = earlier_answer(facts, caller, request.key, request.digest())
+        attempt = facts.get(Attempt, request.attempt)
+        if attempt is None or challenged is None:
+            raise errors.NotFound(f"there is no attempt {request.attempt[:64]}")
+        if earlier is not None:
+            said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "prove"}
+            return Decision(attempt, [("answer-repeated", said)])
+        if attempt.challenge != challenged.challenge or attempt.certificate != challenged.serial:
+            raise _StaleChallenge("the attempt got another challenge meanwhile")
+        context = contexts[attempt.run]
+        self._runs.working(context, client)
+        check_scope(facts, client, context, attempt.device)
+        device, run = facts.get(Device, attempt.device), facts.get(Run, attempt.run)
+        if device is None or run is None:
+            raise errors.IntegrityFailure(f"attempt {attempt.id} has no device or run")
+        if device.attempt != attempt.id:
+            raise errors.IllegalTransition(
+                f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}"
+            )
+        proved = move(
+            device.id, device.state, DeviceEvent.PROVE
+        )  # only what can be proved is held for failing
+        if failure is not None:
+            return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
+        state = move(device.id, proved, DeviceEvent.RELEASE)
+        released = replace(
+            attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
+        )
+        record = _record(facts, context, client, caller, released, challenged, at)
+        facts.put(replace(device, state=state))
+        facts.put(replace(run, released=run.released + 1))
+        facts.put(released)
+        facts.put(record)
+        facts.put(_prove_answer(caller, request, attempt.id, at))
+        return Decision(released, [("device-released", {"device": device.id, "record": record.document()})])
+
+
+class _StaleChallenge(errors.Unavailable):
+    """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
+
+
+def _released(attempt: Attempt, token: str) -> Released:
+    return Released(device=attempt.device, attempt=attempt.id, token=token)
+
+
+def _check_proof(challenged: Challenged, request: ProveRequest) -> errors.ProofFailed | None:
+    if request.certificate_sha256 != challenged.sha256:
+        return errors.ProofFailed("the certificate read back from the device is not the one that was issued")
+    message = proof_message(
+        attempt=request.attempt, certificate_sha256=challenged.sha256, challenge=challenged.challenge
+    )
+    try:
+        verify_proof(challenged.spki, request.signature, message)
+    except errors.ProofFailed as failure:
+        return failure
+    return None
+
+
+def _prove_answer(
+    caller: Caller,
+    request: ProveRequest,
+    attempt: str,
+    at: datetime,
+    failure: errors.ProofFailed | None = None,
+) -> Answer:
+    return Answer(
+        id=answer_key(caller, request.key),
+        request_sha256=request.digest(),
+        attempt=attempt,
+        refusal=None if failure is None else failure.code,
+        detail=None if failure is None else str(failure),
+        at=at,
+    )
+
+
+def _hold_unproved(
+    facts: Facts,
+    caller: Caller,
+    device: Device,
+    attempt: Attempt,
+    run: Run,
+    request: ProveRequest,
+    failure: errors.ProofFailed,
+    at: datetime,
+) -> Decision[errors.Refusal]:
+    """Hold a device whose proof is wrong: the refusal is the answer, and it is committed."""
+    state = move(device.id, device.state, DeviceEvent.HOLD)
+    refusal = errors.ProofFailed(f"{failure}; {device.id} is held")
+    facts.put(replace(device, state=state, reason=str(failure)))
+    facts.put(replace(attempt, state=state))
+    facts.put(replace(run, held=run.held + 1))
+    facts.put(_prove_answer(caller, request, attempt.id, at, refusal))
+    entry = {
+        "device": device.id,
+        "attempt": attempt.id,
+        "run": run.id,
+        "reason": str(failure),
+        "code": failure.code,
+        "signature_sha256": sha256(request.signature).hexdigest(),
+    }
+    return Decision(refusal, [("device-held", entry)])
+
+
+def _record(
+    facts: Facts,
+    context: RunContext,
+    client: Client,
+    caller: Caller,
+    attempt: Attempt,
+    challenged: Challenged,
+    at: datetime,
+) -> IdentityRecord:
+    licence = context.licence
+    return IdentityRecord(
+        leaf=facts.next_leaf,
+        device=attempt.device,
+        attempt=attempt.id,
+        attempt_number=attempt.number,
+        run=licence.id,
+        batch=licence.batch,
+        product=licence.product,
+        profile=licence.profile,
+        authority=licence.authority,
+        certificate=attempt.certificate,
+        certificate_sha256=challenged.sha256,
+        spki_sha256=sha256(challenged.spki).hexdigest(),
+        origin=attempt.origin,
+        site=client.site,
+        line=client.line,
+        client=client.id,
+        operator=caller.operator,
+        issued_at=attempt.issued_at,
+        issue_leaf=attempt.issue_leaf,
+        released_at=at,
+        challenge=attempt.challenge,
+        proof=attempt.proof or b"",
+    )
