@@ -15,11 +15,11 @@ init serve check provision version
 run-open run-list run-show run-close
 device-list device-show device-hold device-rework device-scrap device-token device-certificate
 station-enrol station-list station-show station-renew station-revoke
-operator-enrol operator-list operator-revoke
+operator-enrol operator-list operator-renew operator-revoke
 bootstrap-issue bootstrap-list bootstrap-revoke
 authority-list authority-show authority-create authority-suspend authority-resume authority-retire
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
-config-check database-migrate
+server-renew config-check database-migrate
 """
 
 

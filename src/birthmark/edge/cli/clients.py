@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography import x509
 
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import credentials, printing
 from birthmark.edge.cli.inputs import device_id, moment, only_authority
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Csr, Out, Reason, SettingsPath
+from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import station_url
 from birthmark.floor.authorities import AuthorityKind
 from birthmark.floor.clients import Client, Credential, Role
 from birthmark.pki import profiles
-from birthmark.pki.certificates import Certificate, from_pem, to_pem
+from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.pki.csr import vet
 from birthmark.ports import carry
 from birthmark.services.authorise import Enrolment
 from birthmark.settings import Settings
 
-__all__ = ["bootstraps", "operators", "stations"]
+__all__ = ["AuthorityOption", "bootstraps", "operators", "stations"]
 
 stations = typer.Typer(
     name="station", no_args_is_help=True, help="Stations on the line: let in, renew, shut out."
@@ -131,17 +131,8 @@ def service_of(application: Application) -> credentials.Service:
 def public_url(settings: Settings) -> str:
     """Return where clients find the station plane: under a name that its certificate has."""
     plane = settings.station_plane
-    try:
-        leaf = x509.load_der_x509_certificate(from_pem(plane.certificate_file.read_text(encoding="ascii"))[0])
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as cause:
-        raise errors.NotFound(f"{plane.certificate_file} is no server certificate") from cause
-    known = [
-        *names.get_values_for_type(x509.DNSName),
-        *(str(address) for address in names.get_values_for_type(x509.IPAddress)),
-    ]
-    host = plane.host if plane.host in known else known[0]
-    return station_url(host, plane.port)
+    dns_names, ip_addresses = known_as(plane)
+    return station_url(public_host(plane, (*dns_names, *ip_addresses)), plane.port)
 
 
 def _client(application: Application, client: str) -> Client:
@@ -340,6 +331,37 @@ def enrol_operator(
         csr=csr,
         authority=authority,
         until=until,
+    )
+    _enrol(context, settings, as_directory, wanted)
+
+
+@operators.command("renew")
+def renew_operator(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="The operator's directory, changed in one step, or a new one."
+        ),
+    ],
+    csr: Csr = None,
+    authority: AuthorityOption = None,
+    until: UntilOption = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Give an operator another key and certificate; the ones in use stay good until they end."""
+    wanted = _Wanted(
+        role=Role.OPERATOR,
+        name=name,
+        variables={"operator": name},
+        out=out,
+        csr=csr,
+        authority=authority,
+        until=until,
+        renew=True,
     )
     _enrol(context, settings, as_directory, wanted)
 

@@ -6,7 +6,7 @@ Each check is tried even if another failed, so that one run of the command shows
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +16,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
-from birthmark.edge.cli import printing
-from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
-from birthmark.edge.cli.session import built, session_of
+from birthmark.edge.cli import credentials, printing
+from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
+from birthmark.edge.cli.session import built, only_operator, opened, session_of
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
-from birthmark.floor.clients import Client, Credential
+from birthmark.floor.clients import Client, ClientStatus, Credential, Role
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.algorithms import ALGORITHMS
 from birthmark.pki.certificates import Certificate, from_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.ports import carry
+from birthmark.services.acts import recognise
 from birthmark.settings import Settings, SoftwareKeys, StationPlane, load
 
 __all__ = ["config"]
@@ -34,7 +36,8 @@ __all__ = ["config"]
 config = typer.Typer(name="config", no_args_is_help=True, help="The settings file.")
 
 SOON = timedelta(days=30)
-"""A server certificate that ends sooner is a warning."""
+"""What ends sooner is told: whoever renews it needs some time.  A certificate that lives shorter than three
+times as long, as a station's does, is told in the last third of its life."""
 KINDS = (
     Authority,
     Client,
@@ -54,12 +57,20 @@ KINDS = (
 class _Finding:
     check: str
     verdict: str
-    """``ok``, ``warning`` or ``failed``."""
+    """``ok``, ``soon`` (a certificate has to be renewed), ``warning`` or ``failed``."""
     text: str
 
 
 class _Warning(Exception):
     """Works, and somebody should see to it."""
+
+    verdict = "warning"
+
+
+class _Soon(_Warning):
+    """Works, and ends before long."""
+
+    verdict = "soon"
 
 
 class _Checks:
@@ -72,7 +83,7 @@ class _Checks:
         try:
             verdict, text = "ok", attempt()
         except _Warning as warning:
-            verdict, text = "warning", str(warning)
+            verdict, text = warning.verdict, str(warning)
         except errors.Refusal as refusal:
             verdict, text = "failed", str(refusal)
         self.findings.append(_Finding(check=check, verdict=verdict, text=text))
@@ -83,9 +94,14 @@ def check(
     context: typer.Context,
     *,
     settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try all that the settings name: files, modes, database, keys, certificates; exit 1 if one fails."""
+    """Try all that the settings name: files, modes, database, keys, certificates; exit 1 if one fails.
+
+    A certificate that ends within 30 days, or in the last third of a life shorter than 90, is told as
+    "soon": the server's, the acting operator's, and those of the stations and operators on record.
+    """
     loaded = load(settings)
     checks = _Checks()
     factory = session_of(context).factory()
@@ -105,6 +121,9 @@ def check(
                     and authority.status is not AuthorityStatus.RETIRED
                 ):
                     checks.of(f"authority {authority.id}", partial(_authority, application, authority))
+            checks.of("acting operator", lambda: _acting_operator(application, settings, as_directory))
+            for role in (Role.STATION, Role.OPERATOR):
+                checks.of(f"{role}s", partial(_clients, application, role))
     except errors.Refusal as refusal:
         failure = str(refusal)
         checks.findings.append(_Finding(check="service", verdict="failed", text=failure))
@@ -169,9 +188,64 @@ def _server_certificate(factory: Factory, plane: StationPlane) -> str:
         raise errors.NotPermitted(f"{plane.certificate_file} begins {leaf.not_before:%Y-%m-%d}")
     days = (leaf.not_after - now).days
     said = f"{leaf.subject} until {leaf.not_after:%Y-%m-%d}, {days} days"
-    if leaf.not_after - now < SOON:
-        raise _Warning(f"{said}: renew it")
+    if _ends_soon(leaf, now):
+        raise _Soon(f"{said}: run birthmark server renew")
     return said
+
+
+def _ends_soon(certificate: Certificate, now: datetime) -> bool:
+    life = certificate.not_after - certificate.not_before
+    return certificate.not_after - now < min(SOON, life / 3)
+
+
+def _acting_operator(application: Application, settings: Path, as_directory: Path | None) -> str:
+    """Look at the credential that acts unless another is named; there need not be one here."""
+    try:
+        directory = as_directory or only_operator(settings)
+    except errors.Unauthenticated as undecided:
+        return f"not looked at: {undecided}"
+    credential = credentials.read(directory)
+    client = carry(application.store, recognise(credential.certificate.der)).client
+    ends, now = credential.certificate.not_after, application.clock.now()
+    said = f"{client.id} in {directory} until {ends:%Y-%m-%d}"
+    if ends <= now:
+        raise _Warning(f"{said}: it has ended, another operator has to renew it")
+    if _ends_soon(credential.certificate, now):
+        raise _Soon(f"{said}: run birthmark operator renew {client.name} --out {directory}")
+    return said
+
+
+def _clients(application: Application, role: Role) -> str:
+    """Say whose newest certificates end soon; whoever renewed may use an older one until it ends."""
+    newest: dict[str, Credential] = {}
+    for one in application.store.scan(Credential):
+        if one.status is ClientStatus.ACTIVE and (
+            one.client not in newest or newest[one.client].not_after < one.not_after
+        ):
+            newest[one.client] = one
+    live = [
+        client
+        for client in application.store.scan(Client, after=f"{role}:")
+        if client.role is role and client.status is ClientStatus.ACTIVE and client.id in newest
+    ]
+    now = application.clock.now()
+    ended, soon = [], []
+    for client in live:
+        certificate = Certificate.from_der(newest[client.id].der)
+        if certificate.not_after <= now:
+            ended.append(client.name)
+        elif _ends_soon(certificate, now):
+            soon.append(f"{client.name} {certificate.not_after:%Y-%m-%d}")
+    said = [f"{len(live)} on record"]
+    if soon:
+        said.append(f"to be renewed before they end: {', '.join(soon)}")
+    if ended:
+        said.append(f"ended, to be renewed or revoked: {', '.join(ended)}")
+    if soon:
+        raise _Soon("; ".join(said))
+    if ended:
+        raise _Warning("; ".join(said))
+    return said[0]
 
 
 def _client_authorities(plane: StationPlane) -> str:
@@ -193,8 +267,8 @@ def _key_store(factory: Factory, settings: Settings) -> str:
     if isinstance(custody, SoftwareKeys):
         if not custody.directory.is_dir():  # opening it would make it
             raise errors.NotFound(f"there is no key store {custody.directory}")
-        factory.open_key_store(custody)
-        said = f"development (software), {custody.directory}"
+        with opened(factory, custody):
+            said = f"development (software), {custody.directory}"
         if settings.realm.environment == "production":
             raise _Warning(f"{said}: a production realm's keys can be copied")
         return said

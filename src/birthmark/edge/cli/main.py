@@ -26,6 +26,7 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
 from birthmark.edge.cli.provisioning import provision
 from birthmark.edge.cli.realms import init
 from birthmark.edge.cli.runs import runs
+from birthmark.edge.cli.servers import servers
 from birthmark.edge.cli.session import Session, session_of
 from birthmark.services.check import check as check_realm
 from birthmark.settings import load
@@ -91,7 +92,8 @@ def command_tree() -> typer.Typer:
     tree.command("check")(check)
     tree.command("provision")(provision)
     tree.command("version")(version)
-    for group in (runs, devices, stations, operators, bootstraps, authorities, logs, config, _database()):
+    people = (stations, operators, bootstraps, servers)
+    for group in (runs, devices, *people, authorities, logs, config, _database()):
         tree.add_typer(group)
     return tree
 

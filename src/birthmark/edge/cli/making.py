@@ -106,6 +106,7 @@ def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere) -> M
         factory.entropy(),
         {**plan.variables, "authority": plan.authority_name},
     )
+    root_keys.close()
     realm = _realm(factory, plan, log_public)
     factory.create_realm(settings.database, realm)
     write_new_file(place / "log.vkey", f"{realm.vkey}\n")

@@ -27,6 +27,7 @@ _STYLES = {
     "ok": "green",
     "held": "yellow",
     "suspended": "yellow",
+    "soon": "yellow",
     "warning": "yellow",
     "scrapped": "red",
     "revoked": "red",
