@@ -28,6 +28,14 @@ from birthmark.secret import SecretBytes
 __all__ = ["Broken", "Database", "PostgreSQL", "SQLite", "TableShape", "open_database"]
 
 LOCK_POLL_SECONDS = 0.0005
+PLANNER = (
+    "SET plan_cache_mode = force_generic_plan",
+    "SET enable_seqscan = off",
+    "SET enable_hashjoin = off",
+    "SET enable_mergejoin = off",
+)
+"""Every statement here finds rows by key, or walks one index.  Until its first ANALYZE a growing table looks small to
+PostgreSQL's planner, which then reads all of it, and every train would cost more than the one before."""
 Row = Sequence[Any]
 
 
@@ -296,6 +304,8 @@ class PostgreSQL:
             db.execute("SET lock_timeout = '10s'")
             db.execute("SET statement_timeout = '60s'")
             db.execute("SET idle_in_transaction_session_timeout = '30s'")
+            for setting in PLANNER:
+                db.execute(setting.encode())
             fsync = db.execute("SHOW fsync").fetchone()
         except psycopg.Error as cause:
             raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
