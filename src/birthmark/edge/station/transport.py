@@ -13,7 +13,7 @@ import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from threading import Event, Lock, local
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -187,6 +187,9 @@ class Transport:
             connection.request(method, path, body=body, headers=dict(headers))
             response = connection.getresponse()
             answer = response.read(_LARGEST_ANSWER + 1)
+            if response.length and len(answer) <= _LARGEST_ANSWER:
+                # The service died while it answered; http.client says so only where no size is asked for.
+                raise IncompleteRead(b"", response.length)
         except BaseException:
             self._drop(connection)
             raise
