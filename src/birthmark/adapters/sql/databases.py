@@ -34,8 +34,11 @@ PLANNER = (
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
 )
-"""Every statement here finds rows by key, or walks one index.  Until its first ANALYZE a growing table looks small to
-PostgreSQL's planner, which then reads all of it, and every train would cost more than the one before."""
+"""Every statement here finds rows by key, or walks one index.
+
+Until its first ANALYZE a growing table looks small to PostgreSQL's planner, which then reads all of it, and every
+train would cost more than the one before.
+"""
 Row = Sequence[Any]
 
 
@@ -369,14 +372,7 @@ class PostgreSQL:
         train = self._under_way()
         try:
             with train.pipeline():
-                for shape, rows in inserts:
-                    train.execute(
-                        _insert_statement(shape), [list(column) for column in zip(*rows, strict=True)]
-                    )
-                for shape, rows in updates:
-                    train.execute(
-                        _update_statement(shape), [list(column) for column in zip(*rows, strict=True)]
-                    )
+                train.execute(_write_statement(inserts, updates), _columns([*inserts, *updates]))
                 train.execute("COMMIT")
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
             self._reconnect()
@@ -462,18 +458,31 @@ def _select_statement(shape: TableShape) -> bytes:
     return f"SELECT {columns} FROM {shape.table} WHERE {key} = ANY(%s::{kind}[])".encode()
 
 
-def _insert_statement(shape: TableShape) -> bytes:
-    arrays = ", ".join(f"%s::{kind}[]" for kind in shape.types)
-    return f"INSERT INTO {shape.table} ({', '.join(shape.columns)}) SELECT * FROM unnest({arrays})".encode()
+def _write_statement(inserts: Writes, updates: Writes) -> bytes:
+    """Return one statement for all of a train's rows: psycopg waits for the socket at each statement it sends."""
+    writes = [_insert(shape) for shape, _ in inserts] + [_update(shape) for shape, _ in updates]
+    named = ", ".join(f"w{number} AS ({write})" for number, write in enumerate(writes))
+    return f"WITH {named} SELECT".encode()
 
 
-def _update_statement(shape: TableShape) -> bytes:
+def _insert(shape: TableShape) -> str:
+    return f"INSERT INTO {shape.table} ({', '.join(shape.columns)}) SELECT * FROM unnest({_arrays(shape)})"
+
+
+def _update(shape: TableShape) -> str:
     key, *rest = shape.columns
-    arrays = ", ".join(f"%s::{kind}[]" for kind in shape.types)
     return (
         f"UPDATE {shape.table} SET {', '.join(f'{name} = v.{name}' for name in rest)}"
-        f" FROM unnest({arrays}) AS v({', '.join(shape.columns)}) WHERE {shape.table}.{key} = v.{key}"
-    ).encode()
+        f" FROM unnest({_arrays(shape)}) AS v({', '.join(shape.columns)}) WHERE {shape.table}.{key} = v.{key}"
+    )
+
+
+def _arrays(shape: TableShape) -> str:
+    return ", ".join(f"%s::{kind}[]" for kind in shape.types)
+
+
+def _columns(writes: Writes) -> list[list[Any]]:
+    return [list(column) for _, rows in writes for column in zip(*rows, strict=True)]
 
 
 def open_database(url: str, password: SecretBytes | None = None) -> Database:
