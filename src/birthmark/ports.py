@@ -253,8 +253,8 @@ UseCase = Generator[Look | ProofOf | Sequence[Act[Any]], Any, T]
 """A use case is a dialogue with the store.
 
 It yields a ``Look`` and is sent ``Facts``, a ``ProofOf`` and is sent the proof's text, or acts and is sent
-the list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no I/O
-itself.
+the list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no
+I/O itself.
 """
 
 

@@ -26,8 +26,7 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def realm(tmp_path_factory: pytest.TempPathFactory) -> RealmDirectory:
-    # pkilint takes "localhost" for no domain name; a server on a line has a real one.
-    names = ("--dns", "line.acme.example", "--ip", "127.0.0.1", "--ip", "::1")
+    names = ("--dns", "localhost", "--dns", "line.acme.example", "--ip", "127.0.0.1", "--ip", "::1")
     return make_realm_directory(tmp_path_factory.mktemp("certificates") / "realm", *names)
 
 

@@ -93,8 +93,8 @@ def _require_private(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise errors.NotPermitted(f"{path} is not a regular file")
     if os.statvfs(path).f_flag & os.ST_RDONLY:
-        # Handed over by a container engine or systemd on a mount of its own: the mount says who reads it, and the
-        # modes there (0444 as a rule) are not ours to choose.
+        # Handed over by a container engine or systemd on a mount of its own: the mount says who reads it,
+        # and the modes there (0444 as a rule) are not ours to choose.
         return
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:

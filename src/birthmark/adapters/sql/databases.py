@@ -36,8 +36,8 @@ PLANNER = (
 )
 """Every statement here finds rows by key, or walks one index.
 
-Until its first ANALYZE a growing table looks small to PostgreSQL's planner, which then reads all of it, and every
-train would cost more than the one before.
+Until its first ANALYZE a growing table looks small to PostgreSQL's planner, which then reads all of it, and
+every train would cost more than the one before.
 """
 Row = Sequence[Any]
 
@@ -459,7 +459,8 @@ def _select_statement(shape: TableShape) -> bytes:
 
 
 def _write_statement(inserts: Writes, updates: Writes) -> bytes:
-    """Return one statement for all of a train's rows: psycopg waits for the socket at each statement it sends."""
+    """Return one statement for all of a train's rows."""
+    # One, because psycopg waits for the socket at each statement it sends.
     writes = [_insert(shape) for shape, _ in inserts] + [_update(shape) for shape, _ in updates]
     named = ", ".join(f"w{number} AS ({write})" for number, write in enumerate(writes))
     return f"WITH {named} SELECT".encode()
