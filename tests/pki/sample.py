@@ -24,7 +24,7 @@ VIN = "1M8GDM9AXKP042788"
 
 VARIABLES = {
     "authority": "Line 1 Issuing CA",
-    "dns_names": "factory.example line-1.factory.example",
+    "dns_names": "factory.example line-1.factory.example localhost",
     "environment_mark": " TEST",
     "hardware_id": VIN,
     "hardware_type": "1.3.6.1.4.1.32473.1.7",
