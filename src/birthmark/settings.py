@@ -6,20 +6,58 @@ Paths are relative to the file's own directory.  Secrets are given as paths of f
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, cast
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from birthmark import errors
 
-__all__ = ["DatabaseSettings", "KeyStoreSettings", "RealmSettings", "Settings", "StationPlane", "load"]
+__all__ = [
+    "DatabaseSettings",
+    "KeyStoreSettings",
+    "RealmSettings",
+    "Settings",
+    "StationPlane",
+    "check_database_url",
+    "load",
+]
 
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
+def check_database_url(url: str) -> None:
+    """Refuse a database URL that is none of ours, or that holds a password.
+
+    Raises:
+        errors.MalformedRequest: it does; the message does not repeat it.
+    """
+    if not url.startswith(("sqlite:///", "postgresql://")):
+        raise errors.MalformedRequest(
+            f"a database url starts with sqlite:/// or postgresql://, not {url.partition(':')[0]}:"
+        )
+    try:
+        parts = urlsplit(url)
+        asked = dict(parse_qsl(parts.query, keep_blank_values=True))
+    except ValueError as cause:
+        raise errors.MalformedRequest("the database url is none") from cause
+    # libpq takes any of its parameters from the query, too (PostgreSQL 15, section 34.1.1.2).
+    if parts.password is not None or not asked.keys().isdisjoint({"password", "sslpassword"}):
+        raise errors.MalformedRequest(
+            "the database url holds a password, which others have seen now: change it, and put the password"
+            " into a password-file"
+        )
+
+
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_kebab,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # a value that does not belong here may be a secret
+    )
 
 
 class RealmSettings(_Table):
@@ -36,6 +74,15 @@ class DatabaseSettings(_Table):
     url: str
     """``sqlite:///FILE`` or ``postgresql://USER@HOST:PORT/NAME``, without a password."""
     password_file: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _checked(cls, url: str) -> str:
+        try:
+            check_database_url(url)
+        except errors.MalformedRequest as wrong:
+            raise ValueError(str(wrong)) from wrong
+        return url
 
 
 class SoftwareKeys(_Table):
@@ -110,7 +157,8 @@ def load(path: Path) -> Settings:
     except ValidationError as cause:
         first = cause.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise errors.MalformedRequest(f"{path}: {place}: {first['msg']}") from cause
+        said = first["msg"].removeprefix("Value error, ")  # how pydantic begins what a validator of ours says
+        raise errors.MalformedRequest(f"{path}: {place}: {said}") from cause
     return _anchored(settings, path.resolve().parent)
 
 

@@ -285,3 +285,24 @@ def test_a_secret_on_a_read_only_mount_is_taken_with_the_mode_it_has(tmp_path: P
         assert read_passphrase_file(secret) == SecretBytes(b"correct horse")
     finally:
         subprocess.run([umount, str(tmp_path)], check=True)
+
+
+def test_a_read_only_mount_of_the_root_file_system_excuses_nothing(tmp_path: Path) -> None:
+    """What is no mount of its own was not handed over: a root file system may well be read-only."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    if tmp_path.stat().st_dev != Path("/").stat().st_dev:
+        pytest.skip("the tests' directory is on a file system of its own")
+    mount, umount = need("mount"), need("umount")
+    secret = tmp_path / "passphrase"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o444)
+    done = subprocess.run([mount, "--bind", str(tmp_path), str(tmp_path)], check=False, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("this sandbox may not mount")
+    try:
+        subprocess.run([mount, "-o", "remount,bind,ro", str(tmp_path)], check=True)
+        with pytest.raises(errors.NotPermitted, match="open to group or others"):
+            read_passphrase_file(secret)
+    finally:
+        subprocess.run([umount, str(tmp_path)], check=True)

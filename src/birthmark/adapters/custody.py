@@ -3,7 +3,8 @@
 Rules kept here: a label is 1 to 64 of ``a-z 0-9 - .``; a file that holds a secret is a regular file of this
 user (or of root) which group and others cannot touch, checked on the opened descriptor, so that nothing can
 be swapped between check and read.  The symbolic links that orchestrators mount secrets through are followed;
-it is the file behind them that is checked.
+it is the file behind them that is checked.  One exception: on a read-only mount other than that of ``/``, as
+container engines and systemd hand secrets over, mode and owner are the mount's affair and are not looked at.
 
 Left to others: encryption (``softkeys``), what the secret opens (``pkcs11``), asking at a terminal (edges).
 """
@@ -41,7 +42,8 @@ def read_passphrase_file(path: Path) -> SecretBytes:
 
     Raises:
         errors.NotFound: there is no such file.
-        errors.NotPermitted: others than its owner may touch it, or it belongs to somebody else.
+        errors.NotPermitted: others than its owner may touch it, or it belongs to somebody else, and it is not
+            on a read-only mount of its own.
         errors.MalformedRequest: it holds nothing.
         errors.TooLarge: it is longer than ``SECRET_FILE_LIMIT``.
         errors.Unavailable: the operating system cannot read it.
@@ -57,6 +59,8 @@ def read_passphrase_file(path: Path) -> SecretBytes:
 
 def read_private_file(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Read a file of at most ``limit`` octets which only its owner, who is we or root, may touch.
+
+    On a read-only mount other than that of ``/`` any regular file will do.
 
     Raises:
         errors.NotFound: there is no such file.
@@ -76,7 +80,7 @@ def read_private_file(path: Path, limit: int, *, follow_links: bool = True) -> b
         raise errors.Unavailable(f"{path} cannot be opened: {failure.strerror}") from failure
     try:
         try:
-            _require_private(path, os.fstat(descriptor))
+            _require_private(path, descriptor)
         except errors.Refusal:
             os.close(descriptor)
             raise
@@ -89,10 +93,12 @@ def read_private_file(path: Path, limit: int, *, follow_links: bool = True) -> b
     return content
 
 
-def _require_private(path: Path, status: os.stat_result) -> None:
+def _require_private(path: Path, descriptor: int) -> None:
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise errors.NotPermitted(f"{path} is not a regular file")
-    if os.statvfs(path).f_flag & os.ST_RDONLY:
+    read_only = os.fstatvfs(descriptor).f_flag & os.ST_RDONLY
+    if read_only and status.st_dev != Path("/").stat().st_dev:
         # Handed over by a container engine or systemd on a mount of its own: the mount says who reads it,
         # and the modes there (0444 as a rule) are not ours to choose.
         return

@@ -131,7 +131,8 @@ def write_bundle(
 
     Raises:
         errors.IntegrityFailure: the entries do not lead to the checkpoint, or the checkpoint is not the
-        log's. errors.MalformedRequest: an entry, a record or a note cannot be written.
+            log's.
+        errors.MalformedRequest: an entry, a record or a note cannot be written.
     """
     opened = open_note(checkpoint, vkey)
     tree = merkle.Frontier()

@@ -124,7 +124,8 @@ def encode(entry: Mapping[str, object]) -> bytes:
 
     Raises:
         errors.MalformedRequest: a name that every entry has is missing or wrong, or a value cannot be in an
-        entry. errors.TooLarge: it has more than 65 535 octets.
+            entry.
+        errors.TooLarge: it has more than 65 535 octets.
     """
     _check_entry(entry)
     data = canonical(entry)

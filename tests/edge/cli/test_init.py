@@ -239,7 +239,7 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_is_made(
 def test_a_database_password_in_an_argument_is_refused(tmp_path: Path) -> None:
     said = birthmark("init", tmp_path / "n", *NAMES, "--database-url", "postgresql://b:hunter2@localhost/db")
     assert said.code == 65
-    assert "--database-password-file" in said.err
+    assert "password-file" in said.err
     assert "hunter2" not in said.err
 
 

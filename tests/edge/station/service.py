@@ -525,6 +525,7 @@ def enrol(
     )  # fmt: skip
     passphrase_file = None
     if passphrase is not None:
+        (path.parent / "passphrase").touch(mode=0o600)
         (path.parent / "passphrase").write_bytes(passphrase + b"\n")
         passphrase_file = "../passphrase"
     write_station_directory(

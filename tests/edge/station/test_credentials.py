@@ -37,6 +37,51 @@ def test_an_encrypted_key_is_opened_with_the_passphrase_in_its_file(
         read_station_directory(home)
 
 
+@pytest.mark.parametrize("line_end", [b"", b"\n", b"\r\n"])
+def test_a_passphrase_is_its_file_without_one_line_end(
+    service: Service, tmp_path: Path, line_end: bytes
+) -> None:
+    home = enrol(tmp_path / "s", service, "https://h", passphrase=b"correct horse")
+    (tmp_path / "passphrase").write_bytes(b"correct horse" + line_end)
+    assert read_station_directory(home).passphrase == SecretBytes(b"correct horse")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n"])
+def test_an_empty_passphrase_file_is_refused(service: Service, tmp_path: Path, content: bytes) -> None:
+    home = enrol(tmp_path / "s", service, "https://h", passphrase=b"correct horse")
+    (tmp_path / "passphrase").write_bytes(content)
+    with pytest.raises(errors.MalformedRequest, match="holds no passphrase"):
+        read_station_directory(home)
+
+
+def test_a_passphrase_that_others_may_touch_is_refused(service: Service, tmp_path: Path) -> None:
+    home = enrol(tmp_path / "s", service, "https://h", passphrase=b"correct horse")
+    path = tmp_path / "passphrase"
+    for mode in (0o640, 0o604, 0o620):
+        path.chmod(mode)
+        with pytest.raises(errors.NotPermitted, match=f"passphrase has the mode {mode:04o}") as refused:
+            read_station_directory(home)
+        assert "horse" not in str(refused.value)
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(errors.NotPermitted, match="not a regular file"):
+        read_station_directory(home)
+    path.unlink()
+    path.touch(mode=0o600)
+    path.write_bytes(b"x" * (1 << 21))
+    with pytest.raises(errors.IntegrityFailure, match="larger than"):
+        read_station_directory(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+@pytest.mark.parametrize("which", ["passphrase", "s/station.key"])
+def test_a_secret_of_another_user_is_refused(service: Service, tmp_path: Path, which: str) -> None:
+    home = enrol(tmp_path / "s", service, "https://h", passphrase=b"correct horse")
+    os.chown(tmp_path / which, 12345, 12345)
+    with pytest.raises(errors.NotPermitted, match="belongs to user 12345"):
+        read_station_directory(home)
+
+
 @pytest.mark.parametrize("missing", ["station.crt", "station.key", "root.crt", "station.toml"])
 def test_a_missing_file_is_named(home: Path, missing: str) -> None:
     (home / missing).unlink()
@@ -60,7 +105,6 @@ def test_a_key_that_others_may_read_is_refused(home: Path) -> None:
     ],
 )
 def test_settings_with_a_typo_are_refused(home: Path, toml: str, complaint: str) -> None:
-    """STYLE P18."""
     (home / "station.toml").write_text(toml)
     with pytest.raises(errors.MalformedRequest, match=complaint):
         read_station_directory(home)

@@ -71,7 +71,8 @@ def make_realm(factory: Factory, plan: Plan, directory: Path) -> Made:
 
     Raises:
         errors.IllegalTransition: the directory is not empty, the database has a realm, or a key label is
-        taken. errors.Refusal: whatever else went wrong; the directory is as it was.
+            taken.
+        errors.Refusal: whatever else went wrong; the directory is as it was.
     """
     plan.check()
     _require_empty(directory)

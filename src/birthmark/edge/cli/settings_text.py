@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from birthmark import errors
 from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.settings import check_database_url
 
 __all__ = ["KeyPlace", "Plan", "render"]
 
@@ -64,8 +64,9 @@ class Plan:
         """Refuse a plan that cannot become a realm.
 
         Raises:
-            errors.MalformedRequest: a name or address is not one. errors.PolicyRefused: a production realm
-            with its keys in files, and nobody said that this is meant.
+            errors.MalformedRequest: a name, an address or the database's url is not one.
+            errors.PolicyRefused: a production realm with its keys in files, and nobody said that this is
+                meant.
         """
         for what, name in (*(("station", name) for name in self.stations), ("operator", self.operator)):
             if not _NAME.fullmatch(name) or name in {".", ".."}:
@@ -98,16 +99,7 @@ class Plan:
             raise errors.MalformedRequest(
                 f"a log's origin has no spaces and no plus (C2SP signed-note): {self.log_origin!r}"
             )
-        if not self.database_url.startswith(("sqlite:///", "postgresql://")):
-            scheme = self.database_url.partition(":")[0]
-            raise errors.MalformedRequest(
-                f"a database url starts with sqlite:/// or postgresql://, not {scheme}:"
-            )
-        if _url_password(self.database_url):
-            raise errors.MalformedRequest(
-                "the database url holds a password, which every user of this machine can see now:"
-                " change it, and give it with --database-password-file"
-            )
+        check_database_url(self.database_url)
 
     def _check_custody(self) -> None:
         if self.keys.token is not None:
@@ -170,14 +162,6 @@ class Plan:
 def station_url(host: str, port: int) -> str:
     """Return the address of a station plane."""
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-
-
-def _url_password(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError as cause:
-        raise errors.MalformedRequest("the database url is none") from cause
-    return parts.password is not None or "password=" in parts.query
 
 
 def _string(value: object) -> str:

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from birthmark.edge.station.folder import Folder
+from birthmark.edge.station.folder import Folder, flush_directory
 from birthmark.errors import MalformedRequest, NotFound, NotPermitted
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.certificates import from_pem
@@ -106,7 +106,7 @@ def read_station_directory(path: str | os.PathLike[str]) -> Credentials:
 
     Raises:
         NotFound: the directory or one of its files is missing.
-        NotPermitted: others may read the key or enter the directory.
+        NotPermitted: others may touch the key or the passphrase file, or enter the directory.
         MalformedRequest: a file does not hold what belongs there, or certificate and key do not match.
     """
     folder = Folder(path)
@@ -193,7 +193,7 @@ def write_station_directory(
     folder.write(_KEY, private_key_pem.reveal(), mode=0o400)
     folder.close()
     making.rename(target)
-    _flush(target.parent)
+    flush_directory(target.parent)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -217,11 +217,9 @@ def _renew(
 def _private_key(folder: Folder, certificate: str, passphrase: SecretBytes | None) -> SecretBytes:
     complaint = f"{folder.path / _KEY}: there is no such file"
     for name in (_KEY, _NEXT_KEY):
-        content = folder.read(name)
+        content = folder.read_private(name)
         if content is None:
             continue
-        if (mode := folder.mode(name)) & 0o077:
-            raise NotPermitted(f"{folder.path / name} has the mode {mode:04o}: others may read it; chmod 400")
         key = SecretBytes(content)
         if _spki_of_key(key, passphrase, str(folder.path / name)) == _spki_of_certificate(certificate):
             return key
@@ -276,11 +274,21 @@ def _settings(folder: Folder) -> dict[str, str]:
 def _passphrase(folder: Folder, settings: dict[str, str]) -> SecretBytes | None:
     if "key-passphrase-file" not in settings:
         return None
-    path = folder.path / settings["key-passphrase-file"]
+    name = settings["key-passphrase-file"]
     try:
-        return SecretBytes(path.read_bytes().removesuffix(b"\n"))
+        content = folder.read_private(name)
     except OSError as wrong:
-        raise NotFound(f"the passphrase file {path} cannot be read: {wrong.strerror}") from wrong
+        raise NotFound(
+            f"the passphrase file {folder.path / name} cannot be read: {wrong.strerror}"
+        ) from wrong
+    if content is None:
+        raise NotFound(f"there is no passphrase file {folder.path / name}")
+    passphrase = content.removesuffix(b"\n")
+    if passphrase != content:
+        passphrase = passphrase.removesuffix(b"\r")
+    if not passphrase:
+        raise MalformedRequest(f"{folder.path / name} holds no passphrase")
+    return SecretBytes(passphrase)
 
 
 def _text(folder: Folder, name: str) -> str:
@@ -291,11 +299,3 @@ def _text(folder: Folder, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as wrong:
         raise MalformedRequest(f"{folder.path / name} is not utf-8") from wrong
-
-
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

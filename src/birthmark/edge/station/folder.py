@@ -5,6 +5,8 @@ directory in its place meanwhile.  ``write`` makes the new content in a temporar
 mode from the first moment, flushes it, renames it over the old one and flushes the directory: a crash at
 any moment leaves the old content or the new, never half.  ``lock`` keeps other processes out.
 
+``read_private`` reads what nobody else may have: it looks at the file it has opened, not at its name.
+
 Linux only: ``flock`` and file modes are part of the promise.  What the files mean is for others.
 """
 
@@ -13,11 +15,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_IMODE
+from stat import S_IMODE, S_ISREG
 
 from birthmark.errors import IntegrityFailure, NotFound, NotPermitted, Unavailable
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "flush_directory"]
 
 _LARGEST_FILE = 1 << 20
 _TEMPORARY = ".{}.new"
@@ -38,7 +40,7 @@ class Folder:
         if create and not self.path.exists():
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
-            _flush_directory(self.path.parent)
+            flush_directory(self.path.parent)
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as wrong:
@@ -86,17 +88,54 @@ class Folder:
             NotPermitted: it may not be read.
             IntegrityFailure: it is larger than 1 MiB: none of ours is.
         """
+        fd = self._open(name)
+        return None if fd is None else self._content(name, fd)
+
+    def read_private(self, name: str) -> bytes | None:
+        """Return the content of a file that holds a secret, or None if there is no such file.
+
+        Args:
+            name: of the file, in this directory; or a path, relative to it or absolute.
+
+        Raises:
+            NotPermitted: it is no regular file, others than its owner may touch it, or it belongs to somebody
+                else than us or root.
+            IntegrityFailure: it is larger than 1 MiB: none of ours is.
+        """
+        fd = self._open(name)
+        if fd is None:
+            return None
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            self._require_private(name, os.fstat(fd))
+        except NotPermitted:
+            os.close(fd)
+            raise
+        return self._content(name, fd)
+
+    def _open(self, name: str) -> int | None:
+        try:
+            # O_NONBLOCK: opening a FIFO must not wait for a writer.
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
         except FileNotFoundError:
             return None
         except PermissionError as wrong:
             raise NotPermitted(f"{self.path / name} may not be read") from wrong
+
+    def _content(self, name: str, fd: int) -> bytes:
         with os.fdopen(fd, "rb") as file:
             content = file.read(_LARGEST_FILE + 1)
         if len(content) > _LARGEST_FILE:
             raise IntegrityFailure(f"{self.path / name} is larger than {_LARGEST_FILE} octets")
         return content
+
+    def _require_private(self, name: str, status: os.stat_result) -> None:
+        path = self.path / name
+        if not S_ISREG(status.st_mode):
+            raise NotPermitted(f"{path} is not a regular file")
+        if (mode := S_IMODE(status.st_mode)) & 0o077:
+            raise NotPermitted(f"{path} has the mode {mode:04o}: others may touch it; chmod 400")
+        if status.st_uid not in {0, os.geteuid()}:
+            raise NotPermitted(f"{path} belongs to user {status.st_uid}, not to us or root: run chown on it")
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of this name."""
@@ -105,10 +144,6 @@ class Folder:
         except FileNotFoundError:
             return False
         return True
-
-    def mode(self, name: str) -> int:
-        """Return the permission bits of a file that exists."""
-        return S_IMODE(os.stat(name, dir_fd=self._fd).st_mode)
 
     def write(self, name: str, content: bytes, *, mode: int, durable: bool = True) -> None:
         """Replace a file's content.
@@ -150,7 +185,8 @@ class Folder:
             os.fsync(self._fd)
 
 
-def _flush_directory(path: Path) -> None:
+def flush_directory(path: Path) -> None:
+    """Make durable which names a directory has (fsync(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,10 +1,9 @@
 """What is under way for one device, written down before anything is asked.
 
 A station may lose its power between any two steps.  ``Pending`` holds what it takes to go on as if nothing
-had
-happened: the idempotency keys, the request numbers, and everything random that was part of a request (the
-certification request, the signature), because the same key with another request is refused.  It holds no
-secret.
+had happened: the idempotency keys, the request numbers, and everything random that was part of a request
+(the certification request, the signature), because the same key with another request is refused.  It holds
+no secret.
 
 Phases: ``asking`` (the identity is asked for), ``installed`` (the device has it), ``proving`` (the proof is
 sent; the outcome is unknown until it is answered), ``released``.

@@ -35,7 +35,7 @@ from birthmark.secret import SecretBytes
 
 __all__ = ["IssueItem", "ProofItem", "Service", "Work"]
 
-_UNKNOWN_OUTCOME = (errors.Unavailable, errors.Unauthenticated, errors.IntegrityFailure)
+_UNKNOWN_OUTCOME = (errors.Unavailable, errors.Unauthenticated, errors.IntegrityFailure, errors.Fault)
 _ASK_ANOTHER_WAY = (errors.NotPermitted, errors.MalformedRequest, errors.TooLarge, errors.PolicyRefused)
 
 
