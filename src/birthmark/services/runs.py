@@ -180,8 +180,8 @@ class Runs:
         Raises:
             errors.IllegalTransition: there is such a run already, or its authority does not issue.
             errors.NotPermitted: the licence is not this operator's, or the authority's scope does not cover
-                it. errors.PolicyRefused: the licence cannot work: an impossible window, quantity, profile or
-                station.
+                it.
+            errors.PolicyRefused: the licence cannot work: an impossible window, quantity, profile or station.
         """
         run = Run(
             id=licence.id,
