@@ -127,8 +127,8 @@ def install() -> None:
 def _around(create_app: Callable[..., Any], warm_up: int) -> Callable[..., Any]:
     """Return a ``create_app`` whose application is timed as a whole, and forgets its first requests."""
 
-    def create(application: Any) -> Any:
-        inner, requests = create_app(application), 0
+    def create(application: Any, **named: Any) -> Any:
+        inner, requests = create_app(application, **named), 0
 
         async def timed(scope: Any, receive: Any, send: Any) -> None:
             nonlocal requests

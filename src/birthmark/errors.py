@@ -10,6 +10,7 @@ Messages are lower case, say what is wrong and with which value, and never conta
 from typing import ClassVar
 
 __all__ = [
+    "Fault",
     "IllegalTransition",
     "IntegrityFailure",
     "KeyReused",
@@ -104,6 +105,12 @@ class Unavailable(Refusal):
 
     code = "unavailable"
     retryable = True
+
+
+class Fault(Refusal):
+    """A fault of ours: neither request nor record is to blame; the service's own log has the details."""
+
+    code = "internal"
 
 
 class IntegrityFailure(Refusal):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -32,8 +32,10 @@ from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.keys import KeyLabel
+from birthmark.ports import KeyStore
 from birthmark.services.issue import Issued, IssueRequest
-from tests.support.realm import START, Line, proof, tamper, workpiece
+from tests.support.realm import LOG, START, Line, proof, tamper, workpiece
 
 
 def refused(
@@ -460,9 +462,54 @@ def test_an_authority_past_its_end_reissues_nothing(line: Line) -> None:
     refused(
         line,
         errors.IllegalTransition,
-        "authority issuing-2 stopped issuing",
+        "run R2 ended",  # no run outlives its authority
         lambda: line.issue(device, run="R2", key="k"),
     )
+
+
+def test_a_closed_run_gives_no_new_key_for_a_lost_one(line: Line) -> None:
+    """SPEC C3: another certificate is another issuance, and needs the licence like the first."""
+    device = workpiece("D1", delivered=True)
+    issued = line.issue(device, key="k")
+    line.service.carry(line.service.runs.close(line.operator.caller, "R1", "enough"))
+    refused(line, errors.IllegalTransition, "run R1 is closed", lambda: line.issue(device, key="k"))
+    assert line.prove(proof(issued, device.key)).device == "serial:D1", "what was issued may still be proved"
+
+
+def test_a_born_key_gets_its_certificate_again_though_nothing_new_could_be_signed(line: Line) -> None:
+    """SPEC C4: the same key, the same answer; a key store that is down changes nothing about it."""
+    device = workpiece("D1")
+    issued = line.issue(device, key="k")
+    line.service.carry(line.service.runs.close(line.operator.caller, "R1", "enough"))
+    assert line.issue(device, key="k") == issued
+
+
+class _RefusingKeys:
+    """A key store whose authority keys refuse to sign, as a token does after its PIN was changed."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+        self.refusing = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._keys, name)
+
+    def sign(self, label: KeyLabel, message: bytes) -> bytes:
+        if self.refusing and label != LOG:
+            raise errors.NotPermitted("the token refuses the PIN")
+        return self._keys.sign(label, message)
+
+
+def test_what_is_wrong_with_a_key_is_not_the_devices_refusal(line: Line) -> None:
+    """SPEC B3: the line is held with the reason, and the same request succeeds when the key signs again."""
+    keys = _RefusingKeys(line.keys)
+    service = line.another_service(keys=cast("KeyStore", keys))
+    device, size = workpiece("D1"), line.size()
+    with pytest.raises(errors.Unavailable, match="the key issuing-1 cannot sign: the token refuses the PIN"):
+        line.issue(device, key="k", service=service)
+    assert line.size() == size, "nothing is kept under the idempotency key"
+    keys.refusing = False
+    assert line.issue(device, key="k", service=service).device == "serial:D1"
 
 
 def test_a_run_takes_only_the_key_origins_it_allows(line: Line) -> None:
@@ -529,7 +576,7 @@ def test_scrap_is_the_end_of_a_device(line: Line) -> None:
 
 
 def test_a_released_device_is_not_held_reworked_or_scrapped_on_the_line(line: Line) -> None:
-    """DESIGN section 2: what has left is revoked, not reworked."""
+    """What has left is revoked, not reworked."""
     line.make("D1")
     for event in (DeviceEvent.HOLD, DeviceEvent.REWORK, DeviceEvent.SCRAP):
         refused(line, errors.IllegalTransition, "it is released", partial(line.dispose, event, "serial:D1"))

@@ -296,10 +296,14 @@ class Line:
         return checkpoint.VerifierKey.parse(self.realm.vkey)
 
     def another_service(
-        self, *, wrap: Callable[[Database], Database] | None = None, clock: Clock | None = None
+        self,
+        *,
+        wrap: Callable[[Database], Database] | None = None,
+        clock: Clock | None = None,
+        keys: KeyStore | None = None,
     ) -> Service:
         """Open what another process would hold."""
-        service = open_service(self.url, self.keys, clock or self.clock, wrap)
+        service = open_service(self.url, keys or self.keys, clock or self.clock, wrap)
         self.services.append(service)
         return service
 

@@ -177,7 +177,8 @@ def _is_kept(refusal: errors.Refusal) -> bool:
     # tomorrow.
     if refusal.retryable:
         return False
-    return not isinstance(refusal, errors.Unauthenticated | errors.IntegrityFailure | errors.KeyReused)
+    passing = errors.Unauthenticated | errors.IntegrityFailure | errors.Fault | errors.KeyReused
+    return not isinstance(refusal, passing)
 
 
 def _spelled(refusal: errors.Refusal) -> str:

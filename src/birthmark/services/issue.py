@@ -38,6 +38,7 @@ from birthmark.floor.runs import AllowedDevice, Run, admit
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.csr import vet
 from birthmark.pki.issuance import serial_number, sign_certificate
+from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
 from birthmark.secret import SecretBytes
@@ -228,7 +229,7 @@ class IssueDevices:
             not_before=self._clock.now(),
             variables={"hardware_id": hardware_id.text},
         )
-        certificate = sign_certificate(permit(tbs), self._keys.sign)
+        certificate = sign_certificate(permit(tbs), self._sign)
         return _Prepared(
             device=f"{hardware_id.kind}:{hardware_id.text}",
             attempt=self._entropy.token(16).hex(),
@@ -240,6 +241,13 @@ class IssueDevices:
             challenge=self._entropy.token(CHALLENGE_SIZE),
             private_key=private_key,
         )
+
+    def _sign(self, label: KeyLabel, message: bytes) -> bytes:
+        try:
+            return self._keys.sign(label, message)
+        except errors.Refusal as cause:
+            # Whatever is wrong with the authority's key, the device is not to blame, and may be sent again.
+            raise errors.Unavailable(f"the key {label} cannot sign: {cause}") from cause
 
     def _decide_issue(
         self,
@@ -253,10 +261,10 @@ class IssueDevices:
     ) -> Decision[Issued]:
         client = live_client(facts, caller, Capability.ISSUE)
         earlier = earlier_answer(facts, caller, key, digest)
+        if earlier is not None and earlier.attempt is not None:
+            return self._issue_again(facts, context, client, prepared, earlier.attempt, at)
         if isinstance(prepared, errors.Refusal):
             raise prepared
-        if earlier is not None and earlier.attempt is not None:
-            return self._issue_again(facts, context, prepared, earlier.attempt, at)
         run = self._runs.admitting(facts, context, client, at)
         check_scope(facts, client, context, prepared.device)
         device = facts.get(Device, prepared.device)
@@ -310,12 +318,15 @@ class IssueDevices:
         return Decision(_issued(context, prepared, prepared.attempt), [("device-issued", entry)])
 
     def _issue_again(
-        self, facts: Facts, context: RunContext, prepared: _Prepared, attempt_id: str, at: datetime
+        self,
+        facts: Facts,
+        context: RunContext,
+        client: Client,
+        prepared: _Prepared | errors.Refusal,
+        attempt_id: str,
+        at: datetime,
     ) -> Decision[Issued]:
-        """Answer a repeated request.
-
-        The same certificate, or a new delivered key in place of the lost one.
-        """
+        """Answer a repeated request: with the same certificate, or with a new key for a delivered one."""
         attempt = facts.get(Attempt, attempt_id)
         certificate = None if attempt is None else facts.get(DeviceCertificate, attempt.certificate)
         if attempt is None or certificate is None:
@@ -335,9 +346,22 @@ class IssueDevices:
             raise errors.IllegalTransition(
                 f"{attempt.device} is {attempt.state}: its delivered key was sent and is kept nowhere"
             )
+        if isinstance(prepared, errors.Refusal):
+            raise prepared
+        # Another certificate is another issuance: it needs the run's licence like the first.
+        self._runs.admitting(facts, context, client, at)
+        check_scope(facts, client, context, attempt.device)
         facts.put(replace(certificate, revoked=ReasonCode.SUPERSEDED, revoked_at=at))
         _certify(facts, context, prepared, attempt.id, at)
-        facts.put(replace(attempt, certificate=prepared.serial, challenge=prepared.challenge))
+        facts.put(
+            replace(
+                attempt,
+                certificate=prepared.serial,
+                challenge=prepared.challenge,
+                issued_at=at,
+                issue_leaf=facts.next_leaf,
+            )
+        )
         entry = self._issue_entry(context, prepared, attempt.id, attempt.number)
         entry |= {"superseded": certificate.serial, "reason": str(ReasonCode.SUPERSEDED)}
         return Decision(_issued(context, prepared, attempt.id), [("device-reissued", entry)])

@@ -90,7 +90,7 @@ def test_issue(bench: Bench, fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", Fault)
 def test_issue_of_a_delivered_key(bench: Bench, fault: Fault) -> None:
-    """DESIGN section 2: the key whose delivery nobody saw is superseded."""
+    """Decision 5: the key whose delivery nobody saw is superseded."""
     line, device, done = bench.line, workpiece("D1", delivered=True), fault is Fault.IN_COMMIT_BUT_DONE
     bench.broken(fault, lambda: line.issue(device, key="k", service=bench.service))
     issued = line.issue(device, key="k", service=bench.service)
@@ -285,7 +285,7 @@ def test_a_disk_that_takes_no_more_holds_the_line_and_lets_it_go_again(small_lin
 
 
 def test_a_file_that_is_damaged_stops_the_line(small_line: Line) -> None:
-    """STYLE P12: that is no outage to wait for."""
+    """That is no outage to wait for."""
     path = _sqlite_path(small_line)
     small_line.close()
     with closing(sqlite3.connect(path)) as db:

@@ -128,7 +128,7 @@ def test_what_is_not_in_the_log_has_no_proof(line: Line) -> None:
 
 
 def test_several_services_on_one_database_never_fork_the_log_or_lose_an_act(line: Line) -> None:
-    """DESIGN section 3: strictly ordered whatever number of processes share the database."""
+    """Strictly ordered whatever number of processes share the database."""
     services = [line.service, line.another_service(), line.another_service()]
 
     def work(number: int) -> list[str]:

@@ -55,7 +55,7 @@ def columns(inspector: sqlalchemy.Inspector, table: str) -> list[tuple[str, str,
 
 
 def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
-    """STYLE P19: empty to head, on both engines; and once more changes nothing."""
+    """Empty to head, on both engines; and once more changes nothing."""
     migrate(libpq(database_url))
     for _ in range(2):
         with connected(database_url) as connection:
@@ -182,7 +182,7 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
     ],
 )
 def test_the_database_itself_refuses_what_makes_no_sense(line: Line, statement: str) -> None:
-    """STYLE P19: CHECK on enums and counters on both engines."""
+    """CHECK on enums and counters on both engines."""
     line.make("D1")
     with connected(line.url) as connection:
         with pytest.raises(DBAPIError, match=r"(?i)check|constraint"):

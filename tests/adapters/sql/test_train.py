@@ -1,4 +1,4 @@
-"""The commit train: order, one act kept from another, time, and answers for everybody (DESIGN section 3)."""
+"""The commit train: order, one act kept from another, time, and answers for everybody (decision 1)."""
 
 import threading
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def test_a_refusal_that_may_be_retried_commits_nothing(line: Line) -> None:
 def test_a_fault_of_ours_in_one_act_harms_no_other_and_is_logged(
     line: Line, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """SPEC C10, E3, STYLE P12: no detail of the fault reaches the client or the log of the realm."""
+    """SPEC C10, E3: no detail of the fault reaches the client or the log of the realm."""
 
     def decide(facts: Facts, _at: datetime) -> Decision[None]:
         facts.put(use("b"))
@@ -94,11 +94,11 @@ def test_a_fault_of_ours_in_one_act_harms_no_other_and_is_logged(
     size = line.size()
     first, second, third = commit(line, put(use("a")), act(decide), put(use("c")))
     assert (first, third) == ("put", "put")
-    assert isinstance(second, errors.IntegrityFailure)
+    assert isinstance(second, errors.Fault)
     assert str(second) == "internal fault; see the service's log"
     assert line.get(KeyUse, "b") is None
     entry = line.entries(size)[1]
-    assert (entry["kind"], entry["code"]) == ("refused", "integrity-failure")
+    assert (entry["kind"], entry["code"]) == ("refused", "internal")
     assert "the secret detail" not in str(line.entries(size))
     assert "the secret detail" in caplog.text, "the operator finds it in the service's log"
 
@@ -146,7 +146,7 @@ def test_a_text_that_no_database_holds_fails_its_act_alone_and_not_for_ever(line
     size = line.size()
     first, second, third = commit(line, put(use("a")), IMPOSSIBLE[case](), put(use("c")))
     assert (first, third) == ("put", "put")
-    assert isinstance(second, errors.IntegrityFailure | errors.MalformedRequest)
+    assert isinstance(second, errors.Fault | errors.MalformedRequest)
     assert second.recorded
     assert not second.retryable
     assert [entry["kind"] for entry in line.entries(size)] == ["noted", "refused", "noted"]
@@ -165,7 +165,7 @@ def test_a_nul_harms_no_other(line: Line) -> None:
 def test_a_constraint_broken_by_one_act_fails_that_act_alone(
     line: Line, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """DESIGN section 3: constraints and triggers stand behind the guards."""
+    """Decision 1: constraints and triggers stand behind the guards."""
     run = line.the(Run, "R1")
 
     def overbook(facts: Facts, _at: datetime) -> Decision[None]:
@@ -196,7 +196,7 @@ def test_a_constraint_broken_by_one_act_fails_that_act_alone(
 
 
 def test_jobs_that_wait_ride_in_one_train_and_each_gets_its_own_answers(small_line: Line) -> None:
-    """DESIGN section 3: while one commit is under way the next train fills."""
+    """While one commit is under way the next train fills."""
     gates: list[Gate] = []
 
     def wrap(database: Database) -> Database:

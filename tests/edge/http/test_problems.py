@@ -1,4 +1,4 @@
-"""Every refusal has its place in HTTP, and a fault of ours says nothing about itself (STYLE P12)."""
+"""Every refusal has its place in HTTP, and a fault of ours says nothing about itself."""
 
 import pytest
 

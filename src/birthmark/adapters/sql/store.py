@@ -357,7 +357,7 @@ class SQLStore:
         except Exception:
             # A fault of ours in one act must not take the train with it; it is logged like a refusal.
             log.exception("an act of %s failed", act.actor)
-            return self._refuse(act, facts, growth, at, errors.IntegrityFailure(_INTERNAL))
+            return self._refuse(act, facts, growth, at, errors.Fault(_INTERNAL))
         view.merge()
         return decision.answer, _append_entries(decision, encoded, growth)
 
@@ -372,7 +372,7 @@ class SQLStore:
             return unrecorded, ()  # nothing of the act is committed, not even that it was refused
         except Exception:
             log.exception("a refusal of %s could not be put on record", act.actor)
-            return errors.IntegrityFailure(_INTERNAL), ()
+            return errors.Fault(_INTERNAL), ()
         view.merge()
         return decision.answer, _append_entries(decision, encoded, growth)
 
@@ -390,6 +390,13 @@ class SQLStore:
             common["operator"] = act.operator
         return [encode({**fields, **common, "kind": kind}) for kind, fields in entries]
 
+    def _signed(self, body: bytes) -> bytes:
+        try:
+            return self._sign(body)
+        except errors.Refusal as cause:
+            # Whatever is wrong with the log's key, the requests are not to blame, and may come again.
+            raise errors.Unavailable(f"the log's key cannot sign: {cause}") from cause
+
     def _append(
         self, train: _Train, size: int, entries: Sequence[LogEntry], at: datetime
     ) -> tuple[Writes, Row]:
@@ -402,7 +409,7 @@ class SQLStore:
         leaves = [(item.index, digest, item.entry) for item, digest in zip(entries, hashes, strict=True)]
         tiles = full_tiles(self._database.fetch_all, size, hashes)
         checkpoint = Checkpoint(self.realm.origin, growth.size, growth.root())
-        train.note = sign_note(checkpoint.body(), self.realm.origin, self._public, self._sign)
+        train.note = sign_note(checkpoint.body(), self.realm.origin, self._public, self._signed)
         rows: list[tuple[TableShape, Sequence[Row]]] = [
             (LEAF, leaves),
             (CHECKPOINT, [(growth.size, train.note)]),

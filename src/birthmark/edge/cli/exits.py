@@ -45,6 +45,7 @@ EXIT_CODES: Mapping[type[errors.Refusal], int] = {
     errors.PolicyRefused: 1,
     errors.Unavailable: 75,
     errors.IntegrityFailure: 70,
+    errors.Fault: INTERNAL,
 }
 """The exit code of every refusal; a test proves that none is missing."""
 

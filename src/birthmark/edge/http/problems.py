@@ -23,6 +23,7 @@ HTTP_STATUS: Mapping[type[errors.Refusal], int] = {
     errors.PolicyRefused: 422,
     errors.Unavailable: 503,
     errors.IntegrityFailure: 500,
+    errors.Fault: 500,
 }
 
 

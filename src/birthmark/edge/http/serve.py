@@ -39,6 +39,7 @@ _Event = MutableMapping[str, Any]
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 BACKLOG = 512
+DISTINCT_REFUSALS = 100
 FLUSH_SECONDS = 1.0
 RESTART_SECONDS = 0.5
 HASTY_SECONDS = 10.0
@@ -77,7 +78,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise errors.Unavailable(f"cannot listen on {host}:{port}: {cause.strerror}") from cause
     listener.listen(BACKLOG)
-    listener.set_inheritable(True)
     return listener
 
 
@@ -95,7 +95,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
         refusals.note,
     )
     config = uvicorn.Config(
-        create_app(application),
+        create_app(application, at_end=refusals.record_all),
         http=protocol(refusals.note, plane.request_seconds),
         loop="uvloop",
         ws="none",
@@ -148,24 +148,31 @@ class _RefusedHandshakes:
     def note(self, reason: str, peer: bytes) -> None:
         """Note one, on the loop's thread; *peer* is the verified certificate, if it came so far."""
         seen = (reason, peer)
-        if len(self._counts) < 100 or seen in self._counts:
-            self._counts[seen] = self._counts.get(seen, 0) + 1
+        if len(self._counts) >= DISTINCT_REFUSALS and seen not in self._counts:
+            seen = ("more kinds of refusal than are told apart", b"")
+        self._counts[seen] = self._counts.get(seen, 0) + 1
         if not self._busy:
             self._busy = True
             asyncio.get_running_loop().create_task(self._flush())
 
     async def _flush(self) -> None:
-        while self._counts:
-            counts, self._counts = self._counts, {}
-            for (reason, peer), count in counts.items():
-                try:
-                    await asyncio.to_thread(self._record, reason, peer, count)
-                except errors.Refusal as unrecorded:
-                    # The peer was refused all the same; it goes on record when the store is back.
-                    self._counts[reason, peer] = self._counts.get((reason, peer), 0) + count
-                    log.warning("refused handshakes wait to be recorded: %s", unrecorded)
-            await asyncio.sleep(FLUSH_SECONDS)
-        self._busy = False
+        try:
+            while self._counts:
+                await asyncio.to_thread(self.record_all)
+                await asyncio.sleep(FLUSH_SECONDS)
+        finally:
+            self._busy = False
+
+    def record_all(self) -> None:
+        """Put on record what waits; what cannot be recorded now waits on."""
+        counts, self._counts = self._counts, {}
+        for (reason, peer), count in counts.items():
+            try:
+                self._record(reason, peer, count)
+            except errors.Refusal as unrecorded:
+                # The peer was refused all the same; it goes on record when the store is back.
+                self._counts[reason, peer] = self._counts.get((reason, peer), 0) + count
+                log.warning("refused handshakes wait to be recorded: %s", unrecorded)
 
     def _record(self, reason: str, peer: bytes, count: int) -> None:
         store, actor = self._application.store, ANONYMOUS

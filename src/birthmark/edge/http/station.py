@@ -1,4 +1,4 @@
-"""The station plane: what stations, bootstrapping devices and operators at the line may ask (DESIGN §8).
+"""The station plane: what stations, bootstrapping devices and operators at the line may ask.
 
 Each endpoint parses, calls a use case, renders.  Every refusal is a problem (RFC 9457) and stands in the log
 before it is sent; what cannot be logged is answered 503.
@@ -243,14 +243,24 @@ class StationPlane:
     # -----------------------------------------------------------------------------------------------
 
     def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
-        return problem(error, self._app.entropy.token(8).hex(), status=status)
+        """Return a problem, its instance in the service's log."""
+        told = problem(error, self._app.entropy.token(8).hex(), status=status)
+        grave = isinstance(error, errors.Unavailable | errors.IntegrityFailure | errors.Fault)
+        level = logging.WARNING if grave else logging.INFO
+        if isinstance(error, errors.Refusal):
+            log.log(
+                level, "refused", extra={"code": told.code, "detail": told.detail, "instance": told.instance}
+            )
+        else:
+            log.error("request failed", exc_info=error, extra={"instance": told.instance})
+        return told
 
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
         """Put a refusal on record and answer it."""
         told = self._problem(error, status)
         unrecorded = error
         if not isinstance(error, errors.Refusal):
-            unrecorded = errors.IntegrityFailure(f"internal fault {told.instance}")
+            unrecorded = errors.Fault(f"internal fault {told.instance}")
         if isinstance(unrecorded, errors.Refusal) and not unrecorded.recorded and not unrecorded.retryable:
             try:
                 await self._record(request, unrecorded)
@@ -260,12 +270,6 @@ class StationPlane:
                     told = self._problem(error)
                 else:
                     log.warning("a fault is not on record: %s", why, extra={"instance": told.instance})
-        if not isinstance(error, errors.Refusal):
-            log.error(
-                "request failed", exc_info=error, extra={"instance": told.instance, "path": request.url.path}
-            )
-        elif isinstance(error, errors.Unavailable | errors.IntegrityFailure):
-            log.warning("%s", error, extra={"instance": told.instance, "path": request.url.path})
         headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
         return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
 
@@ -424,14 +428,15 @@ class _Gate:
             await response(scope, receive, send)
 
 
-def create_app(application: Application) -> FastAPI:
-    """Return the station plane as an ASGI application."""
+def create_app(application: Application, *, at_end: Callable[[], None] = lambda: None) -> FastAPI:
+    """Return the station plane as an ASGI application; ``at_end`` is called before the application closes."""
     plane = StationPlane(application)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
+        await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 
     app = FastAPI(

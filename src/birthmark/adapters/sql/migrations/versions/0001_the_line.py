@@ -85,7 +85,7 @@ _FROZEN = {
     "credential": "der",
     "device_certificate": "der",
     "run": "document",
-    "attempt": "issue_leaf",
+    "attempt": "device",
 }
 """Tables that lose no row, and one column of each that never changes."""
 _KEPT = ("head", "client", "device", "answer")
