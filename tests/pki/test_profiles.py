@@ -60,25 +60,35 @@ def test_never_ending_devices_have_never_ending_authorities() -> None:
         assert profiles.load(name).validity is None
 
 
-def test_a_file_is_loaded_by_path(tmp_path: Path) -> None:
-    path = tmp_path / "x.toml"
-    path.write_text(GOOD)
-    for spelling in (path, str(path)):
-        profile = profiles.load(spelling)
-        assert profile.validity == timedelta(days=1, hours=2, minutes=3)
-        assert profile.subject_key_algorithms == (KeyAlgorithm.EC_P256,)
-        assert profile.subject[0].value.render({"hardware_id": "1", "realm": "Lab"}) == "1 of Lab"
-        assert profile.extensions == (
-            Extension.KEY_USAGE,
-            Extension.SUBJECT_KEY_IDENTIFIER,
-            Extension.AUTHORITY_KEY_IDENTIFIER,
-        )
+def test_a_file_says_what_a_certificate_contains() -> None:
+    profile = profiles.parse(GOOD.encode(), "x.toml")
+    assert profile.validity == timedelta(days=1, hours=2, minutes=3)
+    assert profile.subject_key_algorithms == (KeyAlgorithm.EC_P256,)
+    assert profile.subject[0].value.render({"hardware_id": "1", "realm": "Lab"}) == "1 of Lab"
+    assert profile.variables == {"hardware_id", "realm"}
+    assert profile.extensions == (
+        Extension.KEY_USAGE,
+        Extension.SUBJECT_KEY_IDENTIFIER,
+        Extension.AUTHORITY_KEY_IDENTIFIER,
+    )
 
 
-@pytest.mark.parametrize("name", ["nothing", "", "../root", "no/such/file", "nothing.toml"])
-def test_what_is_not_there_is_not_found(name: str) -> None:
-    with pytest.raises(NotFound):
-        profiles.load(name)
+def test_variables_are_found_wherever_a_profile_names_them() -> None:
+    assert {"hardware_id", "hardware_type"} <= profiles.load("idevid").variables
+    assert {"dns_names", "ip_addresses"} <= profiles.load("server").variables
+    urls = changed("= 1024", '= 1024\ncrl-distribution-point = "{crl_url}"\nocsp-responder = "{ocsp_url}"')
+    assert profiles.parse(urls, "x.toml").variables == {"hardware_id", "realm", "crl_url", "ocsp_url"}
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "", "../root", "../profiles/root", "root.toml", "Root", "a" * 999]
+)
+def test_only_packaged_profiles_are_loaded_and_only_by_name(name: str, tmp_path: Path) -> None:
+    """A licence names a profile: what it names must never be a file of its author's."""
+    (tmp_path / "x.toml").write_text(GOOD)
+    for spelling in (name, str(tmp_path / "x.toml"), str(tmp_path / "x")):
+        with pytest.raises(NotFound, match="there is no profile"):
+            profiles.load(spelling)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Certificate profiles: what one kind of certificate contains, one TOML file each.
 
 A profile says everything about a certificate but who signs it, whose key it holds, and the values of a few
-named variables.  The packaged ones are in ``profiles/``; an installation may load its own by path.  The
-loader is total: a file is a valid profile or one ``MalformedRequest`` that names file and key; an unknown key
-is an error, not a default.
+named variables.  They are packaged, in ``profiles/``, and loaded by name only: what names a profile (a run's
+licence) can never name a file.  The reader is total: a file is a valid profile or one ``MalformedRequest``
+that names file and key; an unknown key is an error, not a default.
 
 What may be written is what can be issued and linted: the extensions of ``Extension``, in that order.  Values
 come from records through the variables, never from a request.  The linter waivers carry their reasons, so
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from birthmark.errors import MalformedRequest, NotFound
@@ -219,6 +218,16 @@ class Profile:
         }
         return tuple(extension for extension in Extension if present[extension])
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """Return the variables it names anywhere."""
+        alternative = self.subject_alternative_name
+        texts = (self.crl_distribution_point, self.ocsp_responder, self.ca_issuers)
+        templates = [attribute.value for attribute in self.subject]
+        templates += [text for text in texts if text is not None]
+        templates += [] if alternative is None else alternative.templates()
+        return frozenset(name for template in templates for name in template.variables)
+
     def critical(self, extension: Extension) -> bool:
         """Return whether this profile writes an extension critical."""
         if extension is Extension.SUBJECT_ALTERNATIVE_NAME:
@@ -236,23 +245,15 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
 
 
-def load(name_or_path: str | Path) -> Profile:
-    """Return a packaged profile by name, or a profile file by path (a Path, or text with a slash or .toml).
+def load(name: str) -> Profile:
+    """Return a packaged profile.
 
     Raises:
-        NotFound: there is no such profile or file.
-        MalformedRequest: the file is no valid profile.
+        NotFound: there is no such profile.
     """
-    if isinstance(name_or_path, Path) or "/" in name_or_path or name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        try:
-            octets = path.read_bytes()
-        except OSError as error:
-            raise NotFound(f"profile {path}: {error.strerror}") from error
-        return parse(octets, path.name)
-    if name_or_path not in names():
-        raise NotFound(f"there is no profile {name_or_path!r}; there are {', '.join(names())}")
-    return parse((_DIRECTORY / f"{name_or_path}.toml").read_bytes(), f"{name_or_path}.toml")
+    if name not in names():
+        raise NotFound(f"there is no profile {name[:64]!r}; there are {', '.join(names())}")
+    return parse((_DIRECTORY / f"{name}.toml").read_bytes(), f"{name}.toml")
 
 
 def parse(octets: bytes, file_name: str) -> Profile:
