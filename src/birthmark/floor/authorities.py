@@ -5,8 +5,9 @@ from datetime import datetime
 from enum import StrEnum
 
 from birthmark import errors
+from birthmark.ledger.entry import time_text
 
-__all__ = ["Authority", "AuthorityKind", "AuthorityStatus", "count_issuance"]
+__all__ = ["Authority", "AuthorityKind", "AuthorityStatus", "count_issuance", "require_issuing"]
 
 
 class AuthorityKind(StrEnum):
@@ -46,19 +47,28 @@ class Authority:
     issued: int
 
 
-def count_issuance(authority: Authority, at: datetime) -> Authority:
-    """Return the authority with one more certificate counted.
+def require_issuing(authority: Authority, at: datetime) -> None:
+    """Refuse unless the authority issues at this moment; its quota is another question.
 
     Raises:
         errors.IllegalTransition: it is suspended, retired or past its end date.
-        errors.QuotaExhausted: its quota is used up.
     """
     if authority.status is not AuthorityStatus.ACTIVE:
         raise errors.IllegalTransition(f"authority {authority.id} is {authority.status}")
     if at >= authority.ends_at:
         raise errors.IllegalTransition(
-            f"authority {authority.id} stopped issuing at {authority.ends_at:%Y-%m-%dT%H:%M:%SZ}"
+            f"authority {authority.id} stopped issuing at {time_text(authority.ends_at)}"
         )
+
+
+def count_issuance(authority: Authority, at: datetime) -> Authority:
+    """Return the authority with one more device certificate counted.
+
+    Raises:
+        errors.IllegalTransition: it is suspended, retired or past its end date.
+        errors.QuotaExhausted: its quota is used up.
+    """
+    require_issuing(authority, at)
     if authority.quota is not None and authority.issued >= authority.quota:
         raise errors.QuotaExhausted(
             f"authority {authority.id} has issued all {authority.quota} certificates it may"

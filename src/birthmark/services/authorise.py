@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.authorities import Authority, AuthorityStatus, count_issuance
+from birthmark.floor.authorities import Authority, AuthorityStatus, require_issuing
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.realm import Realm
+from birthmark.ledger.entry import time_text
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuance import (
@@ -219,6 +220,7 @@ class Authorise:
                 "owner": authority.owner,
                 "scope": authority.scope,
                 "quota": authority.quota,
+                "ends_at": time_text(authority.ends_at),
                 "key_store": "development" if self._keys.development else "token",
             }
             return Decision(authority, [("authority-established", entry)])
@@ -278,7 +280,7 @@ def _decide_enrol(
     authority = facts.get(Authority, enrolment.authority)
     if authority is None:
         raise errors.NotFound(f"there is no authority {enrolment.authority}")
-    count_issuance(replace(authority, quota=None), at)  # the quota counts devices, not stations
+    require_issuing(authority, at)  # the quota counts devices, not stations
     known = facts.get(Client, client_id)
     if known is not None and known.status is ClientStatus.REVOKED:
         raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
