@@ -12,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthmark import errors
+from birthmark.floor.clients import Role
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
-from birthmark.floor.runs import AllowedDevice, AllowList, Run, RunLicence, RunStatus, admit, allow_list_of
+from birthmark.floor.runs import (
+    AllowedDevice,
+    AllowList,
+    Run,
+    RunLicence,
+    RunStatus,
+    admit,
+    allow_list_of,
+    require_station,
+)
 
 LICENCE = RunLicence(
     realm="acme",
@@ -105,7 +115,7 @@ json_values = st.recursive(
 
 @given(st.data())
 def test_a_licence_with_one_value_replaced_is_read_exactly_or_malformed(data: st.DataObject) -> None:
-    """STYLE P6: nothing inside checks again, so what decodes has the types that are declared."""
+    """Nothing inside checks again, so what decodes has the types that are declared."""
     fields: dict[str, Any] = json.loads(LICENCE.encode())
     inner = data.draw(st.sampled_from(["", "hardware_id", "allow_list"]))
     target = fields[inner] if inner else fields
@@ -208,3 +218,13 @@ def test_a_run_admits_its_quantity_and_not_one_more() -> None:
     assert run.admitted == 2
     with pytest.raises(errors.QuotaExhausted, match="run R1 is full: all 2 devices are admitted"):
         admit(run)
+
+
+def test_a_station_works_only_on_runs_that_name_it() -> None:
+    """SPEC C3: where is part of the licence."""
+    require_station(LICENCE, Role.STATION, "ST02")
+    for role in (Role.OPERATOR, Role.BOOTSTRAP):
+        require_station(LICENCE, role, "ST09")
+    for name in ("ST09", "", "ST0"):
+        with pytest.raises(errors.NotPermitted, match=f"station:{name} is not allowed on run R1"):
+            require_station(LICENCE, Role.STATION, name)

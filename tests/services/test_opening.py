@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from birthmark import errors
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client as ClientRow
 from birthmark.floor.clients import ClientStatus, Role
-from birthmark.floor.runs import AllowList, Run, RunLicence
+from birthmark.floor.devices import DeviceEvent
+from birthmark.floor.runs import AllowedDevice, AllowList, Run, RunLicence
+from birthmark.services import runs
 from birthmark.services.acts import recognise
-from tests.support.realm import START, Client, Line, workpiece
+from tests.support.realm import START, Client, Line, tamper, workpiece
 
 
 def open_licence(
@@ -46,6 +49,28 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
         "fewer than 3",
     ),
     "an authority's profile": ({"profile": "issuing"}, errors.PolicyRefused, "is for authorities"),
+    **{
+        f"a {role}'s profile": ({"profile": str(role)}, errors.PolicyRefused, f"{role} is for clients")
+        for role in Role
+    },
+    "a profile that is not there": ({"profile": "lorry"}, errors.NotFound, "there is no profile 'lorry'"),
+    "a profile by its path": (
+        {"profile": str(files("birthmark.pki") / "profiles" / "vehicle.toml")},
+        errors.NotFound,
+        "there is no profile",
+    ),
+    "one hardware id for every device": (
+        {"variables": {"organization": "Acme", "hardware_id": "D1"}},
+        errors.PolicyRefused,
+        "hardware_id is each device's own",
+    ),
+    **{
+        f"a run named {name[:9]!r}": ({"id": name}, errors.PolicyRefused, "a run is named by 1 to 64 of")
+        for name in ("", "R 2", "R/2", "R2\n", "..", ".", "Ü", "R" * 65)
+    },
+    "no product": ({"product": ""}, errors.PolicyRefused, "a product is 1 to 64 printable characters"),
+    "a product of two lines": ({"product": "car\n"}, errors.PolicyRefused, "a product is 1 to 64"),
+    "a long batch": ({"batch": "B" * 65}, errors.PolicyRefused, "a batch is 1 to 64 printable characters"),
     "an authority that is not there": (
         {"authority": "nobody"},
         errors.NotFound,
@@ -71,7 +96,7 @@ def test_a_licence_that_cannot_work_is_refused_and_logged(small_line: Line, case
         open_licence(small_line, replace(small_line.licence("R2"), **changes))
     (entry,) = small_line.entries(size)
     assert (entry["kind"], entry["request"], entry["actor"]) == ("refused", "open-run", "operator:anna")
-    assert small_line.get(Run, "R2") is None
+    assert [run.id for run in small_line.service.store.scan(Run)] == ["R1"]
 
 
 def test_a_licence_signed_by_somebody_else_opens_nothing(line: Line) -> None:
@@ -99,13 +124,63 @@ def test_a_broken_import_of_a_list_is_simply_done_again(line: Line) -> None:
     """SPEC C9."""
     use = line.service.runs.import_list
     names = [f"serial:L{number}" for number in range(50)]
-    first = line.service.carry(use("operator:anna", names))
-    assert line.service.carry(use("operator:anna", reversed(names + names))) == first
+    first = line.service.carry(use(line.operator.caller, names))
+    assert line.service.carry(use(line.operator.caller, reversed(names + names))) == first
     assert first.count == 50
 
 
+def test_an_import_leaves_one_entry_with_count_and_hash(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SPEC C9: whoever signs a run with a list can be asked where it came from."""
+    monkeypatch.setattr(runs, "IMPORT_CHUNK", 20)
+    size, names = line.size(), [f"serial:L{number}" for number in range(50)]
+    listed = line.service.carry(line.service.runs.import_list(line.operator.caller, names))
+    (entry,) = line.entries(size)
+    assert (entry["kind"], entry["actor"]) == ("hardware-ids-imported", "operator:anna")
+    assert (entry["count"], entry["list_sha256"]) == (50, listed.sha256)
+    assert len(list(line.service.store.scan(AllowedDevice))) == 50
+
+
+def test_who_may_not_open_a_run_imports_no_list(line: Line) -> None:
+    size = line.size()
+    with pytest.raises(errors.NotPermitted, match="station:ST01 may not open-run"):
+        line.service.carry(line.service.runs.import_list(line.station.caller, ["serial:L1"]))
+    (entry,) = line.entries(size)
+    assert (entry["kind"], entry["request"], entry["actor"]) == ("refused", "import-list", "station:ST01")
+    assert list(line.service.store.scan(AllowedDevice)) == []
+    bob = line.enrol(Role.OPERATOR, "bob", by=line.operator)
+    line.service.carry(line.service.authorise.revoke(line.operator.caller, bob.id, "left"))
+    with pytest.raises(errors.Unauthenticated, match="operator:bob was revoked"):
+        line.service.carry(line.service.runs.import_list(bob.caller, ["serial:L1"]))
+    assert list(line.service.store.scan(AllowedDevice)) == []
+
+
+def test_a_disposition_reads_stations_only_from_what_was_signed(small_line: Line) -> None:
+    """SPEC C3: whoever owns the database cannot add a station to a run."""
+    small_line.issue(workpiece("D1"))
+    other = small_line.enrol(Role.STATION, "ST02", by=small_line.operator)
+    with pytest.raises(errors.NotPermitted, match="station:ST02 is not allowed on run R1"):
+        small_line.dispose(DeviceEvent.HOLD, "serial:D1", by=other)
+    tamper(
+        small_line.url,
+        ("UPDATE run SET document = CAST(replace(CAST(document AS TEXT), 'ST01', 'ST02') AS BLOB)", ()),
+    )
+    with pytest.raises(errors.IntegrityFailure, match="the licence of run R1 is not what was signed"):
+        small_line.dispose(DeviceEvent.HOLD, "serial:D1", by=other)
+
+
+def test_clients_are_enrolled_while_their_authority_issues_whatever_its_quota(small_line: Line) -> None:
+    """SPEC A1: the quota counts devices."""
+    tamper(small_line.url, ("UPDATE authority SET quota = 0 WHERE id = 'issuing-1'", ()))
+    small_line.enrol(Role.STATION, "ST02", by=small_line.operator)
+    with pytest.raises(errors.QuotaExhausted, match="has issued all 0"):
+        small_line.issue(workpiece("D1"))
+    tamper(small_line.url, ("UPDATE authority SET ends_at = 1000 WHERE id = 'issuing-1'", ()))
+    with pytest.raises(errors.IllegalTransition, match=r"stopped issuing at 1970-01-01T00:00:01\.000Z"):
+        small_line.enrol(Role.STATION, "ST03", by=small_line.operator)
+
+
 def test_a_client_is_recognised_by_its_certificate_octet_by_octet(line: Line) -> None:
-    """STYLE P22: never by a name in it."""
+    """Never by a name in it (decision 6)."""
     der = line.station.caller.credential.der
     assert line.service.carry(recognise(der)).client.id == "station:ST01"
     bent = der[:-1] + bytes([der[-1] ^ 1])

@@ -13,11 +13,21 @@ from enum import StrEnum
 from typing import Any
 
 from birthmark import errors
+from birthmark.floor.clients import Role
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.ledger.entry import canonical, parse, parse_time, time_text
 
-__all__ = ["AllowList", "AllowedDevice", "Run", "RunLicence", "RunStatus", "admit", "allow_list_of"]
+__all__ = [
+    "AllowList",
+    "AllowedDevice",
+    "Run",
+    "RunLicence",
+    "RunStatus",
+    "admit",
+    "allow_list_of",
+    "require_station",
+]
 
 _TYPE = "birthmark/run/v1"
 
@@ -204,3 +214,15 @@ def admit(run: Run) -> Run:
     if run.admitted >= run.quantity:
         raise errors.QuotaExhausted(f"run {run.id} is full: all {run.quantity} devices are admitted")
     return replace(run, admitted=run.admitted + 1)
+
+
+def require_station(licence: RunLicence, role: Role, name: str) -> None:
+    """Refuse a station that the licence does not name.
+
+    Only stations are named: a bootstrap certificate carries its own limits, and an operator works on any run.
+
+    Raises:
+        errors.NotPermitted: the licence does not name this station.
+    """
+    if role is Role.STATION and name not in licence.stations:
+        raise errors.NotPermitted(f"station:{name} is not allowed on run {licence.id}")

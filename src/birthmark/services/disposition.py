@@ -1,4 +1,4 @@
-"""What becomes of a device that is not released: hold, rework, scrap (DESIGN §2).
+"""What becomes of a device that is not released: hold, rework, scrap (SPEC C4).
 
 Rework makes a new attempt possible and revokes the old credential as superseded in the same commit; scrap
 ends the device and revokes as cessationOfOperation.
@@ -12,7 +12,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
-from birthmark.floor.clients import Capability, Client, Role
+from birthmark.floor.clients import Capability, Credential
 from birthmark.floor.devices import (
     Attempt,
     Device,
@@ -22,7 +22,7 @@ from birthmark.floor.devices import (
     ReasonCode,
     move,
 )
-from birthmark.floor.runs import Run, RunLicence
+from birthmark.floor.runs import Run, require_station
 from birthmark.ports import Act, Committed, Decision, Facts, UseCase
 from birthmark.services.acts import (
     Caller,
@@ -33,6 +33,7 @@ from birthmark.services.acts import (
     outcomes,
     refuse,
 )
+from birthmark.services.runs import verified_licence
 
 __all__ = ["Disposed", "dispose"]
 
@@ -67,6 +68,7 @@ def dispose(caller: Caller, device: str, event: DeviceEvent, *, reason: str, key
         errors.NotFound: there is no such device.
         errors.IllegalTransition: the device is in a state that does not allow it.
         errors.NotPermitted: the caller may not, or not on this device's run.
+        errors.IntegrityFailure: the run's licence is not what its operator signed.
     """
     if event not in _CAPABILITY:
         raise ValueError(f"{event} is not a disposition")
@@ -108,7 +110,8 @@ def _decide(
     run, attempt = facts.get(Run, device.run), facts.get(Attempt, device.attempt)
     if run is None or attempt is None:
         raise errors.IntegrityFailure(f"device {device.id} has no run or attempt")
-    _check_station(client, run)
+    licence = verified_licence(run, facts.get(Credential, run.signer))
+    require_station(licence, client.role, client.name)
     state = move(device.id, device.state, event)
     entry: dict[str, Any] = {"device": device.id, "run": run.id, "attempt": attempt.id, "reason": reason}
     if event is DeviceEvent.HOLD:
@@ -131,11 +134,6 @@ def _decide(
         )
     )
     return Decision(Disposed(device=device.id, state=state), [(_KIND[event], entry)])
-
-
-def _check_station(client: Client, run: Run) -> None:
-    if client.role is Role.STATION and client.name not in RunLicence.decode(run.document).stations:
-        raise errors.NotPermitted(f"{client.id} is not allowed on run {run.id}")
 
 
 def _revoke(facts: Facts, attempt: Attempt, reason: ReasonCode, at: datetime) -> dict[str, Any]:

@@ -1,17 +1,25 @@
 """Production runs: opened by a signed licence, checked by everybody who issues under them (SPEC C3)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Capability, Client, Credential, Role
 from birthmark.floor.realm import Realm
-from birthmark.floor.runs import AllowedDevice, AllowList, Run, RunLicence, RunStatus, allow_list_of
+from birthmark.floor.runs import (
+    AllowedDevice,
+    AllowList,
+    Run,
+    RunLicence,
+    RunStatus,
+    allow_list_of,
+    require_station,
+)
 from birthmark.ledger.entry import time_text
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate
@@ -22,10 +30,12 @@ from birthmark.pki.possession import verify_proof
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
 
-__all__ = ["RunContext", "Runs", "authority_chain"]
+__all__ = ["RunContext", "Runs", "authority_chain", "verified_licence"]
 
 IMPORT_CHUNK = 5000
 """Hardware ids a single act takes in: the line goes on between two of them."""
+_RUN_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}", re.ASCII)
+"""A run's id is a segment of URLs, where ``.`` and ``..`` mean something else (RFC 3986 section 3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,28 @@ def authority_chain(authority: str) -> UseCase[list[Authority]]:
         if found.kind is AuthorityKind.ROOT:
             return chain
         name = found.issuer
+
+
+def verified_licence(run: Run, signer: Credential | None) -> RunLicence:
+    """Return the licence of a run, if the operator it names signed it; of which realm is another question.
+
+    Raises:
+        errors.IntegrityFailure: the signature, the signer, the id or the row's quantity is not the licence's.
+    """
+    try:
+        licence = RunLicence.decode(run.document)
+        if signer is None or signer.client != licence.opened_by:
+            raise errors.IntegrityFailure(f"run {run.id} is not signed by {licence.opened_by}")
+        verify_proof(
+            Certificate.from_der(signer.der).subject_public_key_info, run.signature, licence.encode()
+        )
+    except (errors.MalformedRequest, errors.ProofFailed) as cause:
+        raise errors.IntegrityFailure(
+            f"the licence of run {run.id} is not what was signed: {cause}"
+        ) from cause
+    if licence.id != run.id or licence.quantity != run.quantity:
+        raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
+    return licence
 
 
 class Runs:
@@ -92,19 +124,7 @@ class Runs:
             errors.IntegrityFailure: the signature, the signer, the realm or the row's quantity is not the
                 licence's.
         """
-        try:
-            licence = RunLicence.decode(run.document)
-            if signer is None or signer.client != licence.opened_by:
-                raise errors.IntegrityFailure(f"run {run.id} is not signed by {licence.opened_by}")
-            verify_proof(
-                Certificate.from_der(signer.der).subject_public_key_info, run.signature, licence.encode()
-            )
-        except (errors.MalformedRequest, errors.ProofFailed) as cause:
-            raise errors.IntegrityFailure(
-                f"the licence of run {run.id} is not what was signed: {cause}"
-            ) from cause
-        if licence.id != run.id or licence.quantity != run.quantity:
-            raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
+        licence = verified_licence(run, signer)
         if licence.realm != self._realm.name or licence.environment != self._realm.environment:
             raise errors.IntegrityFailure(
                 f"run {run.id} belongs to realm {licence.realm} ({licence.environment})"
@@ -143,32 +163,34 @@ class Runs:
         return run
 
     def working(self, context: RunContext, client: Client) -> None:
-        """Refuse a station that the run does not allow.  Bootstrap certificates carry their own limits."""
-        if client.role is Role.STATION and client.name not in context.licence.stations:
-            raise errors.NotPermitted(f"{client.id} is not allowed on run {context.licence.id}")
+        """Refuse a station that the run does not allow."""
+        require_station(context.licence, client.role, client.name)
 
     # --- opening and closing
     # -------------------------------------------------------------------------------------
 
-    def import_list(self, actor: str, device_ids: Iterable[str]) -> UseCase[AllowList]:
-        """Take in an allow-list; a list is named by its content, so a broken import is simply done again."""
+    def import_list(self, caller: Caller, device_ids: Iterable[str]) -> UseCase[AllowList]:
+        """Take in an allow-list; a list is named by its content, so a broken import is simply done again.
+
+        The act that takes in the last of it says so in the log.
+
+        Raises:
+            errors.NotPermitted: the caller may not open runs.
+        """
         unique = sorted(set(device_ids))
         allow_list = allow_list_of(unique)
-        for chunk in _chunks(unique, IMPORT_CHUNK):
-            keys = [AllowedDevice.key(allow_list, device) for device in chunk]
-
-            def decide(facts: Facts, _at: datetime, keys: Sequence[str] = keys) -> Decision[None]:
-                for key in keys:
-                    if facts.get(AllowedDevice, key) is None:
-                        facts.put(AllowedDevice(id=key))
-                return Decision(None)
-
+        imported = {"count": allow_list.count, "list_sha256": allow_list.sha256}
+        for start in range(0, max(len(unique), 1), IMPORT_CHUNK):
+            end = start + IMPORT_CHUNK
+            keys = [AllowedDevice.key(allow_list, device) for device in unique[start:end]]
+            entries = [("hardware-ids-imported", imported)] if end >= len(unique) else []
             committed: list[Committed[None]] = yield [
                 Act(
-                    actor=actor,
-                    decide=decide,
-                    refuse=refuse(None, "import-list", {}),
-                    reads={AllowedDevice: keys},
+                    actor=caller.client.id,
+                    seq=caller.seq,
+                    decide=partial(_decide_import, caller, keys, entries),
+                    refuse=refuse(caller, "import-list", imported),
+                    reads=client_reads(caller) | {AllowedDevice: keys},
                 )
             ]
             outcomes(committed)
@@ -181,7 +203,8 @@ class Runs:
             errors.IllegalTransition: there is such a run already, or its authority does not issue.
             errors.NotPermitted: the licence is not this operator's, or the authority's scope does not cover
                 it.
-            errors.PolicyRefused: the licence cannot work: an impossible window, quantity, profile or station.
+            errors.PolicyRefused: the licence cannot work: an impossible name, window, quantity, profile or
+                station.
         """
         run = Run(
             id=licence.id,
@@ -264,6 +287,15 @@ def check_licence(licence: RunLicence, realm: Realm) -> None:
     Raises:
         errors.PolicyRefused: names the rule.
     """
+    if _RUN_ID.fullmatch(licence.id) is None:
+        raise errors.PolicyRefused(
+            "run", f"a run is named by 1 to 64 of A-Z a-z 0-9 . _ -, not {licence.id[:64]!r}"
+        )
+    for field_name, text in (("product", licence.product), ("batch", licence.batch)):
+        if not 1 <= len(text) <= 64 or not text.isprintable():
+            raise errors.PolicyRefused(
+                field_name, f"a {field_name} is 1 to 64 printable characters, not {text[:64]!r}"
+            )
     if licence.realm != realm.name or licence.environment != realm.environment:
         raise errors.PolicyRefused("realm", f"the licence is for {licence.realm} ({licence.environment})")
     if not 1 <= licence.quantity <= 100_000_000:
@@ -277,8 +309,35 @@ def check_licence(licence: RunLicence, realm: Realm) -> None:
             "quantity",
             f"the list holds {licence.allow_list.count} hardware ids, fewer than {licence.quantity}",
         )
-    if profiles.load(licence.profile).is_ca:
-        raise errors.PolicyRefused("profile", f"profile {licence.profile} is for authorities, not devices")
+    _check_profile(licence)
+
+
+def _check_profile(licence: RunLicence) -> None:
+    profile = profiles.load(licence.profile)
+    if profile.is_ca:
+        raise errors.PolicyRefused("profile", f"profile {profile.name} is for authorities, not devices")
+    if profile.name in set(Role):
+        raise errors.PolicyRefused("profile", f"profile {profile.name} is for clients, not devices")
+    if "hardware_id" not in profile.variables:
+        raise errors.PolicyRefused(
+            "profile", f"profile {profile.name} names no hardware_id: its certificates would name no device"
+        )
+    if "hardware_id" in licence.variables:
+        raise errors.PolicyRefused("variables", "hardware_id is each device's own, not the run's")
+
+
+def _decide_import(
+    caller: Caller,
+    keys: Sequence[str],
+    entries: Sequence[tuple[str, Mapping[str, Any]]],
+    facts: Facts,
+    _at: datetime,
+) -> Decision[None]:
+    live_client(facts, caller, Capability.OPEN_RUN)
+    for key in keys:
+        if facts.get(AllowedDevice, key) is None:
+            facts.put(AllowedDevice(id=key))
+    return Decision(None, entries)
 
 
 def _decide_open(
@@ -313,9 +372,3 @@ def _decide_open(
         "signer": run.signer,
     }
     return Decision(run, [("run-opened", entry)])
-
-
-def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -205,7 +205,7 @@ def test_values_come_back_as_they_went(line: Line) -> None:
 def test_a_scan_goes_through_all_pages_in_order_and_can_begin_anywhere(line: Line) -> None:
     """``Store.scan``: a page is a thousand."""
     devices = [f"serial:{a}{b}{n}" for a, b in itertools.product("aZ_", "bY-") for n in range(230)]
-    listed = line.service.carry(line.service.runs.import_list(line.operator.id, devices))
+    listed = line.service.carry(line.service.runs.import_list(line.operator.caller, devices))
     keys = sorted(AllowedDevice.key(listed, device) for device in devices)
     scan = line.service.store.scan
     assert [value.id for value in scan(AllowedDevice)] == keys

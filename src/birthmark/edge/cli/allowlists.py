@@ -16,6 +16,7 @@ from birthmark.edge.cli.printing import Advance
 from birthmark.floor.hardware_ids import HardwareIdRule
 from birthmark.floor.runs import AllowList
 from birthmark.ports import Store, UseCase, carry
+from birthmark.services.acts import Caller
 from birthmark.services.runs import IMPORT_CHUNK, Runs
 
 __all__ = ["SHOWN_COMPLAINTS", "Listed", "import_list", "read_list", "shown_complaints"]
@@ -103,9 +104,11 @@ def shown_complaints(listed: Listed) -> list[str]:
     return [*shown, f"… and {more} more"] if more else shown
 
 
-def import_list(store: Store, runs: Runs, actor: str, device_ids: list[str], advance: Advance) -> AllowList:
+def import_list(
+    store: Store, runs: Runs, caller: Caller, device_ids: list[str], advance: Advance
+) -> AllowList:
     """Take a judged list in; a broken import is simply done again."""
-    use_case = runs.import_list(actor, device_ids)
+    use_case = runs.import_list(caller, device_ids)
     return carry(store, _watched(use_case, advance, len(device_ids)))
 
 

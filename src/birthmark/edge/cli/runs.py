@@ -162,9 +162,8 @@ def open_run(
         allow_list = None
         if device_ids is not None:
             with printing.progress("importing") as advance:
-                actor = operator.caller.client.id
                 allow_list = allowlists.import_list(
-                    application.store, application.runs, actor, device_ids, advance
+                    application.store, application.runs, operator.caller, device_ids, advance
                 )
         licence = RunLicence(
             realm=application.realm.name,
