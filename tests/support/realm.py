@@ -370,7 +370,7 @@ class Line:
         """Open a run; ``listed`` are the device ids of its allow-list."""
         if listed is not None:
             allow_list: AllowList = self.service.carry(
-                self.service.runs.import_list(self.operator.id, listed)
+                self.service.runs.import_list(self.operator.caller, listed)
             )
             fields = {"allow_list": allow_list, "quantity": len(listed)} | fields
         licence = self.licence(run, **fields)
