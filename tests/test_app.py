@@ -1,4 +1,4 @@
-"""The composition root lets go of what it opened, in the right order and also when it fails (STYLE P2)."""
+"""The composition root lets go of what it opened, in the right order and also when it fails."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Bytes that must not be seen are not (SPEC B7; STYLE P14)."""
+"""Bytes that must not be seen are not (SPEC B7)."""
 
 import copy
 import json

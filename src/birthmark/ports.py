@@ -1,7 +1,8 @@
 """The page to read first: all that the use cases need from outside.
 
-Everything above this file in the import order computes over values; everything that touches a token, a
-database, a clock or a source of randomness implements one of these protocols.
+Everything below this file in the import order (``floor``, ``pki``, ``ledger``) computes over values.  What
+touches a token, a database, a clock or a source of randomness implements one of these protocols; the two
+exceptions draw their own randomness: key stores make their keys, and OpenSSL those that are delivered.
 
 How a use case meets the store: it thinks (vets, builds, lints, signs), hands over an ``Act``, and gets back
 what was committed.  The store collects the acts that are waiting, takes the log's head, lets each act decide
@@ -94,7 +95,7 @@ class Clock(Protocol):
 
 
 class Entropy(Protocol):
-    """Randomness for serial numbers, challenges and keys."""
+    """Randomness for serial numbers, challenges, identifiers and passphrases; keys are not made of it."""
 
     def token(self, size: int) -> bytes:
         """Return ``size`` octets from the operating system's generator."""

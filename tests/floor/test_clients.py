@@ -1,4 +1,4 @@
-"""Who may do what (SPEC C2, STYLE P22)."""
+"""Who may do what (SPEC C2)."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The states of a device: what may follow what, and nothing else (SPEC C4, DESIGN section 2)."""
+"""The states of a device: what may follow what, and nothing else (SPEC C4)."""
 
 import itertools
 from datetime import UTC, datetime

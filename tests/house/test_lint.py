@@ -46,7 +46,6 @@ def findings(source: str, path: str) -> set[str]:
     "path", ["src/birthmark/floor/new.py", "src/birthmark/services/new.py", "tests/pki/new.py"]
 )
 def test_time_and_randomness_are_lint_errors_outside_the_adapters(name: str, path: str) -> None:
-    """STYLE P20."""
     assert "TID251" in findings(BANNED[name], path)
 
 
@@ -82,7 +81,7 @@ def test_the_adapters_may_ask_the_machine(name: str) -> None:
 def test_an_import_against_the_rule_breaks_a_contract(
     tmp_path: Path, importer: str, statement: str, broken: str
 ) -> None:
-    """DESIGN section 1, on a tree of empty modules."""
+    """On a tree of empty modules."""
     package = tmp_path / "birthmark"
     for folder in ("", "pki", "ledger", "floor", "services", "adapters", "edge", "edge/http", "edge/station"):
         (package / folder).mkdir(exist_ok=True)

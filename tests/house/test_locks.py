@@ -1,4 +1,4 @@
-"""The locks say exactly what is installed, and not where it comes from (STYLE P24)."""
+"""The locks say exactly what is installed, and not where it comes from."""
 
 import re
 import tomllib

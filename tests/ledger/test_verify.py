@@ -15,7 +15,6 @@ from birthmark import errors
 from birthmark.ledger import entry, verify
 from birthmark.ledger.bundle import split_notes
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note
-from birthmark.ledger.proof import TlogProof
 from birthmark.ledger.verify import Gap, Report, Severity, verify_bundle
 from tests.ledger.sample import ORIGIN, START, VKEY, Sample, entry_fields, sample, signed
 from tests.ledger.test_bundle import members, packed
@@ -154,7 +153,7 @@ def noticed(place: Path, data: bytes) -> bool:
 def test_a_history_rewritten_by_the_holder_of_the_key_contradicts_an_earlier_checkpoint(
     place: Path, forge: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]
 ) -> None:
-    """STYLE P10: whoever kept an earlier checkpoint can tell."""
+    """Whoever kept an earlier checkpoint can tell."""
     data = resigned(forge(LOG.entries), checkpoints=b"")
     kept = judged(place, data, earlier=[LOG.checkpoint(17)])
     assert 5 in steps(kept)
@@ -239,14 +238,14 @@ def test_numbers_that_come_often_or_out_of_order_are_no_gap(place: Path) -> None
     assert report.ok
 
 
-def test_time_that_runs_back_further_than_tolerated_is_found(place: Path) -> None:
+def test_time_that_runs_back_is_found_and_time_that_stands_still_is_not(place: Path) -> None:
     def at(**offset: float) -> dict[str, object]:
         return {"at": entry.time_text(START + timedelta(**offset))}
 
-    assert judged(place, logged({10: at(seconds=60), 11: at(seconds=0)})).ok
-    report = judged(place, logged({10: at(seconds=60.001), 11: at(seconds=0)}))
+    later = {number: at(seconds=60) for number in range(11, 40)}
+    assert judged(place, logged({10: at(seconds=60), **later})).ok
+    report = judged(place, logged({10: at(seconds=60.001), **later}))
     assert steps(report) == {6}
-    assert judged(place, logged({10: at(hours=1)}), tolerance=timedelta(hours=2)).ok
 
 
 @pytest.mark.parametrize("change", [{"realm": "other"}, {"environment": "production"}])
@@ -319,14 +318,6 @@ def test_a_million_of_the_same_finding_are_counted_not_listed(place: Path) -> No
     report = judged(place, logged({number: {"realm": "other"} for number in range(1, 40)}))
     assert len(report.findings) == 21
     assert report.findings[-1].text == "and 19 more of this step"
-
-
-def test_a_release_token_is_verified_with_the_same_module() -> None:
-    """C7."""
-    token = TlogProof(0, LOG.entries[0], (), LOG.checkpoint(1)).encode()
-    assert verify.verify_proof(token, VKEY) == entry_fields(0)
-    with pytest.raises(errors.IntegrityFailure):
-        verify.verify_proof(token.replace("\n1\n", "\n2\n"), VKEY)
 
 
 def test_the_command_says_what_it_found_and_its_status_says_it_shortly(
@@ -408,10 +399,7 @@ def test_the_verifier_brings_nothing_else_of_ours() -> None:
         "birthmark",
         "birthmark.errors",
         "birthmark.ledger",
-        *(
-            f"birthmark.ledger.{name}"
-            for name in ("bundle", "checkpoint", "entry", "merkle", "proof", "verify")
-        ),
+        *(f"birthmark.ledger.{name}" for name in ("bundle", "checkpoint", "entry", "merkle", "verify")),
     }
 
 

@@ -1,4 +1,4 @@
-"""Templates, serial numbers, validity (SPEC C8, F5, G1; DESIGN section 6)."""
+"""Templates, serial numbers, validity (SPEC C8, F5, G1)."""
 
 from collections.abc import Callable
 from dataclasses import replace

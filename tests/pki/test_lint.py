@@ -1,4 +1,4 @@
-"""Each rule refuses a certificate that is broken in exactly its way (SPEC F5, STYLE P7)."""
+"""Each rule refuses a certificate that is broken in exactly its way (SPEC F5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -421,7 +421,7 @@ def test_a_beginning_that_leaves_no_room_for_the_validity_is_refused() -> None:
 
 
 def test_a_subject_with_two_values_in_one_set_is_refused() -> None:
-    """STYLE P6: one encoding for one name; multi-valued sets are none of ours."""
+    """One encoding for one name; multi-valued sets are none of ours."""
 
     def change(parts: Parts) -> None:
         contents = [name[2:] for name in parts.subject]
@@ -474,7 +474,7 @@ def test_a_permit_cannot_be_made_by_hand() -> None:
 
 
 def test_what_was_permitted_is_what_is_signed() -> None:
-    """STYLE P7: the key store gets exactly the octets the rules saw."""
+    """The key store gets exactly the octets the rules saw."""
     tbs, seen = filled("vehicle"), []
 
     def sign(label: str, message: bytes) -> bytes:

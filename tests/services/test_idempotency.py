@@ -135,7 +135,7 @@ def test_a_key_belongs_to_its_client(line: Line, again: Service) -> None:
 def test_a_repeated_delivered_issue_makes_a_new_key_and_supersedes_the_lost_one(
     line: Line, again: Service
 ) -> None:
-    """DESIGN section 2: in the same commit, and admitted once."""
+    """SPEC E2: in the same commit, and admitted once."""
     device = workpiece("D1", delivered=True)
     lost = line.issue(device, key="k")
     size = line.size()

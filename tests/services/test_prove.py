@@ -1,4 +1,4 @@
-"""Prove and release: a claim is not a proof, and what is not proved is held (SPEC C4, C6, STYLE P11)."""
+"""Prove and release: a claim is not a proof, and what is not proved is held (SPEC C4, C6)."""
 
 from collections.abc import Callable
 
@@ -146,7 +146,7 @@ def test_an_attempt_that_does_not_exist_is_not_found_and_logged(line: Line) -> N
 
 
 def test_a_service_that_never_saw_the_issue_releases_the_device(line: Line) -> None:
-    """DESIGN section 6: no state in a process that another could need."""
+    """No state in a process that another could need."""
     device = workpiece("D1")
     issued = line.issue(device)
     released = line.prove(proof(issued, device.key), service=line.another_service())
@@ -154,7 +154,7 @@ def test_a_service_that_never_saw_the_issue_releases_the_device(line: Line) -> N
 
 
 def test_a_challenge_that_was_replaced_elsewhere_is_read_again(line: Line) -> None:
-    """DESIGN section 2: the key delivered last counts, whichever process delivered it."""
+    """Decision 5: the key delivered last counts, whichever process delivered it."""
     device = workpiece("D1", delivered=True)
     lost = line.issue(device, key="k")  # this service remembers the first challenge
     delivered = line.issue(device, key="k", service=line.another_service())

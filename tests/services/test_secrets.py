@@ -1,4 +1,4 @@
-"""Private keys of devices are nowhere but in the answer that delivers them (SPEC B7, STYLE P14)."""
+"""Private keys of devices are nowhere but in the answer that delivers them (SPEC B7)."""
 
 import base64
 import json

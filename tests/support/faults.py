@@ -1,4 +1,4 @@
-"""A database that fails where it is told to: in the two ways in which a commit can fail (STYLE P23)."""
+"""A database that fails where it is told to: in the two ways in which a commit can fail."""
 
 import threading
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Nothing that is secret stands anywhere but where it belongs (SPEC B7, STYLE P14).
+"""Nothing that is secret stands anywhere but where it belongs (SPEC B7).
 
 A realm is made with generated passphrases, devices are born, delivered, refused and broken, the log is
 carried away and checked; then every private key, passphrase and PIN there is, in each form it could have

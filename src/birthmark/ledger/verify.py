@@ -19,35 +19,25 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
 from birthmark import errors
 from birthmark.ledger import entry as entries_format
-from birthmark.ledger import merkle, proof
+from birthmark.ledger import merkle
 from birthmark.ledger.bundle import README, Bundle, record_line, split_notes
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note
 
 __all__ = [
     "STEPS",
-    "TOLERANCE",
     "Finding",
     "Gap",
     "Report",
     "Severity",
     "main",
     "verify_bundle",
-    "verify_proof",
 ]
-
-TOLERANCE = timedelta(seconds=60)
-"""How far the time of an entry may lie behind that of an earlier one.
-
-An entry's time is when its request was judged; requests that wait for the same train, or come from several
-processes, need not be committed in that order.
-"""
 
 STEPS: Mapping[int, str] = {
     1: "the checkpoint is signed by the log",
@@ -122,22 +112,11 @@ class Report:
         return all(finding.severity is not Severity.ERROR for finding in self.findings)
 
 
-def verify_proof(text: str, vkey: VerifierKey) -> dict[str, object]:
-    """Check a release token (``proof.verify``) and return the entry it proves.
-
-    Raises:
-        errors.MalformedRequest: the text is no proof.
-        errors.IntegrityFailure: it does not prove its entry under this key.
-    """
-    return proof.verify(text, vkey)
-
-
 def verify_bundle(
     path: str | Path,
     vkey: VerifierKey,
     *,
     earlier: Sequence[str] = (),
-    tolerance: timedelta = TOLERANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check an exported bundle by the steps in ``STEPS``; the first that fails alone ends it early.
@@ -146,7 +125,6 @@ def verify_bundle(
         path: the bundle.
         vkey: the log's key, from somebody the auditor trusts.
         earlier: signed checkpoints of this log that others kept.
-        tolerance: how far time may run backwards between entries.
         progress: called now and then with the entries done and the entries in all.
 
     Raises:
@@ -173,7 +151,7 @@ def verify_bundle(
             prefixes.add(note, vkey, number)
         # 3. to 8.  One pass over the entries.
         tree = merkle.Frontier()
-        history = _History(findings, tolerance)
+        history = _History(findings)
         sequences = _Sequences()
         records = _Records(findings, bundle.records(), checkpoint.size)
         counts: Counter[str] = Counter()
@@ -320,9 +298,8 @@ class _Prefixes:
 class _History:
     """Time, realm and environment of the entries."""
 
-    def __init__(self, findings: _Findings, tolerance: timedelta) -> None:
+    def __init__(self, findings: _Findings) -> None:
         self._findings = findings
-        self._tolerance = tolerance
         self.realm: str | None = None
         self.environment: str | None = None
         self.first_at: str | None = None
@@ -334,10 +311,10 @@ class _History:
             self.realm, self.environment, self.first_at, self.last_at = realm, environment, at, at
         if (realm, environment) != (self.realm, self.environment):
             self._findings.add(6, f"entry {index} belongs to {realm}, {environment}")
-        # Times in their one spelling sort as text.
+        # Times in their one spelling sort as text; the train dates its entries, so none is before another.
         if at >= self.last_at:
             self.last_at = at
-        elif entries_format.parse_time(self.last_at) - entries_format.parse_time(at) > self._tolerance:
+        else:
             self._findings.add(6, f"entry {index} is of {at}, after one of {self.last_at}")
 
 

@@ -4,8 +4,8 @@ One row an algorithm: how a certificate names its signature, how a SubjectPublic
 long it is.  A public key is recognised by those exact octets, which leaves one encoding for one key: named
 curve, uncompressed point.  A new algorithm is a row here and a member of ``KeyAlgorithm``.
 
-The throwaway keys let ``cryptography`` build something whose signature nobody will use (STYLE P7): the
-private key is the number one, so that nobody takes it for a secret.
+The throwaway keys let ``cryptography`` build something whose signature nobody will use: the private key is
+the number one, so that nobody takes it for a secret.
 """
 
 from collections.abc import Mapping

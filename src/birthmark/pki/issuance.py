@@ -355,7 +355,7 @@ def build_reference(
         value = _x509_extension(profile, issuer, extension, variables, subject_public_key_info)
         builder = builder.add_extension(value, critical=profile.critical(extension))
     hash_algorithm = ALGORITHMS[issuer.key_algorithm].hash_algorithm
-    # The signature is thrown away: what counts are the octets the library would have signed (STYLE P7).
+    # The signature is thrown away: what counts are the octets the library would have signed.
     built = builder.sign(throwaway_key(issuer.key_algorithm), hash_algorithm)  # type: ignore[arg-type]
     return TBSCertificate(
         der=built.tbs_certificate_bytes, serial_number=serial_number, profile=profile, issuer=issuer

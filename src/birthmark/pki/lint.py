@@ -2,12 +2,12 @@
 """Our rules for every certificate, on the octets that will be signed.
 
 ``permit`` reads a TBSCertificate's DER, not the values it was made from, and asks every rule; only then is
-there an ``IssuancePermit``, and only with that can anything be signed (STYLE P7).  A rule is a function from
-the reading to a complaint or None, and its docstring is its citation.  What a rule expects it takes from the
-profile and the issuer with encoders of this module, so that a fault in issuance does not vouch for itself.
+there an ``IssuancePermit``, and only with that can anything be signed.  A rule is a function from the reading
+to a complaint or None, and its docstring is its citation.  What a rule expects it takes from the profile and
+the issuer with encoders of this module, so that a fault in issuance does not vouch for itself.
 
-These are the quick rules, for each certificate.  A general-purpose linter looks at the first article of a
-run.
+These are the rules that every certificate meets before it is signed.  A general-purpose linter (pkilint)
+judges certificates of every profile in the tests; the service does not run it.
 """
 
 from collections.abc import Callable
@@ -196,7 +196,7 @@ def version_is_3(seen: Reading, tbs: TBSCertificate) -> str | None:
 
 
 def serial_number_fits(seen: Reading, tbs: TBSCertificate) -> str | None:
-    """RFC 5280 section 4.1.2.2: positive, at most 20 octets; STYLE P20: at least 64 bits of it."""
+    """RFC 5280 section 4.1.2.2: positive, at most 20 octets; ours has at least 64 bits."""
     octets = seen.serial_number
     if not 8 <= len(octets) <= 20:
         return f"serialNumber has {len(octets)} octets, not 8 to 20"

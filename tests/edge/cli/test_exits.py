@@ -1,4 +1,4 @@
-"""What the command line says when it refuses, and when it is broken (STYLE P9, P25)."""
+"""What the command line says when it refuses, and when it is broken (SPEC K3)."""
 
 from collections.abc import Iterator
 from pathlib import Path

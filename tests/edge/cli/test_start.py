@@ -1,4 +1,4 @@
-"""The command starts cheaply, and an auditor's machine needs no database driver (STYLE P2)."""
+"""The command starts cheaply, and an auditor's machine needs no database driver."""
 
 import json
 import subprocess

@@ -106,4 +106,4 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (IdentityRecord, "identity_record"),
     )
 }
-"""In the order in which a train writes them."""
+"""The mapping of each kind of value."""

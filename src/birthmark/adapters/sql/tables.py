@@ -1,8 +1,11 @@
 """The tables, as SQLAlchemy Core metadata: what the migrations must arrive at, on both databases.
 
-Every table of values has one text key, the first field of the value it holds.  Times are milliseconds since
-1970 in UTC. ``leaf``, ``tile``, ``checkpoint`` and ``identity_record`` are append-only by trigger (see the
-migrations), and so are the bytes of every certificate.
+Every table of values has one key, the first field of the value it holds: a text, except that of
+``identity_record``, which is the number of its leaf.  Times are milliseconds since 1970 in UTC.
+
+By trigger (see the migrations) no table loses a row; the rows of ``realm``, ``leaf``, ``tile``,
+``checkpoint``, ``identity_record``, ``key_use`` and ``allowed_device`` never change, and neither do the bytes
+of a certificate, the document of a run and the device of an attempt.
 """
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text

@@ -1,4 +1,4 @@
-"""``birthmark device``: where a device stands, its papers, and what becomes of it (DESIGN §2)."""
+"""``birthmark device``: where a device stands, its papers, and what becomes of it."""
 
 from collections.abc import Callable
 from pathlib import Path

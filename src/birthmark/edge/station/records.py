@@ -5,8 +5,7 @@ log leaves a gap anyone can see (SPEC E5).  Numbers are taken under a file lock,
 can be one station; nothing is flushed, because after a power cut the service says which number it saw last.
 
 The log's key is pinned on first contact.  Every checkpoint met is opened under it; the log never shrinks
-and never has two roots for one size, and the newest checkpoint stays here as this station's witness (DESIGN
-4).
+and never has two roots for one size, and the newest checkpoint stays here as this station's witness.
 
 A station without a directory remembers all this as long as it lives.
 """

@@ -78,7 +78,7 @@ CREATE TABLE answer (
     at BIGINT NOT NULL) {keyed};
 """
 
-_APPEND_ONLY = ("realm", "leaf", "tile", "checkpoint", "identity_record", "key_use")
+_APPEND_ONLY = ("realm", "leaf", "tile", "checkpoint", "identity_record", "key_use", "allowed_device")
 """Tables whose rows are written once."""
 _FROZEN = {
     "authority": "der",
