@@ -146,7 +146,7 @@ def test_a_text_that_no_database_holds_fails_its_act_alone_and_not_for_ever(line
     size = line.size()
     first, second, third = commit(line, put(use("a")), IMPOSSIBLE[case](), put(use("c")))
     assert (first, third) == ("put", "put")
-    assert isinstance(second, errors.Fault | errors.MalformedRequest)
+    assert isinstance(second, errors.IntegrityFailure | errors.Fault | errors.MalformedRequest)
     assert second.recorded
     assert not second.retryable
     assert [entry["kind"] for entry in line.entries(size)] == ["noted", "refused", "noted"]
