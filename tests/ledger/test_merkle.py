@@ -201,13 +201,26 @@ def test_a_proof_between_other_trees_is_refused() -> None:
                     merkle.verify_consistency(old, new, proof, *roots)
 
 
+@pytest.mark.parametrize("leaves", [1, 2, 16])
+def test_a_complete_subtree_has_the_root_of_the_definition(leaves: int) -> None:
+    for level in range(leaves.bit_length()):
+        row = [naive(at, at + (1 << level)) for at in range(0, leaves, 1 << level)]
+        assert merkle.complete_root(row) == naive(0, leaves)
+
+
+@pytest.mark.parametrize("count", [0, 3, 6, 255])
+def test_no_other_number_of_nodes_makes_a_complete_subtree(count: int) -> None:
+    with pytest.raises(ValueError, match=f"not {count}"):
+        merkle.complete_root([bytes(32)] * count)
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_train_proves_its_leaves_from_the_old_edge_alone(data: st.DataObject) -> None:
     end = data.draw(st.integers(0, LARGEST))
     start = data.draw(st.integers(0, end))
     growth = grown(start, end)
-    assert (growth.first, growth.size, growth.root()) == (start, end, naive(0, end))
+    assert (growth.size, growth.root()) == (end, naive(0, end))
     assert growth.edge.root() == naive(0, end)
     assert Edge.from_bytes(end, growth.edge.to_bytes()) == growth.edge
     for index in range(start, end):

@@ -11,7 +11,6 @@ Rules kept here: a key is durable before its label is known, and no file is ever
 every protection of a key in use.  An open key lies in process memory; that is what "development" says.
 """
 
-import base64
 import os
 import secrets
 import threading
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from birthmark import errors
 from birthmark.adapters.custody import check_label, read_private_file
+from birthmark.pki.certificates import to_pem
 from birthmark.pki.der import OCTET_STRING, SEQUENCE, encode, integer, oid
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
@@ -250,14 +250,8 @@ def _encrypted_pem(key: _PrivateKey, passphrase: SecretBytes) -> bytes:
         encode(SEQUENCE, _AES256_CBC, encode(OCTET_STRING, iv)),
     )
     scheme = encode(SEQUENCE, _PBES2, pbes2_params)
-    return _pem(encode(SEQUENCE, scheme, encode(OCTET_STRING, encrypted)))
-
-
-def _pem(der: bytes) -> bytes:
-    text = base64.b64encode(der)
-    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
-    mark = b"ENCRYPTED PRIVATE KEY-----"
-    return b"\n".join([b"-----BEGIN " + mark, *lines, b"-----END " + mark, b""])
+    info = encode(SEQUENCE, scheme, encode(OCTET_STRING, encrypted))
+    return to_pem(info, "ENCRYPTED PRIVATE KEY").encode("ascii")
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Growth",
     "Node",
     "Position",
+    "complete_root",
     "consistency_path",
     "consistency_proof",
     "inclusion_path",
@@ -60,6 +61,20 @@ def leaf_hash(entry: bytes) -> bytes:
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Hash two subtrees into their parent: SHA-256(0x01 || left || right) (RFC 6962 section 2.1)."""
     return sha256(b"\x01" + left + right).digest()
+
+
+def complete_root(nodes: Sequence[bytes]) -> bytes:
+    """Return the root of a complete subtree from the nodes of one of its levels, 2**n of them.
+
+    Raises:
+        ValueError: their number is no power of two.
+    """
+    if not nodes or len(nodes) & (len(nodes) - 1):
+        raise ValueError(f"a complete subtree has 2**n nodes on a level, not {len(nodes)}")
+    level = list(nodes)
+    while len(level) > 1:
+        level = [node_hash(level[at], level[at + 1]) for at in range(0, len(level), 2)]
+    return level[0]
 
 
 def _fold(nodes: Sequence[bytes]) -> bytes:
@@ -165,11 +180,6 @@ class Growth:
             index = edge.size >> level
             self._rows.append([remaining.pop()] if index & 1 else [])
             self._bases.append(index - 1 if index & 1 else index)
-
-    @property
-    def first(self) -> int:
-        """Size of the tree before this growth, which is the index of its first new leaf."""
-        return self._first
 
     @property
     def size(self) -> int:

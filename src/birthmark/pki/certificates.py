@@ -22,7 +22,15 @@ from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Profile
 
-__all__ = ["Certificate", "TBSCertificate", "assemble", "fingerprint", "from_pem", "to_pem"]
+__all__ = [
+    "Certificate",
+    "TBSCertificate",
+    "assemble",
+    "fingerprint",
+    "from_pem",
+    "serial_hex",
+    "to_pem",
+]
 
 _PEM = re.compile(
     r"-----BEGIN (?P<label>[A-Z0-9 ]{1,40})-----[ \t]*\r?\n"
@@ -62,6 +70,11 @@ def assemble(tbs_der: bytes, signature_algorithm: bytes, signature: bytes) -> by
 def fingerprint(certificate_der: bytes) -> str:
     """Return the SHA-256 of a certificate in lower-case hex."""
     return sha256(certificate_der).hexdigest()
+
+
+def serial_hex(number: int) -> str:
+    """Return a serial number (not negative) as we write it: lower-case hex, two digits an octet."""
+    return number.to_bytes((number.bit_length() + 7) // 8 or 1).hex()
 
 
 def to_pem(octets: bytes, label: str = "CERTIFICATE") -> str:
@@ -157,16 +170,10 @@ class Certificate:
 
     @property
     def serial_hex(self) -> str:
-        """Return the serial number in lower-case hex, two digits an octet, as databases and URLs spell it."""
-        digits = f"{self.serial_number:x}"
-        return digits.zfill(len(digits) + len(digits) % 2)
+        """Return the serial number in hex, see ``serial_hex``."""
+        return serial_hex(self.serial_number)
 
     @property
     def fingerprint(self) -> str:
         """Return the SHA-256 of the certificate in lower-case hex."""
         return fingerprint(self.der)
-
-    @property
-    def spki_sha256(self) -> str:
-        """Return the SHA-256 of the SubjectPublicKeyInfo in lower-case hex."""
-        return sha256(self.subject_public_key_info).hexdigest()

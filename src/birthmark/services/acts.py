@@ -10,6 +10,7 @@ from cryptography import x509
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, require
+from birthmark.pki.certificates import serial_hex
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "recognise",
     "record_refusal",
     "refuse",
-    "serial_hex",
     "stored_refusal",
 ]
 
@@ -48,11 +48,6 @@ class Caller:
     """The client's number for the request."""
     operator: str | None = None
     """Name of the operator at the station, as the station says."""
-
-
-def serial_hex(number: int) -> str:
-    """Return a certificate serial number as we write it: lower-case hex, whole octets."""
-    return number.to_bytes((number.bit_length() + 7) // 8 or 1).hex()
 
 
 def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = None) -> UseCase[Caller]:

@@ -35,7 +35,7 @@ from birthmark.floor.devices import (
     move,
 )
 from birthmark.floor.runs import AllowedDevice, Run, admit
-from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
 from birthmark.pki.issuance import serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
@@ -49,7 +49,6 @@ from birthmark.services.acts import (
     earlier_answer,
     live_client,
     refuse,
-    serial_hex,
 )
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.runs import RunContext, Runs

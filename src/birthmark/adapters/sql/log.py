@@ -12,7 +12,7 @@ from typing import Any
 from birthmark import errors
 from birthmark.adapters.sql.databases import Database
 from birthmark.ledger.checkpoint import VerifierKey, open_note
-from birthmark.ledger.merkle import inclusion_proof, node_hash
+from birthmark.ledger.merkle import complete_root, inclusion_proof
 from birthmark.ledger.proof import TlogProof
 from birthmark.ports import LogEntry
 
@@ -34,14 +34,6 @@ HEAD = _Shape("head", ("id", "size", "edge", "at"), ("bigint", "bigint", "bytea"
 LEAF = _Shape("leaf", ("idx", "hash", "entry"), ("bigint", "bytea", "bytea"))
 TILE = _Shape("tile", ("level", "idx", "root"), ("bigint", "bigint", "bytea"))
 CHECKPOINT = _Shape("checkpoint", ("size", "note"), ("bigint", "text"))
-
-
-def _fold(hashes: Sequence[bytes]) -> bytes:
-    """Return the root of a complete subtree of 2**n hashes."""
-    level = list(hashes)
-    while len(level) > 1:
-        level = [node_hash(level[i], level[i + 1]) for i in range(0, len(level), 2)]
-    return level[0]
 
 
 def _hashes(query: Query, level: int, start: int, end: int) -> list[bytes]:
@@ -68,7 +60,7 @@ def full_tiles(query: Query, first: int, leaves: Sequence[bytes]) -> list[tuple[
         for index in range(start >> TILE_HEIGHT, end >> TILE_HEIGHT):
             low, high = index << TILE_HEIGHT, (index + 1) << TILE_HEIGHT
             old = _hashes(query, level, low, start) if low < start else []
-            root = _fold(old + fresh[max(low - start, 0) : high - start])
+            root = complete_root(old + fresh[max(low - start, 0) : high - start])
             tiles.append((level, index, root))
             roots.append(root)
         start, fresh, level = start >> TILE_HEIGHT, roots, level + 1
@@ -85,7 +77,8 @@ class LogReader:
     def node(self, level: int, index: int) -> bytes:
         """Return the root of the complete subtree of leaves [index·2^level, (index+1)·2^level)."""
         tile_level, height = divmod(level, TILE_HEIGHT)
-        return _fold(_hashes(self._database.query, tile_level, index << height, (index + 1) << height))
+        hashes = _hashes(self._database.query, tile_level, index << height, (index + 1) << height)
+        return complete_root(hashes)
 
     def size(self) -> int:
         """Return the number of entries."""
