@@ -5,16 +5,20 @@
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from birthmark import errors
+from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent
+from birthmark.ledger.entry import decode, encode
 from birthmark.services.check import Report, check
+from birthmark.services.issue import IssueRequest
+from birthmark.services.testimony import Said
 from tests.support.realm import Line, make_line, open_service, proof, tamper, workpiece
 
 Statement = tuple[str, Sequence[Any]]
@@ -40,6 +44,15 @@ def busy(line: Line) -> None:
     line.issue(delivered, run="R2", key="k")
     line.issue(delivered, run="R2", key="k")
     line.enrol(Role.STATION, "ST02", by=line.operator)
+    act, operator = line.service.carry, line.operator.caller
+    meters = replace(line.the(Authority, "issuing-1"), id="issuing-2", scope="meter", issued=0)
+    act(line.service.authorise.establish(operator, meters))
+    act(line.service.authorise.change(operator, "issuing-2", AuthorityStatus.SUSPENDED, "audit"))
+    act(line.service.runs.import_list(operator, ["serial:SPARE"]))
+    # Refusals enough for the log to have a full tile.
+    nonsense = [IssueRequest(hardware_id="?", csr=None, key=f"nonsense-{number}") for number in range(256)]
+    answers = act(line.service.issue(line.station.caller, "R1", nonsense))
+    assert all(isinstance(answer, errors.Refusal) for answer in answers)
     line.service.carry(line.service.authorise.revoke(line.operator.caller, "station:ST02", "stolen"))
     line.service.carry(line.service.runs.close(line.operator.caller, "R2", "done"))
 
@@ -114,6 +127,15 @@ def flip(line: Line) -> list[Statement]:
     return [("UPDATE leaf SET entry = %s WHERE idx = 5", (bytes(entry),))]
 
 
+def omit(line: Line) -> list[Statement]:
+    """Leave a field out of the entry that issued the first device."""
+    index, entry = next(
+        (index, entry) for index, entry in enumerate(line.entries()) if entry["kind"] == "device-issued"
+    )
+    rest = {name: value for name, value in entry.items() if name != "device"}
+    return [("UPDATE leaf SET entry = %s WHERE idx = %s", (encode(rest), index))]
+
+
 def reword(line: Line) -> list[Statement]:
     entry = next(iter(line.service.store.log.entries(5))).entry.replace(b"operator:anna", b"operator:bert")
     return [("UPDATE leaf SET entry = %s WHERE idx = 5", (entry,))]
@@ -121,6 +143,7 @@ def reword(line: Line) -> list[Statement]:
 
 TAMPERINGS: dict[str, Tampering] = {
     "a bit of an entry": Tampering(flip, "entry 5 is not one of ours"),
+    "a field of an entry left out": Tampering(omit, "is no device-issued: its device is missing"),
     "a word of an entry": Tampering(reword, "contradicts the log"),
     "an entry removed": Tampering(sql("DELETE FROM leaf WHERE idx = 9"), "the log has no entry 9"),
     "the last entries removed": Tampering(
@@ -181,7 +204,7 @@ TAMPERINGS: dict[str, Tampering] = {
     ),
     "a certificate taken back from its revocation": Tampering(
         sql("UPDATE device_certificate SET revoked = NULL, revoked_at = NULL WHERE device = 'serial:D5'"),
-        "revoked or not, the log says otherwise",
+        "revoked or not, why or when, the log says otherwise",
     ),
     "a good certificate revoked": Tampering(
         sql(
@@ -236,9 +259,162 @@ TAMPERINGS: dict[str, Tampering] = {
     "an attempt's proof": Tampering(
         sql("UPDATE attempt SET proof = challenge WHERE device = 'serial:D1'"), "has no released attempt"
     ),
+    "an authority's quota": Tampering(
+        sql("UPDATE authority SET quota = 9000 WHERE id = 'issuing-1'"),
+        "authority issuing-1: its quota is 9000, the log says None",
+    ),
+    "a suspended authority resumed": Tampering(
+        sql("UPDATE authority SET status = 'active' WHERE id = 'issuing-2'"),
+        "authority issuing-2: its status is active, the log says suspended",
+    ),
+    "an authority's end": Tampering(
+        sql("UPDATE authority SET ends_at = ends_at + 1 WHERE id = 'issuing-1'"),
+        "authority issuing-1: its end is 2099-01-01T00:00:00.001Z, the log says 2099-01-01T00:00:00.000Z",
+    ),
+    "an authority's scope": Tampering(
+        sql("UPDATE authority SET scope = '*' WHERE id = 'issuing-2'"),
+        "authority issuing-2: its scope is *, the log says meter",
+    ),
+    "an authority's owner": Tampering(
+        sql("UPDATE authority SET owner = 'mallory' WHERE id = 'root'"),
+        "authority root: its owner is mallory",
+    ),
+    "an issuing authority made a root": Tampering(
+        sql("UPDATE authority SET kind = 'root' WHERE id = 'issuing-1'"),
+        "authority issuing-1: its kind is root",
+    ),
+    "an authority's issuer": Tampering(
+        sql("UPDATE authority SET issuer = 'issuing-1' WHERE id = 'issuing-2'"),
+        "authority issuing-2: its issuer is issuing-1, the log says root",
+    ),
+    "a credential revoked by nobody": Tampering(
+        sql("UPDATE credential SET status = 'revoked' WHERE client = 'station:ST01'"),
+        "of station:ST01: its status is revoked, the log says active",
+    ),
+    "a credential's profile": Tampering(
+        sql("UPDATE credential SET profile = 'operator' WHERE client = 'station:ST01'"),
+        "of station:ST01: its profile is operator, the log says station",
+    ),
+    "a credential's end": Tampering(
+        sql("UPDATE credential SET not_after = not_after + 1000 WHERE client = 'station:ST01'"),
+        "of station:ST01: its end is",
+    ),
+    "a client's request number": Tampering(
+        sql("UPDATE client SET last_seq = 0 WHERE id = 'station:ST01'"),
+        "station:ST01 is at request 0, the log at its request 1",
+    ),
+    "a client removed": Tampering(
+        sql("DELETE FROM client WHERE id = 'station:ST02'"),
+        "the log says station:ST02 was enrolled; it is gone",
+    ),
+    "a released attempt's challenge": Tampering(
+        sql("UPDATE attempt SET challenge = proof WHERE device = 'serial:D1'"),
+        "at serial:D1: its challenge is",
+    ),
+    "an attempt's time": Tampering(
+        sql("UPDATE attempt SET issued_at = issued_at - 1 WHERE device = 'serial:D3'"),
+        "at serial:D3: its time is 2026-11-22T09:59:59.999Z, the log says 2026-11-22T10:00:00.000Z",
+    ),
+    "an attempt's operator": Tampering(
+        sql("UPDATE attempt SET operator = 'bert' WHERE device = 'serial:D3'"),
+        "at serial:D3: its operator is bert, the log says None",
+    ),
+    "an attempt's station": Tampering(
+        sql("UPDATE attempt SET client = 'station:ST02' WHERE device = 'serial:D3'"),
+        "at serial:D3: its client is station:ST02, the log says station:ST01",
+    ),
+    "an attempt's origin": Tampering(
+        sql("UPDATE attempt SET origin = 'delivered' WHERE device = 'serial:D3'"),
+        "at serial:D3: its origin is delivered, the log says born",
+    ),
+    "an attempt's certificate": Tampering(
+        sql(
+            "UPDATE attempt SET certificate = (SELECT certificate FROM attempt WHERE device = 'serial:D1')"
+            " WHERE device = 'serial:D3'"
+        ),
+        "at serial:D3: its certificate is",
+    ),
+    "a re-issued attempt's certificate": Tampering(
+        sql(
+            "UPDATE attempt SET certificate = (SELECT serial FROM device_certificate WHERE device = 'serial:E1'"
+            " AND revoked IS NOT NULL) WHERE device = 'serial:E1'"
+        ),
+        "at serial:E1: its certificate is",
+    ),
+    "an attempt's number": Tampering(
+        sql("UPDATE attempt SET number = 2 WHERE device = 'serial:D3'"), "at serial:D3: its number is 2"
+    ),
+    "an attempt's entry": Tampering(
+        sql("UPDATE attempt SET issue_leaf = 1 WHERE device = 'serial:D3'"), "at serial:D3: its entry is 1"
+    ),
+    "a held attempt let go": Tampering(
+        sql("UPDATE attempt SET state = 'issued' WHERE device = 'serial:D4'"),
+        "at serial:D4: its state is issued, the log says held",
+    ),
+    "an attempt removed": Tampering(
+        sql("DELETE FROM attempt WHERE device = 'serial:D6'"), "at serial:D6 was begun; it is gone"
+    ),
+    "a device moved to another run": Tampering(
+        sql("UPDATE device SET run = 'R2' WHERE id = 'serial:D3'"),
+        "serial:D3: its run is R2, the log says R1",
+    ),
+    "why a device is held": Tampering(
+        sql("UPDATE device SET reason = 'dirty' WHERE id = 'serial:D7'"),
+        "serial:D7: its reason is dirty, the log says scratched",
+    ),
+    "why a certificate is revoked": Tampering(
+        sql("UPDATE device_certificate SET revoked = 'keyCompromise' WHERE device = 'serial:D5'"),
+        "revoked or not, why or when, the log says otherwise",
+    ),
+    "when a certificate was revoked": Tampering(
+        sql("UPDATE device_certificate SET revoked_at = revoked_at + 1 WHERE device = 'serial:D5'"),
+        "revoked or not, why or when, the log says otherwise",
+    ),
+    "a certificate given to another attempt": Tampering(
+        sql("UPDATE device_certificate SET attempt = 'none' WHERE device = 'serial:D3'"),
+        "its attempt is none, the log says",
+    ),
+    "the key of a device that is not released forgotten": Tampering(
+        sql("DELETE FROM key_use WHERE device = 'serial:D3'"),
+        "the key of serial:D3 is not kept as its own: it is gone",
+    ),
+    "who signed a run": Tampering(
+        sql("UPDATE run SET signer = (SELECT serial FROM credential WHERE client = 'station:ST01')"),
+        "run R2 is not the one the log says was opened",
+    ),
+    "a list that no run names": Tampering(
+        sql("DELETE FROM allowed_device WHERE id LIKE '%:SPARE'"), "is not the one that was imported"
+    ),
+    "the newest checkpoint removed": Tampering(
+        sql("DELETE FROM checkpoint WHERE size = (SELECT max(size) FROM checkpoint)"),
+        "no checkpoint that is stored covers the entries from",
+    ),
+    "a checkpoint filed under another size": Tampering(
+        sql("UPDATE checkpoint SET size = 1000 WHERE size = 5"),
+        "the stored checkpoint of size 1000 speaks of 5 entries",
+    ),
+    "a head beyond the log": Tampering(sql("UPDATE head SET size = size + 1"), "the log's head speaks of"),
+    "a time that is none": Tampering(
+        sql("UPDATE attempt SET issued_at = 1000000000000000000 WHERE device = 'serial:D3'"),
+        "a stored Attempt cannot be read, nor what comes after it",
+    ),
+    "a tile's root": Tampering(
+        sql("UPDATE tile SET root = (SELECT hash FROM leaf WHERE idx = 1) WHERE level = 0 AND idx = 0"),
+        "the stored tile of entries 0 to 255 is another",
+    ),
+    "a tile removed": Tampering(
+        sql("DELETE FROM tile WHERE level = 0 AND idx = 0"),
+        "the log lacks hashes between 0 and 1 of tile level 1",
+    ),
     "a tree's leaf hash": Tampering(
         sql("UPDATE leaf SET hash = (SELECT hash FROM leaf WHERE idx = 1) WHERE idx = 2"),
-        "the stored hash of entry 2 is another",
+        "the stored hash of entries 0 to 127 is another",
+    ),
+    "the last leaf's hash": Tampering(
+        sql(
+            "UPDATE leaf SET hash = (SELECT hash FROM leaf WHERE idx = 1) WHERE idx = (SELECT size - 1 FROM head)"
+        ),
+        "the stored hash of entry ",
     ),
 }
 
@@ -255,3 +431,42 @@ def test_a_tampering_is_found_and_named(tmp_path: Path, busy_line: Line, case: s
     assert any(tampering.finding in finding for finding in report.findings), report.findings
     assert not report.ok
     line.close()
+
+
+def test_what_no_entry_speaks_of_cannot_be_found(tmp_path: Path) -> None:
+    """The limits that the check's description names; who narrows them mends the description."""
+    line = make_line(tmp_path, f"sqlite:///{tmp_path / 'line.sqlite'}")
+    line.open_run()
+    line.issue(workpiece("D1"))
+    tamper(
+        line.url,
+        ("UPDATE attempt SET challenge = zeroblob(32)", ()),
+        ("DELETE FROM answer", ()),
+        ("UPDATE authority SET key_label = 'other' WHERE id = 'issuing-1'", ()),
+        ("UPDATE client SET last_seq = 99 WHERE id = 'station:ST01'", ()),
+        ("INSERT INTO allowed_device VALUES ('stray/serial:D9')", ()),
+        ("UPDATE head SET edge = zeroblob(length(edge))", ()),
+    )
+    assert findings(line).findings == []
+    line.close()
+
+
+def test_an_entry_that_lacks_a_field_is_a_finding_and_no_crash(busy_line: Line) -> None:
+    """Somebody who holds the log's key, or a fault of ours, can put anything into an entry."""
+    entries = [entry for entry in busy_line.entries() if entry["kind"] != "refused"]
+    needed = 0
+    for index in {entry["kind"]: index for index, entry in enumerate(entries)}.values():
+        for name in set(entries[index]) - {"v", "kind", "at", "realm", "environment", "actor"}:
+            values: list[object] = [None, [], {}, 1, "", "?"]
+            for value in values:
+                said = Said()
+                for earlier, entry in enumerate(entries[:index]):
+                    said.take(earlier, entry)
+                bent = {**entries[index], name: value}
+                if value is None:
+                    del bent[name]
+                try:
+                    said.take(index, decode(encode(bent)))
+                except errors.MalformedRequest:
+                    needed += 1
+    assert needed > 100

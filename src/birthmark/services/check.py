@@ -1,50 +1,55 @@
 """Hold everything that is stored against everything else that is stored.
 
-Nothing here trusts a counter, a column or a cache: the tree is computed again from the entries, every
-signature is verified again, and each fact must have its entry and each entry its fact.  What does not agree
-is a *finding*; what an auditor should ask about (a gap in a station's request numbers) is a *note*.
+Nothing here trusts a counter, a column or a cache: the tree and its tiles are computed again from the
+entries, every signature is verified again, and each fact must have its entry and each entry its fact, field
+by field.  What does not agree is a *finding*; what an auditor should ask about (a gap in a station's request
+numbers) is a *note*.
+
+No entry speaks of these, so a change to them alone is not found: the challenge of an attempt before its
+release, the answers kept under idempotency keys, an authority's key label, the lines of a list of hardware
+ids that no run names and no finished import left, a client's last request number when it is too high, and
+the hashes of the log's edge beside its head (what is signed over changed ones contradicts the log).  Somebody
+who also holds the log's key can write another history: what contradicts that are the checkpoints of others.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import count
-from typing import Any
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
-from birthmark.floor.clients import Client, Credential
+from birthmark.floor.clients import Client, ClientStatus, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceState, IdentityRecord, KeyUse
 from birthmark.floor.realm import Realm
-from birthmark.floor.runs import AllowedDevice, Run, allow_list_of
+from birthmark.floor.runs import AllowedDevice, AllowList, Run, allow_list_of
 from birthmark.ledger.checkpoint import VerifierKey, open_note
-from birthmark.ledger.entry import decode
+from birthmark.ledger.entry import decode, time_text
 from birthmark.ledger.merkle import Frontier, leaf_hash, node_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.ports import Facts, Log, LogEntry, Look, Store, UseCase, carry
+from birthmark.ports import Log, LogEntry, Store
 from birthmark.services.runs import Runs
+from birthmark.services.testimony import RunSaid, Said
 
 __all__ = ["Progress", "Report", "check"]
 
+V = TypeVar("V")
 Progress = Callable[[str, int], None]
 """Told the stage and how many items of it are done."""
 FINDINGS_SHOWN = 1000
 _BLOCK = 7
-"""Hashes are compared 2**7 at a time: one read for a block."""
+"""Leaf hashes are compared 2**7 at a time: one read for a block, and half of one tile."""
+_TILE = 8
+"""A tile covers 2**8 nodes (C2SP tlog-tiles)."""
 PROGRESS_EVERY = 1000
-_LEAVES = {
-    "device-issued": DeviceState.ISSUED,
-    "device-reissued": DeviceState.ISSUED,
-    "device-released": DeviceState.RELEASED,
-    "device-held": DeviceState.HELD,
-    "device-reworked": DeviceState.ADMITTED,
-    "device-scrapped": DeviceState.SCRAPPED,
-}
-"""The state each kind of entry leaves its device in."""
+_UNREADABLE = (ValueError, TypeError, OverflowError)
+"""What a row that is none of ours comes to when it is read: a status there is not, a year 99999."""
 
 
 @dataclass(slots=True)
@@ -68,27 +73,11 @@ class Report:
         if len(self.findings) < FINDINGS_SHOWN:
             self.findings.append(finding)
 
-
-@dataclass(slots=True)
-class _Said:
-    """What the log says happened, collected while its tree is computed."""
-
-    issued: dict[str, str] = field(default_factory=dict)
-    """Certificate serial to fingerprint."""
-    superseded: set[str] = field(default_factory=set)
-    released: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Leaf to record."""
-    state: dict[str, str] = field(default_factory=dict)
-    """Device to the state its last entry left it in."""
-    credentials: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Credential serial to fingerprint and client."""
-    clients: dict[str, tuple[str, str, str | None, str | None]] = field(default_factory=dict)
-    """Client to site, line, hardware id and run."""
-    revoked_clients: set[str] = field(default_factory=set)
-    authorities: dict[str, str] = field(default_factory=dict)
-    runs: dict[str, str] = field(default_factory=dict)
-    closed: set[str] = field(default_factory=set)
-    numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    def compare(self, what: str, **values: tuple[object, object]) -> None:
+        """Find each value, by its name, that is stored otherwise than the log says: (stored, said)."""
+        for name, (stored, said) in values.items():
+            if stored != said:
+                self.find(f"{what}: its {name} is {str(stored)[:100]}, the log says {str(said)[:100]}")
 
 
 def check(
@@ -119,34 +108,60 @@ def check(
     return report
 
 
+def _scan(report: Report, store: Store, kind: type[V]) -> Iterator[V]:
+    """Iterate over all values of a kind, as far as they can be read."""
+    values = store.scan(kind)
+    while True:
+        try:
+            value = next(values)
+        except StopIteration:
+            return
+        except _UNREADABLE as cause:
+            report.find(f"a stored {kind.__name__} cannot be read, nor what comes after it: {cause}")
+            return
+        yield value
+
+
+def _get(store: Store, kind: type[V], key: str) -> V | None:
+    """Return a value; None for one that cannot be read, which ``_scan`` has told."""
+    try:
+        return store.look({kind: (key,)}).get(kind, key)
+    except _UNREADABLE:
+        return None
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else time_text(at)
+
+
 # --- the log
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], told: Progress) -> _Said:
+def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], told: Progress) -> Said:
     """Compute the tree again; every checkpoint ever signed or received must be one of its prefixes."""
-    said, expected = _Said(), _checkpoint_roots(report, log, realm, received)
-    tree, last = Frontier(), ""
-    hashes: list[bytes] = []
+    said, (expected, covered) = Said(), _checkpoint_roots(report, log, realm, received)
+    tree, nodes, last = Frontier(), _Nodes(report, log), ""
     for item in log.entries():
         if item.index != tree.size:
             report.find(f"the log has no entry {tree.size}")
             break
-        hashes.append(leaf_hash(item.entry))
-        tree.append(hashes[-1])
-        if len(hashes) == 1 << _BLOCK:
-            _check_node(report, log, _BLOCK, item.index >> _BLOCK, _fold(hashes))
-            hashes.clear()
+        digest = leaf_hash(item.entry)
+        tree.append(digest)
+        nodes.append(item.index, digest)
         roots = expected.pop(tree.size, None)
         if roots is not None and roots != {tree.root()}:
             report.find(f"a checkpoint of size {tree.size} contradicts the log")
         last = _check_entry(report, said, realm, item, last)
         if tree.size % PROGRESS_EVERY == 0:
             told("log", tree.size)
-    for index, digest in enumerate(hashes, tree.size - len(hashes)):
-        _check_node(report, log, 0, index, digest)
+    nodes.finish(tree.size)
     for size in sorted(expected):
         report.find(f"a checkpoint speaks of {size} entries, the log has {tree.size}")
+    if covered < tree.size:
+        report.find(f"no checkpoint that is stored covers the entries from {covered} to {tree.size - 1}")
+    if log.size() != tree.size:
+        report.find(f"the log's head speaks of {log.size()} entries, the log has {tree.size}")
     report.counts["entries"] = tree.size
     for actor, numbers in said.numbers.items():
         missing = max(numbers) - len(numbers)
@@ -158,12 +173,57 @@ def _check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], 
     return said
 
 
-def _check_node(report: Report, log: Log, level: int, index: int, digest: bytes) -> None:
-    """Hold what the log keeps for its proofs against what its entries come to."""
-    if log.node(level, index) != digest:
-        first, last = index << level, ((index + 1) << level) - 1
-        which = f"entry {first}" if first == last else f"entries {first} to {last}"
-        report.find(f"the stored hash of {which} is another")
+class _Nodes:
+    """Holds what the log keeps for its proofs, leaf hashes and roots of tiles, against what entries make."""
+
+    def __init__(self, report: Report, log: Log) -> None:
+        self._report = report
+        self._log = log
+        self._leaves: list[bytes] = []
+        self._halves: list[bytes] = []
+        self._tiles: list[list[bytes]] = []
+        """Roots of full tiles by level, as long as the tile above them is not full."""
+
+    def append(self, index: int, digest: bytes) -> None:
+        """Take the next leaf, and compare what it completes."""
+        self._leaves.append(digest)
+        if len(self._leaves) < 1 << _BLOCK:
+            return
+        self._halves.append(_fold(self._leaves))
+        self._leaves.clear()
+        self._compare(_BLOCK, index >> _BLOCK, self._halves[-1])
+        if len(self._halves) < 2:
+            return
+        root, level = node_hash(*self._halves), 0
+        self._halves.clear()
+        while True:
+            height = _TILE * (level + 1)
+            self._compare(height, index >> height, root)
+            if level == len(self._tiles):
+                self._tiles.append([])
+            self._tiles[level].append(root)
+            if len(self._tiles[level]) < 1 << _TILE:
+                return
+            root = _fold(self._tiles[level])
+            self._tiles[level].clear()
+            level += 1
+
+    def finish(self, size: int) -> None:
+        """Compare the leaves that complete nothing yet; the log has ``size`` of them."""
+        for index, digest in enumerate(self._leaves, size - len(self._leaves)):
+            self._compare(0, index, digest)
+
+    def _compare(self, level: int, index: int, digest: bytes) -> None:
+        try:
+            stored = self._log.node(level, index)
+        except errors.IntegrityFailure as cause:
+            self._report.find(str(cause))
+            return
+        if stored != digest:
+            first, last = index << level, ((index + 1) << level) - 1
+            which = f"entry {first}" if first == last else f"entries {first} to {last}"
+            what = "hash" if level < _TILE else "tile"
+            self._report.find(f"the stored {what} of {which} is another")
 
 
 def _fold(hashes: Sequence[bytes]) -> bytes:
@@ -175,12 +235,13 @@ def _fold(hashes: Sequence[bytes]) -> bytes:
 
 def _checkpoint_roots(
     report: Report, log: Log, realm: Realm, received: Iterable[str]
-) -> dict[int, set[bytes]]:
-    """Return the roots that checkpoints claim, by tree size."""
+) -> tuple[dict[int, set[bytes]], int]:
+    """Return the roots that checkpoints claim, by tree size, and the size of the largest one stored."""
     key = VerifierKey.parse(realm.vkey)
     roots: dict[int, set[bytes]] = defaultdict(set)
-    for source, notes in (("stored", (note for _, note in log.checkpoints())), ("received", received)):
-        for note in notes:
+    covered = 0
+    for source, notes in (("stored", log.checkpoints()), ("received", ((None, note) for note in received))):
+        for size, note in notes:
             try:
                 checkpoint = open_note(note, key)
             except errors.Refusal as refusal:
@@ -188,10 +249,14 @@ def _checkpoint_roots(
                 continue
             roots[checkpoint.size].add(checkpoint.root)
             report.counts[f"checkpoints {source}"] += 1
-    return roots
+            if size is not None:
+                covered = max(covered, checkpoint.size)
+                if size != checkpoint.size:
+                    report.find(f"the stored checkpoint of size {size} speaks of {checkpoint.size} entries")
+    return roots, covered
 
 
-def _check_entry(report: Report, said: _Said, realm: Realm, item: LogEntry, last: str) -> str:
+def _check_entry(report: Report, said: Said, realm: Realm, item: LogEntry, last: str) -> str:
     """Check one entry by itself, remember what it says, and return its time."""
     try:
         entry = decode(item.entry)
@@ -204,70 +269,31 @@ def _check_entry(report: Report, said: _Said, realm: Realm, item: LogEntry, last
     if at < last:
         report.find(f"entry {item.index} is dated before the one before it")
     report.counts[f"entries {entry['kind']}"] += 1
-    if "seq" in entry:
-        said.numbers[str(entry["actor"])].add(int(str(entry["seq"])))
-    _take_device(said, item.index, entry)
-    _take_realm(said, entry)
+    try:
+        said.take(item.index, entry)
+    except errors.MalformedRequest as refusal:
+        report.find(f"entry {item.index} is no {entry['kind']}: {refusal}")
     return at
-
-
-def _take_device(said: _Said, index: int, entry: Mapping[str, Any]) -> None:
-    """Remember what an entry says of a device."""
-    kind = entry["kind"]
-    if kind in _LEAVES:
-        said.state[entry["device"]] = _LEAVES[kind]
-    if kind in ("device-issued", "device-reissued"):
-        said.issued[entry["certificate"]] = entry["certificate_sha256"]
-    elif kind == "device-released":
-        said.released[index] = entry["record"]
-    if kind == "device-reissued":
-        said.superseded.add(entry["superseded"])
-    elif kind in ("device-reworked", "device-scrapped") and "revoked" in entry:
-        said.superseded.add(entry["revoked"])
-
-
-def _take_realm(said: _Said, entry: Mapping[str, Any]) -> None:
-    """Remember what an entry says of the realm's own parts."""
-    kind = entry["kind"]
-    if kind in ("client-enrolled", "client-renewed"):
-        said.credentials[entry["certificate"]] = (entry["certificate_sha256"], entry["client"])
-        if kind == "client-enrolled":
-            said.clients[entry["client"]] = (entry["site"], entry["line"], entry["hardware_id"], entry["run"])
-    elif kind == "client-revoked":
-        said.revoked_clients.add(entry["client"])
-    elif kind == "authority-established":
-        said.authorities[entry["authority"]] = entry["certificate_sha256"]
-    elif kind == "run-opened":
-        said.runs[entry["run"]] = entry["licence"]
-    elif kind == "run-closed":
-        said.closed.add(entry["run"])
 
 
 # --- authorities, clients, certificates
 # ------------------------------------------------------------------------------
 
 
-def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
-    authorities = {authority.id: authority for authority in store.scan(Authority)}
+def _check_hierarchy(report: Report, store: Store, said: Said) -> None:
+    authorities = {authority.id: authority for authority in _scan(report, store, Authority)}
     for authority in authorities.values():
         report.counts["authorities"] += 1
-        if said.authorities.pop(authority.id, None) != fingerprint(authority.der):
-            report.find(f"authority {authority.id} is not the one the log says was established")
+        _check_authority(report, authority, said)
         issuer = authorities.get(authority.issuer)
         if issuer is None or not _issued_by(authority.der, issuer.der):
             report.find(f"the certificate of authority {authority.id} is not signed by {authority.issuer}")
     for name in said.authorities:
         report.find(f"the log says authority {name} was established; it is gone")
-    clients = {client.id: client for client in store.scan(Client)}
-    for credential in store.scan(Credential):
+    clients = {client.id: client for client in _scan(report, store, Client)}
+    for credential in _scan(report, store, Credential):
         report.counts["credentials"] += 1
-        sha256, owner = said.credentials.pop(credential.serial, ("", credential.client))
-        if sha256 != fingerprint(credential.der):
-            report.find(f"credential {credential.serial} of {credential.client} has no entry in the log")
-        if owner != credential.client:
-            report.find(
-                f"credential {credential.serial} belongs to {credential.client}, the log says it is {owner}'s"
-            )
+        _check_credential(report, credential, said)
         if credential.client not in clients:
             report.find(
                 f"credential {credential.serial} belongs to {credential.client}, which does not exist"
@@ -280,7 +306,43 @@ def _check_hierarchy(report: Report, store: Store, said: _Said) -> None:
     _check_clients(report, clients.values(), said)
 
 
-def _check_clients(report: Report, clients: Iterable[Client], said: _Said) -> None:
+def _check_authority(report: Report, authority: Authority, said: Said) -> None:
+    established = said.authorities.pop(authority.id, None)
+    if established is None or established.sha256 != fingerprint(authority.der):
+        report.find(f"authority {authority.id} is not the one the log says was established")
+    if established is not None:
+        report.compare(
+            f"authority {authority.id}",
+            kind=(authority.kind, established.kind),
+            issuer=(authority.issuer, established.issuer),
+            owner=(authority.owner, established.owner),
+            scope=(authority.scope, established.scope),
+            quota=(authority.quota, established.quota),
+            end=(time_text(authority.ends_at), established.ends_at),
+            status=(authority.status, said.authority_status.get(authority.id)),
+        )
+
+
+def _check_credential(report: Report, credential: Credential, said: Said) -> None:
+    issued = said.credentials.pop(credential.serial, None)
+    if issued is None or issued.sha256 != fingerprint(credential.der):
+        report.find(f"credential {credential.serial} of {credential.client} has no entry in the log")
+        return
+    if issued.client != credential.client:
+        report.find(
+            f"credential {credential.serial} belongs to {credential.client}, the log says it is"
+            f" {issued.client}'s"
+        )
+    report.compare(
+        f"credential {credential.serial} of {issued.client}",
+        authority=(credential.authority, issued.authority),
+        profile=(credential.profile, issued.client.partition(":")[0]),
+        end=(credential.not_after, Certificate.from_der(credential.der).not_after),
+        status=(credential.status, ClientStatus.ACTIVE),  # the log revokes clients, not credentials
+    )
+
+
+def _check_clients(report: Report, clients: Iterable[Client], said: Said) -> None:
     for client in clients:
         enrolled = said.clients.pop(client.id, None)
         if enrolled != (client.site, client.line, client.hardware_id, client.run) or (
@@ -289,6 +351,11 @@ def _check_clients(report: Report, clients: Iterable[Client], said: _Said) -> No
             report.find(f"{client.id} is not the client that was enrolled")
         if (client.status == "revoked") != (client.id in said.revoked_clients):
             report.find(f"{client.id} is {client.status}, the log says otherwise")
+        highest = max(said.numbers.get(client.id, ()), default=0)
+        if client.last_seq < highest:
+            report.find(f"{client.id} is at request {client.last_seq}, the log at its request {highest}")
+    for name in said.clients:
+        report.find(f"the log says {name} was enrolled; it is gone")
 
 
 def _issued_by(certificate: bytes, issuer: bytes) -> bool:
@@ -301,22 +368,17 @@ def _issued_by(certificate: bytes, issuer: bytes) -> bool:
     return True
 
 
-def _check_certificates(report: Report, store: Store, said: _Said, told: Progress) -> dict[str, str]:
+def _check_certificates(report: Report, store: Store, said: Said, told: Progress) -> dict[str, str]:
     """Check each device certificate; return the live certificate of each device that has one."""
-    authorities = {authority.id: authority for authority in store.scan(Authority)}
+    authorities = {authority.id: authority for authority in _scan(report, store, Authority)}
     live: dict[str, str] = {}
     issued: Counter[str] = Counter()
-    for number, certificate in enumerate(store.scan(DeviceCertificate), 1):
+    for number, certificate in enumerate(_scan(report, store, DeviceCertificate), 1):
         issued[certificate.authority] += 1
-        if certificate.sha256 != fingerprint(certificate.der):
-            report.find(f"certificate {certificate.serial} is not the one its fingerprint names")
-        if said.issued.pop(certificate.serial, None) != certificate.sha256:
-            report.find(f"certificate {certificate.serial} of {certificate.device} has no entry in the log")
+        _check_certificate(report, certificate, said)
         authority = authorities.get(certificate.authority)
         if authority is None or not _issued_by(certificate.der, authority.der):
             report.find(f"certificate {certificate.serial} is not signed by {certificate.authority}")
-        if (certificate.revoked is not None) != (certificate.serial in said.superseded):
-            report.find(f"certificate {certificate.serial}: revoked or not, the log says otherwise")
         if certificate.revoked is None:
             if certificate.device in live:
                 report.find(f"{certificate.device} has two live certificates")
@@ -324,7 +386,7 @@ def _check_certificates(report: Report, store: Store, said: _Said, told: Progres
         if number % PROGRESS_EVERY == 0:
             told("certificates", number)
     report.counts["certificates"] = issued.total()
-    for serial in said.issued:
+    for serial in said.certificates:
         report.find(f"the log says certificate {serial} was issued; it is gone")
     for name, authority in authorities.items():
         if authority.issued != issued[name]:
@@ -332,20 +394,35 @@ def _check_certificates(report: Report, store: Store, said: _Said, told: Progres
     return live
 
 
+def _check_certificate(report: Report, certificate: DeviceCertificate, said: Said) -> None:
+    if certificate.sha256 != fingerprint(certificate.der):
+        report.find(f"certificate {certificate.serial} is not the one its fingerprint names")
+    issued = said.certificates.pop(certificate.serial, None)
+    if issued is None or issued.sha256 != certificate.sha256:
+        report.find(f"certificate {certificate.serial} of {certificate.device} has no entry in the log")
+    if issued is not None:
+        report.compare(
+            f"certificate {certificate.serial}",
+            device=(certificate.device, issued.device),
+            attempt=(certificate.attempt, issued.attempt),
+            authority=(certificate.authority, issued.authority),
+        )
+    reason, at = certificate.revoked, certificate.revoked_at
+    if said.revoked.get(certificate.serial, (None, None)) != (reason, _time(at)):
+        report.find(f"certificate {certificate.serial}: revoked or not, why or when, the log says otherwise")
+
+
 # --- devices, records, runs
 # ------------------------------------------------------------------------------------------
 
 
-def _check_devices(
-    report: Report, store: Store, said: _Said, live: Mapping[str, str], told: Progress
-) -> None:
-    attempts: dict[str, Attempt] = {attempt.id: attempt for attempt in store.scan(Attempt)}
+def _check_devices(report: Report, store: Store, said: Said, live: Mapping[str, str], told: Progress) -> None:
+    attempts: dict[str, Attempt] = {attempt.id: attempt for attempt in _scan(report, store, Attempt)}
     of_device: Counter[str] = Counter(attempt.device for attempt in attempts.values())
-    records = {record.attempt: record for record in store.scan(IdentityRecord)}
-    for number, device in enumerate(store.scan(Device), 1):
+    records = {record.attempt: record for record in _scan(report, store, IdentityRecord)}
+    for number, device in enumerate(_scan(report, store, Device), 1):
         report.counts[f"devices {device.state}"] += 1
-        if said.state.pop(device.id, None) != device.state:
-            report.find(f"{device.id} is {device.state}, the log says otherwise")
+        _check_device(report, device, said)
         attempt = attempts.get(device.attempt)
         if attempt is None or attempt.device != device.id:
             report.find(f"{device.id} has no attempt {device.attempt}")
@@ -361,31 +438,76 @@ def _check_devices(
             report.find(f"{device.id} is {device.state} and has a live certificate")
         if number % PROGRESS_EVERY == 0:
             told("devices", number)
-    for name in said.state:
+    for name in said.devices:
         report.find(f"the log speaks of {name}; there is no such device")
-    for attempt_id, record in records.items():
-        attempt = attempts.get(attempt_id)
+    _check_attempts(report, attempts, records, said)
+
+
+def _check_attempts(
+    report: Report, attempts: Mapping[str, Attempt], records: Mapping[str, IdentityRecord], said: Said
+) -> None:
+    for name, record in records.items():
+        attempt = attempts.get(name)
         if attempt is None or attempt.release_leaf != record.leaf or attempt.proof != record.proof:
             report.find(f"record {record.leaf} of {record.device} has no released attempt")
+    for attempt in attempts.values():
+        _check_attempt(report, attempt, said)
+    for name, gone in said.attempts.items():
+        report.find(f"the log says attempt {name} at {gone.device} was begun; it is gone")
 
 
-def _check_records(report: Report, store: Store, said: _Said, told: Progress) -> None:
+def _check_device(report: Report, device: Device, said: Said) -> None:
+    was = said.devices.pop(device.id, None)
+    if was is None or was.state != device.state:
+        report.find(f"{device.id} is {device.state}, the log says otherwise")
+    if was is not None:
+        report.compare(
+            device.id,
+            run=(device.run, was.run),
+            attempt=(device.attempt, was.attempt),
+            attempts=(device.attempts, was.attempts),
+            reason=(device.reason, was.reason),
+        )
+
+
+def _check_attempt(report: Report, attempt: Attempt, said: Said) -> None:
+    was = said.attempts.pop(attempt.id, None)
+    if was is None:
+        report.find(f"attempt {attempt.id} at {attempt.device} has no entry in the log")
+        return
+    record = was.record
+    # Until it is released no entry knows a challenge: it must stay unknown to everybody else.
+    challenge = attempt.challenge.hex()
+    report.compare(
+        f"attempt {attempt.id} at {was.device}",
+        device=(attempt.device, was.device),
+        number=(attempt.number, was.number),
+        run=(attempt.run, was.run),
+        client=(attempt.client, was.client),
+        operator=(attempt.operator, was.operator),
+        origin=(attempt.origin, was.origin),
+        state=(attempt.state, was.state),
+        certificate=(attempt.certificate, was.certificate),
+        time=(time_text(attempt.issued_at), was.issued_at),
+        entry=(attempt.issue_leaf, was.issue_leaf),
+        challenge=(challenge, record.get("challenge") if record else challenge),
+        proof=(None if attempt.proof is None else attempt.proof.hex(), record.get("proof")),
+        release=(attempt.release_leaf, was.release_leaf),
+        release_time=(_time(attempt.released_at), record.get("released_at")),
+    )
+
+
+def _check_records(report: Report, store: Store, said: Said, told: Progress) -> None:
     """Each record stands in the log, and its proof verifies under its certificate's key."""
-    for number, record in enumerate(store.scan(IdentityRecord), 1):
+    for number, record in enumerate(_scan(report, store, IdentityRecord), 1):
         if said.released.pop(record.leaf, None) != record.document():
             report.find(f"record {record.leaf} of {record.device} is not what the log says was released")
-        facts = carry(store, _with_key(record))
-        certificate, use = (
-            facts.get(DeviceCertificate, record.certificate),
-            facts.get(KeyUse, record.spki_sha256),
-        )
+        certificate = _get(store, DeviceCertificate, record.certificate)
         if certificate is None or certificate.sha256 != record.certificate_sha256:
             report.find(
                 f"record {record.leaf} names certificate {record.certificate}, which is another or gone"
             )
             continue
-        if use is None or use.device != record.device:
-            report.find(f"the key of {record.device} is not kept as its own")
         message = proof_message(
             attempt=record.attempt, certificate_sha256=record.certificate_sha256, challenge=record.challenge
         )
@@ -398,53 +520,40 @@ def _check_records(report: Report, store: Store, said: _Said, told: Progress) ->
         report.counts["records"] = number
     for leaf, record_said in said.released.items():
         report.find(f"entry {leaf} says {record_said.get('device')} was released; there is no such record")
+    for use in _scan(report, store, KeyUse):
+        owner = said.keys.pop(use.spki_sha256, None)
+        if owner != use.device:
+            report.find(f"the key of {owner} is not kept as its own, but as {use.device}'s")
+    for owner in said.keys.values():
+        report.find(f"the key of {owner} is not kept as its own: it is gone")
 
 
-def _with_key(record: IdentityRecord) -> UseCase[Facts]:
-    facts: Facts = yield Look({DeviceCertificate: (record.certificate,), KeyUse: (record.spki_sha256,)})
-    return facts
-
-
-def _check_runs(report: Report, store: Store, realm: Realm, said: _Said) -> None:
+def _check_runs(report: Report, store: Store, realm: Realm, said: Said) -> None:
     states: dict[str, Counter[DeviceState]] = defaultdict(Counter)
-    for device in store.scan(Device):
+    for device in _scan(report, store, Device):
         states[device.run][device.state] += 1
-    lists: dict[str, list[str]] = defaultdict(list)
-    for line in store.scan(AllowedDevice):
-        name, _, device_id = line.id.partition("/")
-        lists[name].append(device_id)
-    runs = Runs(realm)
-    for run in store.scan(Run):
+    lists, runs = _check_lists(report, store, said), Runs(realm)
+    for run in _scan(report, store, Run):
         report.counts["runs"] += 1
-        if said.runs.pop(run.id, None) != run.document.decode(errors="replace"):
+        opened = RunSaid(
+            licence=run.document.decode(errors="replace"), signature=run.signature.hex(), signer=run.signer
+        )
+        if said.runs.pop(run.id, None) != opened:
             report.find(f"run {run.id} is not the one the log says was opened")
         if (run.status == "closed") != (run.id in said.closed):
             report.find(f"run {run.id} is {run.status}, the log says otherwise")
+        counted = states.pop(run.id, Counter())
         try:
-            licence = runs.verify(run, carry(store, _signer(run)))
+            licence = runs.verify(run, _get(store, Credential, run.signer))
         except errors.Refusal as refusal:
             report.find(str(refusal))
             continue
-        counted = states.pop(run.id, Counter())
-        claimed = (run.admitted, run.released, run.held, run.scrapped)
-        actual = (
-            counted.total(),
-            counted[DeviceState.RELEASED],
-            counted[DeviceState.HELD],
-            counted[DeviceState.SCRAPPED],
-        )
-        if claimed != actual:
-            report.find(
-                f"run {run.id} counts {claimed}, {actual} are there (admitted, released, held, scrapped)"
-            )
+        _check_counters(report, run, counted)
         if counted.total() > licence.quantity:
             report.find(
                 f"run {run.id} admitted {counted.total()} devices, its licence is for {licence.quantity}"
             )
-        if (
-            licence.allow_list is not None
-            and allow_list_of(lists[licence.allow_list.sha256]) != licence.allow_list
-        ):
+        if licence.allow_list is not None and lists.get(licence.allow_list.sha256) != licence.allow_list:
             report.find(f"the hardware-id list of run {run.id} is not the one that was signed")
     for name in said.runs:
         report.find(f"the log says run {name} was opened; it is gone")
@@ -452,6 +561,26 @@ def _check_runs(report: Report, store: Store, realm: Realm, said: _Said) -> None
         report.find(f"there are devices of run {name}, which does not exist")
 
 
-def _signer(run: Run) -> UseCase[Credential | None]:
-    facts: Facts = yield Look({Credential: (run.signer,)})
-    return facts.get(Credential, run.signer)
+def _check_lists(report: Report, store: Store, said: Said) -> dict[str, AllowList]:
+    """Check each list whose import was finished; return what every list comes to, by the name it has."""
+    devices: dict[str, list[str]] = defaultdict(list)
+    for line in _scan(report, store, AllowedDevice):
+        name, _, device = line.id.partition("/")
+        devices[name].append(device)
+    lists = {name: allow_list_of(listed) for name, listed in devices.items()}
+    for name, size in said.lists.items():
+        if size and lists.get(name) != AllowList(count=size, sha256=name):
+            report.find(f"the hardware-id list {name} is not the one that was imported")
+    return lists
+
+
+def _check_counters(report: Report, run: Run, counted: Counter[DeviceState]) -> None:
+    claimed = (run.admitted, run.released, run.held, run.scrapped)
+    actual = (
+        counted.total(),
+        counted[DeviceState.RELEASED],
+        counted[DeviceState.HELD],
+        counted[DeviceState.SCRAPPED],
+    )
+    if claimed != actual:
+        report.find(f"run {run.id} counts {claimed}, {actual} are there (admitted, released, held, scrapped)")
