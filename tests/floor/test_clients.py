@@ -14,6 +14,7 @@ from birthmark.floor.clients import (
     ClientStatus,
     Credential,
     Role,
+    check_name,
     require,
 )
 
@@ -79,3 +80,22 @@ def test_a_revoked_client_or_credential_may_do_nothing(capability: Capability) -
 def test_the_name_of_a_client_is_what_follows_its_role() -> None:
     assert CLIENT.name == "ST01"
     assert replace(CLIENT, id="bootstrap:a:b").name == "a:b"
+
+
+@pytest.mark.parametrize("name", ["ST01", "a", "x" * 64, "a.b_c-D", "...", ".a"])
+def test_a_name_that_can_stand_anywhere_is_taken(name: str) -> None:
+    assert check_name("station", name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "x" * 65, "a b", "a/b", "ä", "a\n", "a\x00", "١", "<b>"])
+def test_no_other_name_is(name: str) -> None:
+    with pytest.raises(errors.MalformedRequest, match=r"a station's name is 1 to 64 of") as refused:
+        check_name("station", name)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_realm_has_a_shorter_name() -> None:
+    """Its authorities are named after it, and a common name has 64 characters (RFC 5280 appendix A.1)."""
+    assert check_name("realm", "x" * 40, longest=40)
+    with pytest.raises(errors.MalformedRequest, match="1 to 40"):
+        check_name("realm", "x" * 41, longest=40)

@@ -5,6 +5,7 @@ has credentials, each one certificate; it is recognised by the certificate it sh
 with the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,18 @@ from enum import StrEnum
 
 from birthmark import errors
 
-__all__ = ["CAPABILITIES", "Capability", "Client", "ClientStatus", "Credential", "Role", "require"]
+__all__ = [
+    "CAPABILITIES",
+    "Capability",
+    "Client",
+    "ClientStatus",
+    "Credential",
+    "Role",
+    "check_name",
+    "require",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Role(StrEnum):
@@ -115,3 +127,23 @@ def require(client: Client, credential: Credential, capability: Capability) -> N
         raise errors.Unauthenticated(f"{client.id} was revoked")
     if capability not in CAPABILITIES[client.role]:
         raise errors.NotPermitted(f"{client.id} may not {capability}: a {client.role} does not have it")
+
+
+def check_name(what: str, name: str, *, longest: int = 64) -> str:
+    """Return a name that can stand in paths, URLs and ids.
+
+    It is 1 to ``longest`` of ``A-Z a-z 0-9 . _ -``, and neither ``.`` nor ``..``.
+
+    Args:
+        what: whose name, for the message: "station", say.
+        name: the name.
+        longest: in characters.
+
+    Raises:
+        errors.MalformedRequest: it is no such name.
+    """
+    if not _NAME.fullmatch(name) or len(name) > longest or name in {".", ".."}:
+        raise errors.MalformedRequest(
+            f"a {what}'s name is 1 to {longest} of A-Z a-z 0-9 . _ - and not {name[:80]!r}"
+        )
+    return name

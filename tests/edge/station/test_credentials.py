@@ -114,14 +114,14 @@ def test_a_name_with_anything_in_it_survives_the_file(home: Path, service: Servi
     _, certificate, key = _renewed(service)
     write_station_directory(
         tmp_path / "s",
-        name='Prüfstand "7"\\ ✓',
+        name='Prüfstand "7"\\ ✓\x7f\x00',
         url="https://h",
         certificate_pem=certificate,
         chain_pem="",
         private_key_pem=key,
         root_pem=service.root.pem,
     )
-    assert read_station_directory(tmp_path / "s").name == 'Prüfstand "7"\\ ✓'
+    assert read_station_directory(tmp_path / "s").name == 'Prüfstand "7"\\ ✓\x7f\x00'
 
 
 def _renewed(service: Service) -> tuple[bytes, str, SecretBytes]:

@@ -5,7 +5,6 @@ operator's directory works on the command line and on a station's screen alike. 
 once, readable by its owner alone, and shown nowhere.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from birthmark import errors
-from birthmark.edge.station.credentials import read_station_directory, write_station_directory
+from birthmark.edge.station.credentials import read_station_directory, settings_text, write_station_directory
 from birthmark.pki.algorithms import ALGORITHMS, recognise
 from birthmark.pki.certificates import Certificate, from_pem, to_pem
 from birthmark.secret import SecretBytes
@@ -141,8 +140,7 @@ def write(out: Path, name: str, enrolled: Enrolled, key: PrivateKey | None, serv
     write_new_file(out / "station.crt", enrolled.certificate.pem + chain_pem)
     write_new_file(out / "root.crt", service.root_pem)
     write_new_file(out / "vkey", service.vkey.rstrip("\n") + "\n")
-    quoted = (json.dumps(text, ensure_ascii=False) for text in (name, service.url))
-    write_new_file(out / "station.toml", "name = {}\nurl = {}\n".format(*quoted))
+    write_new_file(out / "station.toml", settings_text(name=name, url=service.url))
 
 
 def require_room(out: Path, *, renew: bool = False) -> None:

@@ -20,6 +20,7 @@ from birthmark.edge.cli import credentials, settings_text
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.cli.session import built, opened
 from birthmark.edge.cli.settings_text import Plan
+from birthmark.edge.station.folder import flush_directory
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Role
 from birthmark.floor.realm import Realm
@@ -288,11 +289,7 @@ def _built_beside(directory: Path) -> Iterator[Path]:
 def _take_name(place: Path, directory: Path) -> None:
     try:
         place.rename(directory)  # replaces an empty directory, and nothing else (rename(2))
-        descriptor = os.open(directory.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_directory(directory.resolve().parent)
     except OSError as cause:
         raise errors.Unavailable(f"{directory} cannot be made: {cause.strerror}") from cause
 

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from birthmark import errors
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.making import Made, make_realm
 from birthmark.edge.cli.options import AsJson
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import KeyPlace, Plan
+from birthmark.floor.clients import check_name
 from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm
 
@@ -157,10 +159,11 @@ def _login_name() -> str:
     """Return the login name if it can be an operator's id."""
     try:
         name = getpass.getuser()
-    except (OSError, KeyError):  # no such user in the password file: a container
+        check_name("operator", name)
+    except (OSError, KeyError, errors.MalformedRequest):  # no such user in the password file: a container
         return "operator"
     # Root is nobody in particular, and an audit log should not read as if it were.
-    return name if name != "root" and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) else "operator"
+    return name if name != "root" else "operator"
 
 
 def _origin(realm: str, site: str) -> str:

@@ -28,6 +28,7 @@ from cryptography import x509
 
 from birthmark import errors
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
+from birthmark.edge.station.folder import flush_directory
 from birthmark.pki.certificates import from_pem
 from birthmark.settings import StationPlane
 
@@ -66,8 +67,8 @@ class ServerFiles:
         generation = Path(mkdtemp(dir=self.directory, prefix=""))  # mode 0700
         write_new_file(generation / _CERTIFICATE, certificate_pem)
         write_new_file(generation / _KEY, key_pem, PRIVATE_MODE)
-        _flush(generation)
-        _flush(self.directory)
+        flush_directory(generation)
+        flush_directory(self.directory)
         _point(self.directory / _CURRENT, Path(generation.name))
         for other in self.directory.iterdir():
             if other.name not in {_CURRENT, generation.name}:
@@ -140,12 +141,4 @@ def _point(link: Path, target: Path) -> None:
     waiting.unlink(missing_ok=True)  # what a crash left behind
     waiting.symlink_to(target)
     waiting.rename(link)
-    _flush(link.parent)
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_directory(link.parent)

@@ -12,14 +12,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from birthmark import errors
+from birthmark.floor.clients import check_name
 from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.settings import check_database_url
 
 __all__ = ["KeyPlace", "Plan", "render"]
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_REALM = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _LABEL = re.compile(r"[a-z0-9.-]{1,64}")
 
 
@@ -69,10 +68,7 @@ class Plan:
                 meant.
         """
         for what, name in (*(("station", name) for name in self.stations), ("operator", self.operator)):
-            if not _NAME.fullmatch(name) or name in {".", ".."}:
-                raise errors.MalformedRequest(
-                    f"a {what}'s name is 1 to 64 of A-Z a-z 0-9 . _ - and not {name!r}"
-                )
+            check_name(what, name)
         if len(set(self.stations)) != len(self.stations):
             raise errors.MalformedRequest("a station is named twice")
         for label in (self.label("log"), self.label(self.authority)):
@@ -87,11 +83,7 @@ class Plan:
         self._check_custody()
 
     def _check_names(self) -> None:
-        if not _REALM.fullmatch(self.realm):
-            raise errors.MalformedRequest(
-                f"a realm's name is 1 to 40 of A-Z a-z 0-9 . _ - and not {self.realm!r}; the maker's own name"
-                " is the organization"
-            )
+        check_name("realm", self.realm, longest=40)  # the maker's own name is the organization
         text = self.organization
         if not text.strip() or not text.isprintable() or text != text.strip() or len(text) > 50:
             raise errors.MalformedRequest(f"the organization is 1 to 50 visible characters, not {text!r}")

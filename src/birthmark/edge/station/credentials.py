@@ -36,7 +36,7 @@ from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 
-__all__ = ["Credentials", "read_station_directory", "write_station_directory"]
+__all__ = ["Credentials", "read_station_directory", "settings_text", "write_station_directory"]
 
 _CERTIFICATE = "station.crt"
 _KEY = "station.key"
@@ -170,11 +170,7 @@ def write_station_directory(
     )
     _check_pair(credentials)
     credentials.anchors()
-    settings = {"name": name, "url": url}
-    if key_passphrase_file is not None:
-        settings["key-passphrase-file"] = key_passphrase_file
-    # A JSON string without \u escapes of surrogates is a TOML basic string.
-    toml = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+    toml = settings_text(name=name, url=url, key_passphrase_file=key_passphrase_file)
     files = [(_SETTINGS, toml, 0o644), (_ROOT, root_pem, 0o644)]
     if vkey is not None:
         files.append((_VKEY, vkey.rstrip("\n") + "\n", 0o644))
@@ -194,6 +190,16 @@ def write_station_directory(
     folder.close()
     making.rename(target)
     flush_directory(target.parent)
+
+
+def settings_text(*, name: str, url: str, key_passphrase_file: str | None = None) -> str:
+    """Return the text of ``station.toml``."""
+    settings = {"name": name, "url": url}
+    if key_passphrase_file is not None:
+        settings["key-passphrase-file"] = key_passphrase_file
+    # A JSON string is a TOML basic string, once DEL is escaped, too (TOML 1.0, "String").
+    quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in settings.items()}
+    return "".join(f"{key} = {text}\n" for key, text in quoted.items()).replace("\x7f", "\\u007f")
 
 
 def _refuse_foreign(target: Path) -> None:
