@@ -13,7 +13,7 @@ who also holds the log's key can write another history: what contradicts that ar
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -30,7 +30,7 @@ from birthmark.floor.realm import Realm
 from birthmark.floor.runs import AllowedDevice, AllowList, Run, allow_list_of
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.entry import decode, time_text
-from birthmark.ledger.merkle import Frontier, leaf_hash, node_hash
+from birthmark.ledger.merkle import Frontier, complete_root, leaf_hash, node_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.ports import Log, LogEntry, Store
@@ -189,7 +189,7 @@ class _Nodes:
         self._leaves.append(digest)
         if len(self._leaves) < 1 << _BLOCK:
             return
-        self._halves.append(_fold(self._leaves))
+        self._halves.append(complete_root(self._leaves))
         self._leaves.clear()
         self._compare(_BLOCK, index >> _BLOCK, self._halves[-1])
         if len(self._halves) < 2:
@@ -204,7 +204,7 @@ class _Nodes:
             self._tiles[level].append(root)
             if len(self._tiles[level]) < 1 << _TILE:
                 return
-            root = _fold(self._tiles[level])
+            root = complete_root(self._tiles[level])
             self._tiles[level].clear()
             level += 1
 
@@ -224,13 +224,6 @@ class _Nodes:
             which = f"entry {first}" if first == last else f"entries {first} to {last}"
             what = "hash" if level < _TILE else "tile"
             self._report.find(f"the stored {what} of {which} is another")
-
-
-def _fold(hashes: Sequence[bytes]) -> bytes:
-    level = list(hashes)
-    while len(level) > 1:
-        level = [node_hash(*pair) for pair in zip(level[::2], level[1::2], strict=True)]
-    return level[0]
 
 
 def _checkpoint_roots(
