@@ -25,7 +25,15 @@ import psycopg
 from birthmark import errors
 from birthmark.secret import SecretBytes
 
-__all__ = ["Broken", "Database", "PostgreSQL", "SQLite", "TableShape", "open_database"]
+__all__ = [
+    "Broken",
+    "Database",
+    "PostgreSQL",
+    "SQLite",
+    "TableShape",
+    "failure_of",
+    "open_database",
+]
 
 LOCK_POLL_SECONDS = 0.0005
 PLANNER = (
@@ -76,7 +84,8 @@ _IMPOSSIBLE = (UnicodeEncodeError, OverflowError)
 class Database(Protocol):
     """One database.
 
-    A train's methods belong to one thread; ``select`` and ``query`` may be called from any.
+    A train's methods belong to one thread; ``select`` and ``query`` may be called from any.  In every method
+    a driver's error becomes what ``failure_of`` says.
     """
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
@@ -85,6 +94,7 @@ class Database(Protocol):
         Raises:
             Broken: a key is none that the database could ever hold; no train was started.
             errors.Unavailable: the database does not answer; no train was started.
+            errors.IntegrityFailure: it lacks tables or rights, or is damaged; no train was started.
         """
         ...
 
@@ -122,12 +132,40 @@ class Database(Protocol):
         ...
 
 
-def _sqlite_failure(cause: sqlite3.Error) -> Exception:
-    if isinstance(cause, sqlite3.IntegrityError):
-        return Broken(str(cause))
-    if isinstance(cause, sqlite3.OperationalError):
-        return errors.Unavailable(f"database: {cause}")
-    return errors.IntegrityFailure(f"database: {cause}")
+_REFUSED = (
+    sqlite3.IntegrityError,
+    psycopg.IntegrityError,
+    psycopg.DataError,
+    psycopg.errors.RaiseException,
+    *_IMPOSSIBLE,
+)
+_WRONG = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.DataCorrupted,
+    psycopg.errors.IndexCorrupted,
+)
+"""What waiting does not mend: the database is not the one that was migrated, not ours, or damaged."""
+
+
+def failure_of(cause: Exception) -> Exception:
+    """Return what a driver's error means: ``Broken``, ``IntegrityFailure`` or ``Unavailable``."""
+    if isinstance(cause, _REFUSED):
+        return Broken(_first_line(cause))
+    if isinstance(cause, sqlite3.Error):
+        # SQLITE_ERROR: no such table or column, or a statement that makes no sense now.
+        code = getattr(cause, "sqlite_errorcode", None)
+        wrong = not isinstance(cause, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR
+    else:
+        wrong = isinstance(cause, _WRONG)
+    kind = errors.IntegrityFailure if wrong else errors.Unavailable
+    return kind(f"database: {_first_line(cause)}")
+
+
+def _first_line(cause: Exception) -> str:
+    lines = str(cause).splitlines()
+    return lines[0] if lines and lines[0] else type(cause).__name__
 
 
 class SQLite:
@@ -153,7 +191,7 @@ class SQLite:
             db.execute("PRAGMA cache_size=-65536")
             db.execute("PRAGMA mmap_size=268435456")
         except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
+            raise failure_of(cause) from cause
         return db
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
@@ -167,7 +205,7 @@ class SQLite:
             rows = [self.fetch(shape, keys) for shape, keys in reads]
         except sqlite3.Error as cause:
             self.rollback()
-            raise _sqlite_failure(cause) from cause
+            raise failure_of(cause) from cause
         except BaseException:
             self.rollback()
             raise
@@ -209,10 +247,8 @@ class SQLite:
                 f"SELECT {columns} FROM {shape.table} WHERE {key} IN (SELECT value FROM json_each(?))",
                 (json.dumps(keys),),
             ).fetchall()
-        except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
-        except _IMPOSSIBLE as cause:
-            raise Broken(str(cause)) from cause
+        except (sqlite3.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
 
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch``."""
@@ -222,8 +258,8 @@ class SQLite:
         """See ``Database.fetch_all``."""
         try:
             return self._under_way().execute(statement.replace("%s", "?"), parameters).fetchall()
-        except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
+        except (sqlite3.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
 
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
@@ -241,10 +277,8 @@ class SQLite:
                     [(*row[1:], row[0]) for row in rows],
                 )
             train.execute("COMMIT")
-        except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
-        except _IMPOSSIBLE as cause:
-            raise Broken(str(cause)) from cause
+        except (sqlite3.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
         finally:
             self.rollback()
 
@@ -276,8 +310,8 @@ class SQLite:
         """See ``Database.query``."""
         try:
             return self._reader().execute(statement.replace("%s", "?"), parameters).fetchall()
-        except sqlite3.Error as cause:
-            raise _sqlite_failure(cause) from cause
+        except (sqlite3.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
 
     def close(self) -> None:
         """See ``Database.close``."""
@@ -311,7 +345,7 @@ class PostgreSQL:
                 db.execute(setting.encode())
             fsync = db.execute("SHOW fsync").fetchone()
         except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+            raise failure_of(cause) from cause
         if fsync is None or fsync[0] != "on":
             db.close()
             raise errors.IntegrityFailure(
@@ -339,7 +373,7 @@ class PostgreSQL:
             rows = [cursor.fetchall() for cursor in cursors]
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
             self._reconnect()
-            raise _postgresql_failure(cause) from cause
+            raise failure_of(cause) from cause
         except BaseException:
             self._reconnect()
             raise
@@ -358,14 +392,14 @@ class PostgreSQL:
         try:
             return self._under_way().execute(_select_statement(shape), (list(keys),)).fetchall()
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
-            raise _postgresql_failure(cause) from cause
+            raise failure_of(cause) from cause
 
     def fetch_all(self, statement: str, parameters: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch_all``."""
         try:
             return self._under_way().execute(statement.encode(), parameters).fetchall()
-        except psycopg.Error as cause:
-            raise errors.Unavailable(f"database: {_first_line(cause)}") from cause
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
 
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
@@ -376,7 +410,7 @@ class PostgreSQL:
                 train.execute("COMMIT")
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
             self._reconnect()
-            raise _postgresql_failure(cause) from cause
+            raise failure_of(cause) from cause
         except BaseException:
             self._reconnect()
             raise
@@ -420,16 +454,17 @@ class PostgreSQL:
         return self._read(statement.encode(), parameters)
 
     def _read(self, statement: bytes, parameters: Sequence[Any]) -> list[Row]:
+        db = self._reader()
         try:
-            return self._reader().execute(statement, parameters).fetchall()
+            return db.execute(statement, parameters).fetchall()
         except psycopg.OperationalError:
-            self._reader().close()  # the server may have restarted since: try once on a new connection
+            db.close()  # the server may have restarted since: try once on a new connection
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
-            raise _postgresql_failure(cause) from cause
+            raise failure_of(cause) from cause
         try:
             return self._reader().execute(statement, parameters).fetchall()
-        except psycopg.Error as cause:
-            raise _postgresql_failure(cause) from cause
+        except (psycopg.Error, *_IMPOSSIBLE) as cause:
+            raise failure_of(cause) from cause
 
     def close(self) -> None:
         """See ``Database.close``."""
@@ -438,19 +473,6 @@ class PostgreSQL:
             self._train = None
         while self._readers:
             self._readers.pop().close()
-
-
-_REFUSED = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException, *_IMPOSSIBLE)
-
-
-def _postgresql_failure(cause: Exception) -> Exception:
-    if isinstance(cause, _REFUSED):
-        return Broken(_first_line(cause))
-    return errors.Unavailable(f"database: {_first_line(cause)}")
-
-
-def _first_line(cause: Exception) -> str:
-    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
 
 
 def _select_statement(shape: TableShape) -> bytes:

@@ -1,12 +1,16 @@
 """Bring a database to the newest schema, and write the realm into an empty one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 
 from birthmark import errors
+from birthmark.adapters.sql.databases import Broken, failure_of
 from birthmark.adapters.sql.rows import milliseconds
 from birthmark.floor.realm import Realm
 from birthmark.secret import SecretBytes
@@ -15,7 +19,10 @@ __all__ = ["create_realm", "migrate"]
 
 
 def _engine(url: str, password: SecretBytes | None) -> sqlalchemy.Engine:
-    address = sqlalchemy.make_url(url)
+    try:
+        address = sqlalchemy.make_url(url)
+    except sqlalchemy.exc.ArgumentError as cause:
+        raise errors.MalformedRequest("the database url is none") from cause
     if address.get_backend_name() == "postgresql":
         address = address.set(drivername="postgresql+psycopg")
         if password is not None:
@@ -23,21 +30,35 @@ def _engine(url: str, password: SecretBytes | None) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
 
 
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Raise what SQLAlchemy's errors mean, as ``Database`` does."""
+    try:
+        yield
+    except sqlalchemy.exc.DBAPIError as cause:
+        meant = failure_of(cause.orig) if isinstance(cause.orig, Exception) else Broken(str(cause))
+        if isinstance(meant, Broken):
+            meant = errors.IntegrityFailure(f"database: {meant}")
+        raise meant from cause
+
+
 def migrate(url: str, password: SecretBytes | None = None) -> None:
     """Run all migrations that the database has not seen.
 
     Raises:
+        errors.MalformedRequest: the url is none.
         errors.Unavailable: the database cannot be reached.
+        errors.IntegrityFailure: it has a newer schema than this program, lacks rights, or is damaged.
     """
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     try:
-        with _engine(url, password).connect() as connection:
+        with _failures(), _engine(url, password).connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
-    except sqlalchemy.exc.OperationalError as cause:
-        raise errors.Unavailable(f"database: {str(cause.orig).splitlines()[0]}") from cause
+    except CommandError as cause:
+        raise errors.IntegrityFailure(f"database: the schema is not one of ours: {cause}") from cause
 
 
 def create_realm(url: str, realm: Realm, password: SecretBytes | None = None) -> None:
@@ -45,9 +66,11 @@ def create_realm(url: str, realm: Realm, password: SecretBytes | None = None) ->
 
     Raises:
         errors.IllegalTransition: the database already belongs to a realm.
+        errors.Unavailable: it cannot be reached.
+        errors.IntegrityFailure: it was not migrated, lacks rights, or somebody else has just written a realm.
     """
     created_at = milliseconds(realm.created_at)
-    with _engine(url, password).begin() as connection:
+    with _failures(), _engine(url, password).begin() as connection:
         taken = connection.execute(sqlalchemy.text("SELECT name FROM realm")).scalar()
         if taken is not None:
             raise errors.IllegalTransition(f"the database already belongs to realm {taken}")
