@@ -1,4 +1,4 @@
-"""Distinguished names (RFC 5280 section 4.1.2.4, RFC 4514)."""
+"""Distinguished names (RFC 5280 section 4.1.2.4)."""
 
 import pytest
 from cryptography import x509
@@ -45,18 +45,6 @@ def by_the_library(name: names.Name) -> x509.Name:
 @given(some_names)
 def test_a_name_is_encoded_octet_for_octet_as_the_library_does(name: names.Name) -> None:
     assert names.encode(name) == by_the_library(name).public_bytes()
-
-
-@given(some_names)
-def test_a_name_is_written_as_the_library_writes_it(name: names.Name) -> None:
-    """RFC 4514; serialNumber by the short name that RFC 4519 registers."""
-    assert names.text(name) == by_the_library(name).rfc4514_string({NameOID.SERIAL_NUMBER: "serialNumber"})
-
-
-def test_special_characters_are_escaped() -> None:
-    """The examples of RFC 4514 section 4."""
-    assert names.text(((Attribute.CN, 'James "Jim" Smith, III'),)) == r"CN=James \"Jim\" Smith\, III"
-    assert names.text(((Attribute.CN, " # "),)) == r"CN=\ #\ "
 
 
 @given(some_names)

@@ -9,7 +9,7 @@ Names we read may be anybody's: ``attribute_values`` looks for one attribute and
 know.  Comparing names is comparing their octets, as RFC 5280 section 7.1 does for names of one encoder.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,7 +24,6 @@ __all__ = [
     "attribute_values",
     "encode",
     "encode_attribute",
-    "text",
 ]
 
 
@@ -142,28 +141,3 @@ def _decode(tag: int, octets: bytes, attribute: Attribute) -> str:
         return octets.decode(codec)
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"name: {attribute} is not valid {codec}") from error
-
-
-def text(name: Name) -> str:
-    """Return a name as RFC 4514 writes it: last attribute first, special characters escaped."""
-    return ",".join(f"{attribute}={_escape(value)}" for attribute, value in reversed(name))
-
-
-def _escape(value: str) -> str:
-    """Escape a value (RFC 4514 section 2.4)."""
-    escaped = "".join(_escaped_characters(value))
-    if value.startswith(("#", " ")):
-        escaped = "\\" + escaped
-    if len(value) > 1 and value.endswith(" "):
-        escaped = escaped[:-1] + "\\ "
-    return escaped
-
-
-def _escaped_characters(value: str) -> Iterable[str]:
-    for character in value:
-        if character == "\0":
-            yield "\\00"
-        elif character in '"+,;<>\\':
-            yield "\\" + character
-        else:
-            yield character
