@@ -1,8 +1,8 @@
 """The page to read first: all that the use cases need from outside.
 
 Everything below this file in the import order (``floor``, ``pki``, ``ledger``) computes over values.  What
-touches a token, a database, a clock or a source of randomness implements one of these protocols; the two
-exceptions draw their own randomness: key stores make their keys, and OpenSSL those that are delivered.
+touches a token, a database, a clock or a source of randomness implements one of these protocols.  Only keys
+come from no port of randomness: a key store makes its own, and OpenSSL those that are given to others.
 
 How a use case meets the store: it thinks (vets, builds, lints, signs), hands over an ``Act``, and gets back
 what was committed.  The store collects the acts that are waiting, takes the log's head, lets each act decide

@@ -262,9 +262,8 @@ class Work:
             try:
                 released = self._is_released()
             except errors.NotPermitted:
-                return (
-                    None  # a bootstrap credential may not ask: everything stays, until somebody abandons it
-                )
+                # A bootstrap credential may not ask: everything stays, until somebody abandons it.
+                return None
             if released:
                 return self._store(self._service.token(str(self.pending.device)))
         self._journal.forget()
