@@ -24,7 +24,7 @@ from birthmark.services.check import check
 from tests.support.acts import put, use
 from tests.support.faults import Failing, Fault
 from tests.support.postgresql import start
-from tests.support.realm import Line, Service, libpq, make_line, proof, workpiece
+from tests.support.realm import Line, Service, libpq, make_line, proof, tamper, workpiece
 
 
 class Bench:
@@ -284,6 +284,37 @@ def test_a_disk_that_takes_no_more_holds_the_line_and_lets_it_go_again(small_lin
     assert report.findings == []
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_a_database_whose_files_are_taken_away_while_it_serves_holds_the_line(
+    small_line: Line, suffix: str
+) -> None:
+    """SPEC E2: SQLite would go on committing to what no longer has a name."""
+    device = workpiece("D1")
+    issued = small_line.issue(device, key="k")
+    path = Path(f"{_sqlite_path(small_line)}{suffix}")
+    away = path.rename(path.with_name("away"))
+    with pytest.raises(errors.Unavailable, match="is gone"):
+        small_line.prove(proof(issued, device.key))
+    assert not path.exists()
+    path.write_bytes(away.read_bytes())
+    with pytest.raises(errors.Unavailable, match="was replaced"):
+        small_line.prove(proof(issued, device.key))
+    away.replace(path)
+    assert small_line.prove(proof(issued, device.key)).device == device.id
+
+
+def test_a_log_that_is_shorter_than_it_was_stops_the_line(small_line: Line) -> None:
+    """A backup was put back, or a replica that lagged took over: to go on would be a second history."""
+    path = _sqlite_path(small_line)
+    small_line.issue(workpiece("D1"))
+    with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(":memory:")) as backup:
+        db.backup(backup)
+        small_line.issue(workpiece("D2"))
+        backup.backup(db)
+    with pytest.raises(errors.IntegrityFailure, match="put back"):
+        small_line.issue(workpiece("D3"))
+
+
 def test_a_file_that_is_damaged_stops_the_line(small_line: Line) -> None:
     """That is no outage to wait for."""
     path = _sqlite_path(small_line)
@@ -302,3 +333,18 @@ def test_a_database_that_is_not_there_is_not_made_by_looking_for_it(tmp_path: Pa
         SQLite(tmp_path / "nothing.sqlite")
     assert not list(tmp_path.iterdir())
     assert libpq("postgresql+psycopg://h/d") == "postgresql://h/d"
+
+
+def test_a_head_that_its_newest_checkpoint_does_not_say_is_not_built_upon(small_line: Line) -> None:
+    """SPEC E3: one wrong byte in the stored edge must not make us sign a log that contradicts itself."""
+    running = small_line.another_service().store
+    assert running.submit([put(use("a"))]).result(10)[0].answer == "put"
+    size = small_line.size()
+    with closing(sqlite3.connect(_sqlite_path(small_line))) as file:
+        (edge,) = file.execute("SELECT edge FROM head").fetchone()
+    tamper(small_line.url, ("UPDATE head SET edge = %s", (bytes((edge[0] ^ 1,)) + edge[1:],)))
+    with pytest.raises(errors.IntegrityFailure, match="not what its newest checkpoint says"):
+        small_line.another_service().store.submit([put(use("b"))]).result(10)
+    with pytest.raises(errors.IntegrityFailure, match="put back"):
+        running.submit([put(use("b"))]).result(10)
+    assert small_line.size() == size

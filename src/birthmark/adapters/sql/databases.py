@@ -180,11 +180,16 @@ class SQLite:
         self._readers: list[sqlite3.Connection] = []
         self._lock = os.open(f"{path}.train", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._train: sqlite3.Connection | None = None
+        self._files: dict[str, tuple[int, int]] = {}
 
     def _connect(self) -> sqlite3.Connection:
         try:
             db = sqlite3.connect(
-                self._path, isolation_level=None, timeout=self._lock_timeout_seconds, check_same_thread=False
+                f"{self._path.absolute().as_uri()}?mode=rw",  # what is not there is not made anew, empty
+                uri=True,
+                isolation_level=None,
+                timeout=self._lock_timeout_seconds,
+                check_same_thread=False,
             )
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
@@ -198,9 +203,11 @@ class SQLite:
         """See ``Database.begin``."""
         if self._train is None:
             self._train = self._connect()
+            self._files.pop(f"{self._path}-wal", None)  # made anew when nobody had the database open
         self._take_lock()
         try:
             self._train.execute("BEGIN IMMEDIATE")
+            self._require_files()
             head = self._train.execute("SELECT size, edge, at FROM head WHERE id = 1").fetchone()
             rows = [self.fetch(shape, keys) for shape, keys in reads]
         except sqlite3.Error as cause:
@@ -213,6 +220,25 @@ class SQLite:
             self.rollback()
             raise errors.IntegrityFailure("the database has no log head")
         return head, rows
+
+    def _require_files(self) -> None:
+        """Refuse to go on if the files behind the train's connection have been deleted or replaced.
+
+        SQLite would commit to the files it has open, under no name any more: an answer would be given and its
+        record lost.  What took their place is not adopted either; a restart does that, where somebody looks.
+        """
+        for name in (f"{self._path}", f"{self._path}-wal"):
+            try:
+                stat = Path(name).stat()
+            except OSError as cause:
+                raise errors.Unavailable(
+                    f"database: {name} is gone: {cause.strerror}; put it back and restart the service"
+                ) from cause
+            found = (stat.st_dev, stat.st_ino)
+            if self._files.setdefault(name, found) != found:
+                raise errors.Unavailable(
+                    f"database: {name} was replaced while it was in use; restart the service"
+                )
 
     def _take_lock(self) -> None:
         # Polled, because a blocking flock has no end: a stopped process would stop all others.
@@ -277,6 +303,7 @@ class SQLite:
                     [(*row[1:], row[0]) for row in rows],
                 )
             train.execute("COMMIT")
+            self._require_files()
         except (sqlite3.Error, *_IMPOSSIBLE) as cause:
             raise failure_of(cause) from cause
         finally:

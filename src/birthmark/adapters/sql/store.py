@@ -27,9 +27,9 @@ from birthmark.adapters.sql.databases import Broken, Database, Row, TableShape, 
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
 from birthmark.floor.realm import Environment, Realm
-from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, sign_note
+from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import encode, time_text
-from birthmark.ledger.merkle import Edge, Growth, leaf_hash
+from birthmark.ledger.merkle import EMPTY_ROOT, Edge, Growth, leaf_hash
 from birthmark.ledger.proof import TlogProof
 from birthmark.ports import Act, Clock, Committed, Decision, Facts, LogEntry, Reads
 
@@ -196,6 +196,8 @@ class SQLStore:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._closed = False
+        self._seen: tuple[int, bytes] | None = None
+        """Size and edge of the log as this process last saw them."""
         self._thread = threading.Thread(target=self._run, name="commit-train", daemon=True)
         self._thread.start()
 
@@ -305,6 +307,7 @@ class SQLStore:
         wanted = {mapping: list(keys) for mapping, keys in reads.items() if keys}
         (size, edge, last), rows = self._database.begin(list(wanted.items()))
         try:
+            self._require_growth(size, bytes(edge))
             facts = _WorkingSet(self._database.fetch, size)
             for (mapping, keys), found in zip(wanted.items(), rows, strict=True):
                 facts.load(mapping, keys, found)
@@ -331,7 +334,35 @@ class SQLStore:
             self._database.rollback()
             raise
         self._database.commit([*inserts, *log_inserts], [*updates, (HEAD, [head])])
+        self._seen = (train.growth.size, train.growth.edge.to_bytes())
         return results
+
+    def _require_growth(self, size: int, edge: bytes) -> None:
+        """Refuse a log that is not the one this process saw: a backup was put back, or a replica took over.
+
+        To go on would be to sign a second history.
+        """
+        if self._seen is None:
+            self._require_signed(size, edge)
+            self._seen = (size, edge)
+        seen, seen_edge = self._seen
+        if size < seen or (size == seen and edge != seen_edge):
+            raise errors.IntegrityFailure(
+                f"the log has {size} entries; this process saw {seen}, or others: the database was put back"
+            )
+        self._seen = (size, edge)
+
+    def _require_signed(self, size: int, edge: bytes) -> None:
+        """Refuse a head that its newest checkpoint does not say: what grew from it would contradict the log."""
+        rows = self._database.fetch_all("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1", ())
+        signed = (0, EMPTY_ROOT)
+        if rows:
+            checkpoint = open_note(rows[0][0], VerifierKey.parse(self.realm.vkey))
+            signed = (checkpoint.size, checkpoint.root)
+        if signed != (size, Edge.from_bytes(size, edge).root()):
+            raise errors.IntegrityFailure(
+                f"the log's head ({size} entries) is not what its newest checkpoint says"
+            )
 
     def _time(self, last: datetime) -> datetime:
         """Return the time of this train: never before the last one's."""
