@@ -15,7 +15,7 @@ from birthmark import errors
 from birthmark.ledger import entry, verify
 from birthmark.ledger.bundle import split_notes
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note
-from birthmark.ledger.verify import Gap, Report, Severity, verify_bundle
+from birthmark.ledger.verify import Gap, Report, Severity, verdicts, verify_bundle
 from tests.ledger.sample import ORIGIN, START, VKEY, Sample, entry_fields, sample, signed
 from tests.ledger.test_bundle import members, packed
 
@@ -211,6 +211,7 @@ def test_a_number_that_left_no_entry_is_a_gap(place: Path) -> None:
     assert report.ok, "a gap is a question for somebody, not a proof of anything"
     assert {finding.severity for finding in report.findings} == {Severity.WARNING}
     assert steps(report) == {7}
+    assert [verdict for _, _, verdict in verdicts(report)] == ["ok"] * 6 + ["QUESTION", "ok"]
     assert report.gaps == (
         Gap(actor="station:ST00", first=6, last=7),
         Gap(actor="station:ST00", first=21, last=29),

@@ -64,6 +64,16 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
         errors.PolicyRefused,
         "hardware_id is each device's own",
     ),
+    "a profile that lacks a value": (
+        {"profile": "idevid"},
+        errors.PolicyRefused,
+        "profile idevid needs a value for hardware_type",
+    ),
+    "a value no profile asks for": (
+        {"variables": {"organization": "Acme", "nonsense": "1"}},
+        errors.PolicyRefused,
+        "profile vehicle does not use nonsense",
+    ),
     **{
         f"a run named {name[:9]!r}": ({"id": name}, errors.PolicyRefused, "a run is named by 1 to 64 of")
         for name in ("", "R 2", "R/2", "R2\n", "..", ".", "Ü", "R" * 65)
@@ -97,6 +107,24 @@ def test_a_licence_that_cannot_work_is_refused_and_logged(small_line: Line, case
     (entry,) = small_line.entries(size)
     assert (entry["kind"], entry["request"], entry["actor"]) == ("refused", "open-run", "operator:anna")
     assert [run.id for run in small_line.service.store.scan(Run)] == ["R1"]
+
+
+def test_a_run_is_not_opened_for_a_station_that_was_revoked(small_line: Line) -> None:
+    line = small_line
+    line.enrol(Role.STATION, "ST09")
+    line.service.carry(line.service.authorise.revoke(line.operator.caller, "station:ST09", "stolen"))
+    with pytest.raises(errors.IllegalTransition, match="station ST09 was revoked"):
+        open_licence(line, line.licence("R2", stations=("ST01", "ST09")))
+
+
+def test_an_operator_does_not_revoke_itself(small_line: Line) -> None:
+    """The last one would leave a realm in which nobody can act."""
+    line = small_line
+    with pytest.raises(errors.NotPermitted, match="operator:anna cannot revoke itself"):
+        line.service.carry(line.service.authorise.revoke(line.operator.caller, "operator:anna", "leaving"))
+    bob = line.enrol(Role.OPERATOR, "bob")
+    revoked = line.service.carry(line.service.authorise.revoke(bob.caller, "operator:anna", "leaving"))
+    assert revoked.status == "revoked"
 
 
 def test_a_licence_signed_by_somebody_else_opens_nothing(line: Line) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "Report",
     "Severity",
     "main",
+    "verdicts",
     "verify_bundle",
 ]
 
@@ -463,16 +464,21 @@ def _as_json(report: Report) -> str:
     return json.dumps({"ok": report.ok, **asdict(report)}, indent=2) + "\n"
 
 
+def verdicts(report: Report) -> list[tuple[int, str, str]]:
+    """Return each step with its claim and what became of it: ok, QUESTION, FAILED or not tried."""
+    worst = {finding.step: "QUESTION" for finding in report.findings}
+    worst |= {f.step: "FAILED" for f in report.findings if f.severity is Severity.ERROR}
+    untried = "not tried" if worst.get(1) == "FAILED" and not report.size else "ok"
+    return [(step, claim, worst.get(step, untried)) for step, claim in STEPS.items()]
+
+
 def _as_text(report: Report) -> str:
-    failed = {finding.step for finding in report.findings if finding.severity is Severity.ERROR}
     lines = [f"log      {report.origin}", f"entries  {report.size}", f"root     {report.root}"]
     if report.realm is not None:
         lines.append(f"realm    {report.realm}, {report.environment}, {report.first_at} to {report.last_at}")
     lines.append(f"agreeing {report.earlier} earlier checkpoints, {report.records} records")
     lines.extend(f"  {number:>9} {kind}" for kind, number in report.counts.items())
-    for step, claim in STEPS.items():
-        verdict = "FAILED" if step in failed else "not tried" if 1 in failed and not report.size else "ok"
-        lines.append(f"{step}. {claim}: {verdict}")
+    lines.extend(f"{step}. {claim}: {verdict}" for step, claim, verdict in verdicts(report))
     lines.extend(f"{finding.severity}: {finding.text} (step {finding.step})" for finding in report.findings)
     lines.append("ok" if report.ok else "NOT OK")
     return "\n".join(lines) + "\n"

@@ -228,6 +228,13 @@ class Profile:
         templates += [] if alternative is None else alternative.templates()
         return frozenset(name for template in templates for name in template.variables)
 
+    @property
+    def required_variables(self) -> frozenset[str]:
+        """Return the variables without which nothing can be issued: all but those of optional attributes."""
+        optional = {name for item in self.subject if item.optional for name in item.value.variables}
+        required = {name for item in self.subject if not item.optional for name in item.value.variables}
+        return frozenset((self.variables - optional) | required)
+
     def critical(self, extension: Extension) -> bool:
         """Return whether this profile writes an extension critical."""
         if extension is Extension.SUBJECT_ALTERNATIVE_NAME:

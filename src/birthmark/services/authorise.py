@@ -173,6 +173,7 @@ class Authorise:
         Raises:
             errors.NotFound: there is no such client.
             errors.IllegalTransition: it is revoked already.
+            errors.NotPermitted: it is the caller itself, or the caller may not.
         """
 
         def decide(facts: Facts, _at: datetime) -> Decision[Client]:
@@ -182,6 +183,9 @@ class Authorise:
                 raise errors.NotFound(f"there is no client {client[:100]}")
             if found.status is ClientStatus.REVOKED:
                 raise errors.IllegalTransition(f"{client} is revoked already")
+            if found.id == caller.client.id:
+                # The last operator would leave a realm that nobody can act in.
+                raise errors.NotPermitted(f"{client} cannot revoke itself: another operator does")
             revoked = replace(found, status=ClientStatus.REVOKED)
             facts.put(revoked)
             return Decision(revoked, [("client-revoked", {"client": client, "reason": reason})])

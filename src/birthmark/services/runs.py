@@ -9,7 +9,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
-from birthmark.floor.clients import Capability, Client, Credential, Role
+from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.realm import Realm
 from birthmark.floor.runs import (
     AllowedDevice,
@@ -324,6 +324,14 @@ def _check_profile(licence: RunLicence) -> None:
         )
     if "hardware_id" in licence.variables:
         raise errors.PolicyRefused("variables", "hardware_id is each device's own, not the run's")
+    missing = sorted(profile.required_variables - licence.variables.keys() - {"hardware_id"})
+    unknown = sorted(licence.variables.keys() - profile.variables)
+    if missing:
+        raise errors.PolicyRefused(
+            "variables", f"profile {profile.name} needs a value for {', '.join(missing)}"
+        )
+    if unknown:
+        raise errors.PolicyRefused("variables", f"profile {profile.name} does not use {', '.join(unknown)}")
 
 
 def _decide_import(
@@ -362,8 +370,11 @@ def _decide_open(
     if licence.not_after > authority.ends_at:
         raise errors.NotPermitted(f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}")
     for name in licence.stations:
-        if facts.get(Client, f"station:{name}") is None:
+        station = facts.get(Client, f"station:{name}")
+        if station is None:
             raise errors.NotFound(f"there is no station {name}")
+        if station.status is not ClientStatus.ACTIVE:
+            raise errors.IllegalTransition(f"station {name} was revoked")
     facts.put(run)
     entry: Mapping[str, Any] = {
         "run": run.id,

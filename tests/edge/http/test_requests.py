@@ -391,3 +391,14 @@ def test_no_body_at_all_makes_the_service_fail(station: Http, path: str, data: s
         )
     else:
         is_problem(answer, answer.status, answer.json["code"])
+
+
+def test_a_request_number_that_would_use_up_all_others_is_refused(server: Server, station: Http) -> None:
+    """SPEC E5: one slip, or one hostile request, must not leave a station without numbers for ever."""
+    last = station.get("/v1/me").json["last_seq"]
+    answer = station.post(ISSUE, {"hardware_id": "LEAP-1", "idempotency_key": "leap"}, birthmark_seq="9" * 15)
+    is_problem(answer, 400, "malformed-request")
+    assert "too far above" in answer.json["detail"]
+    assert station.get("/v1/me").json["last_seq"] == last
+    entry = server.realm.entries()[-1]
+    assert (entry["code"], entry["actor"], "seq" in entry) == ("malformed-request", "station:ST01", False)

@@ -353,7 +353,7 @@ class SQLStore:
         self._seen = (size, edge)
 
     def _require_signed(self, size: int, edge: bytes) -> None:
-        """Refuse a head that its newest checkpoint does not say: what grew from it would contradict the log."""
+        """Refuse a head its newest checkpoint does not say: what grew from it would contradict the log."""
         rows = self._database.fetch_all("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1", ())
         signed = (0, EMPTY_ROOT)
         if rows:

@@ -227,7 +227,6 @@ def verify_log(
 
 
 def _print_report(report: verify.Report) -> None:
-    failed = {finding.step for finding in report.findings if finding.severity is verify.Severity.ERROR}
     printing.fields(
         {
             "log": report.origin,
@@ -241,9 +240,8 @@ def _print_report(report: verify.Report) -> None:
             "records agreeing": report.records,
         }
     )
-    for step, claim in verify.STEPS.items():
-        tried = report.size or 1 not in failed
-        printing.line(f"{step}. {claim}: {'FAILED' if step in failed else 'ok' if tried else 'not tried'}")
+    for step, claim, verdict in verify.verdicts(report):
+        printing.line(f"{step}. {claim}: {verdict}")
     for finding in report.findings:
         printing.line(f"{finding.severity}: {printing.shown(finding.text)} (step {finding.step})")
     printing.line("ok" if report.ok else "NOT OK")

@@ -94,7 +94,9 @@ def open_run(
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="When it ends, e.g. 2026-11-22T22:00Z.")
     ] = None,
-    hours: Annotated[int | None, typer.Option(min=1, help="Or how long it lasts. [24]")] = None,
+    hours: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Or how long it lasts. [24]")
+    ] = None,
     born: Annotated[bool, typer.Option("--born", help="Only keys made in the device. [both]")] = False,
     delivered: Annotated[
         bool, typer.Option("--delivered", help="Only keys made by the service. [both]")

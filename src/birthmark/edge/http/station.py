@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 SEQ_HEADER = "birthmark-seq"
 OPERATOR_HEADER = "birthmark-operator"
+FARTHEST_SEQ = 1_000_000
+"""How far a request number may lie above the last one seen."""
 REMEMBERED_PEERS = 1024
 _JSON = "application/json"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -79,7 +81,7 @@ class StationPlane:
     async def caller(self, request: Request) -> Caller:
         """Return who asks; the record decides at the commit whether they still may."""
         client, credential = await self._peer(request)
-        seq, operator = _seq(request), request.headers.get(OPERATOR_HEADER)
+        seq, operator = await self._number(request), request.headers.get(OPERATOR_HEADER)
         if operator is not None and not _NAME.fullmatch(operator):
             raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
         return Caller(client=client, credential=credential, seq=seq, operator=operator)
@@ -94,6 +96,19 @@ class StationPlane:
                 self._peers.clear()
             self._peers[peer] = known
         return known
+
+    async def _number(self, request: Request) -> int | None:
+        """Return the client's number of this request.
+
+        One far above the last would leave the client no numbers for the rest of its life, so it is refused.
+        """
+        seq, client = _seq(request), (await self._peer(request))[0]
+        if seq is None or seq <= client.last_seq + FARTHEST_SEQ:
+            return seq
+        last = (await self.border.carry(recognise(peer_certificate(request.scope)))).client.last_seq
+        if seq > last + FARTHEST_SEQ:
+            raise errors.MalformedRequest(f"{SEQ_HEADER} {seq} is too far above {last}, the last one seen")
+        return seq
 
     async def reader(self, request: Request) -> Client:
         """Return who asks to read, checked against the record now."""
@@ -278,7 +293,7 @@ class StationPlane:
         with suppress(errors.Unauthenticated):
             actor = (await self._peer(request))[0].id
         with suppress(errors.MalformedRequest):
-            seq = _seq(request)
+            seq = await self._number(request)
         what = f"{request.method} {request.url.path}"[:200]
         await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq))
 
