@@ -454,6 +454,7 @@ def _plain_extension(
             return x509.BasicConstraints(constraints.ca, constraints.path_len_constraint)
         case Extension.KEY_USAGE:
             bits = [usage in profile.key_usage for usage in KeyUsage]
+            # As many bits as KeyUsage takes; mypy cannot count them.
             return x509.KeyUsage(*bits, encipher_only=False, decipher_only=False)  # type: ignore[misc]
         case Extension.EXTENDED_KEY_USAGE:
             return x509.ExtendedKeyUsage([x509.ObjectIdentifier(text) for text in profile.extended_key_usage])

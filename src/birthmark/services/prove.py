@@ -166,9 +166,8 @@ class ProveDevices:
             raise errors.IllegalTransition(
                 f"attempt {attempt.id} is over: {device.id} is at attempt {device.attempts}"
             )
-        proved = move(
-            device.id, device.state, DeviceEvent.PROVE
-        )  # only what can be proved is held for failing
+        # Before the failure is looked at: only what can be proved is held for failing.
+        proved = move(device.id, device.state, DeviceEvent.PROVE)
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
         state = move(device.id, proved, DeviceEvent.RELEASE)

@@ -97,6 +97,7 @@ class Enclave:
         self._store_key(SecretBytes(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())))
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
         # The library's types forget that Ed25519, which hashes for itself, takes None.
+        # The stub does not say that Ed25519 goes with no hash.
         signed = builder.sign(key, ALGORITHMS[self._algorithm].hash_algorithm)  # type: ignore[arg-type]
         return signed.public_bytes(Encoding.PEM)
 
