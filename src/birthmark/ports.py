@@ -12,12 +12,15 @@ once, and only then answers.
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from birthmark import errors
+from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.secret import SecretBytes
 
 __all__ = [
     "Act",
@@ -30,8 +33,10 @@ __all__ = [
     "Log",
     "LogEntry",
     "Look",
+    "Octets",
     "ProofOf",
     "Reads",
+    "Scan",
     "Store",
     "UseCase",
     "carry",
@@ -46,7 +51,7 @@ Reads = Mapping[type, Sequence[str]]
 
 
 class KeyStore(Protocol):
-    """Private keys that sign where they live (a PKCS#11 token, or an encrypted software store).
+    """Keys that are used where they live (a PKCS#11 token, or an encrypted software store).
 
     Safe to call from any thread.  Every method raises ``errors.Unavailable`` while the store cannot be
     reached (the caller may try again) and ``errors.NotFound`` for a label it does not hold.
@@ -57,11 +62,96 @@ class KeyStore(Protocol):
         """True for a store that keeps keys in process memory; shown wherever the store is shown."""
         ...
 
-    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool = False) -> bytes:
         """Generate a key pair in the store, durable on return, and return its SubjectPublicKeyInfo (DER).
+
+        Args:
+            label: not taken by any key of the store.
+            algorithm: of the key.
+            exportable: the key may leave the store wrapped under a trusted key-encryption key (``wrap``), and
+                in no other way; a key is born with this or never has it.
 
         Raises:
             errors.IllegalTransition: the label is taken.
+        """
+        ...
+
+    def generate_secret(
+        self,
+        label: KeyLabel,
+        kind: SecretKind,
+        *,
+        recipients: Sequence[bytes] = (),
+        officer: SecretBytes | None = None,
+    ) -> SecretMade:
+        """Generate a secret key in the store, durable on return; its value is in clear nowhere else.
+
+        Args:
+            label: not taken by any key of the store.
+            kind: what it is for.
+            recipients: SubjectPublicKeyInfo (DER) of other stores' transport keys, whose fingerprints the
+                custodians have compared; each gets the key encrypted to it.  For a KEK only: afterwards
+                it never leaves the store again.
+            officer: PIN of the token's security officer, without which no token trusts a KEK.  Not kept.
+
+        Raises:
+            errors.IllegalTransition: the label is taken.
+            errors.PolicyRefused: the token cannot do it (rules ``token``, ``token-mechanism``), or a KEK is
+                wanted without the security officer (``token-trust``).
+            errors.NotPermitted: the officer's PIN is refused; it is not tried again.
+        """
+        ...
+
+    def generate_transport(self, label: KeyLabel) -> bytes:
+        """Generate a key pair to which others encrypt a KEK; return its SubjectPublicKeyInfo (DER).
+
+        Raises:
+            errors.IllegalTransition: the label is taken.
+        """
+        ...
+
+    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
+        """Take in a KEK that was encrypted to a transport key of this store, and return its check value.
+
+        It opens wrapped keys; the token does not trust it to wrap any.
+
+        Raises:
+            errors.IllegalTransition: the label is taken.
+            errors.MalformedRequest: the share is not for this transport key.
+        """
+        ...
+
+    def wrap(self, label: KeyLabel, kek: KeyLabel) -> bytes:
+        """Return a private key's PKCS#8 encrypted under a KEK (AES key wrap with padding, RFC 5649).
+
+        Raises:
+            errors.PolicyRefused: the key was not generated exportable (rule ``key-not-exportable``), could
+                leave under any key (``key-unguarded``), the KEK is none or not trusted (``kek``), or the
+                token cannot wrap keys of this algorithm (``token``).
+        """
+        ...
+
+    def unwrap(self, label: KeyLabel, subject_public_key_info: bytes, wrapped: bytes, kek: KeyLabel) -> None:
+        """Take a wrapped private key in, for good, if it is the one of this public key; it may only sign.
+
+        It cannot leave this store again.  The public key (DER) is an argument because PKCS#11 does not give
+        it back; the key has signed, and the signature was verified with it, before this returns.
+
+        Raises:
+            errors.IllegalTransition: the label is taken.
+            errors.MalformedRequest: the wrapped key does not open under this KEK, or is of another algorithm.
+            errors.IntegrityFailure: it is not the key of this public key; nothing was kept.
+        """
+        ...
+
+    def attributes(self, label: KeyLabel) -> KeyAttributes:
+        """Ask the store what a key may do, now: nothing that was known before is believed."""
+        ...
+
+    def inventory(self) -> tuple[KeyAttributes, ...]:
+        """Ask the store about every private and secret key in it, also others' and two with one label.
+
+        Sorted by label.
         """
         ...
 
@@ -78,7 +168,7 @@ class KeyStore(Protocol):
         ...
 
     def labels(self) -> tuple[KeyLabel, ...]:
-        """Return the labels of all private keys in the store, sorted."""
+        """Return the labels of all private and secret keys in the store that follow our syntax, sorted."""
         ...
 
     def close(self) -> None:
@@ -200,6 +290,24 @@ class Log(Protocol):
         ...
 
 
+class Octets(Protocol):
+    """One field of many values, joined, as of one moment; never in memory as a whole."""
+
+    @property
+    def size(self) -> int:
+        """How many octets there are."""
+        ...
+
+    @property
+    def as_of(self) -> datetime:
+        """Time of the last commit that is in it."""
+        ...
+
+    def pieces(self) -> Iterator[bytes]:
+        """Iterate over the octets, in pieces of some hundred kilobytes."""
+        ...
+
+
 class Store(Protocol):
     """The record: values by key, and the log, which only ever change together.
 
@@ -219,8 +327,30 @@ class Store(Protocol):
         """Return committed values; putting into them has no effect."""
         ...
 
-    def scan(self, kind: type[V], *, after: str = "", limit: int | None = None) -> Iterator[V]:
-        """Iterate over all values of a kind in the order of their keys."""
+    def scan(
+        self,
+        kind: type[V],
+        *,
+        where: Mapping[str, str] | None = None,
+        after: str = "",
+        limit: int | None = None,
+    ) -> Iterator[V]:
+        """Iterate over the values of a kind in the order of their keys.
+
+        Args:
+            kind: type of value.
+            where: only values with these fields.  ``DeviceCertificate.run`` has an index; any other field is
+                looked at value by value.
+            after: only keys above this one.
+            limit: at most so many.
+        """
+        ...
+
+    def octets(self, kind: type, field: str, *, prefix: str) -> AbstractContextManager["Octets"]:
+        """Return one field of all values whose key begins with a prefix, joined in the order of the keys.
+
+        The context holds one snapshot of the database: what is read in it is of one moment.
+        """
         ...
 
     def token(self, index: int) -> str:
@@ -250,11 +380,21 @@ class ProofOf:
     index: int
 
 
-UseCase = Generator[Look | ProofOf | Sequence[Act[Any]], Any, T]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """A use case wants to see the values of a kind, in the order of their keys; see ``Store.scan``."""
+
+    kind: type
+    where: Mapping[str, str]
+    after: str = ""
+    limit: int | None = None
+
+
+UseCase = Generator[Look | Scan | ProofOf | Sequence[Act[Any]], Any, T]
 """A use case is a dialogue with the store.
 
-It yields a ``Look`` and is sent ``Facts``, a ``ProofOf`` and is sent the proof's text, or acts and is sent
-the list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no
+It yields a ``Look`` and is sent ``Facts``, a ``Scan`` and is sent a list of values, a ``ProofOf`` and is sent
+the proof's text, or acts and is sent the list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no
 I/O itself.
 """
 
@@ -267,6 +407,8 @@ def carry(store: Store, use_case: UseCase[T]) -> T:
             step = use_case.send(answer)
             if isinstance(step, Look):
                 answer = store.look(step.reads)
+            elif isinstance(step, Scan):
+                answer = list(store.scan(step.kind, where=step.where, after=step.after, limit=step.limit))
             elif isinstance(step, ProofOf):
                 answer = store.token(step.index)
             else:

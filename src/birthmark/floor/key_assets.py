@@ -1,0 +1,278 @@
+"""The key assets of a realm: every key, what it is for, how it must be kept, and who may use it (SPEC B4).
+
+A ``KeyAsset`` is what a ceremony decided; ``birthmark.pki.attributes.KeyAttributes`` is what a key store says
+it holds.  ``compare`` holds one against the other.  A key that nobody decided on is as much a finding as one
+that is gone.
+
+What the purposes and policies are is decided here, in two tables; how a token enforces them is its own
+affair.  In a development store every key can be read by whoever has its files, so its custody is one note
+and not a finding for each attribute.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, TransportKind
+from birthmark.pki.keys import KeyAlgorithm
+
+__all__ = [
+    "KeyAsset",
+    "KeyFinding",
+    "KeyPolicy",
+    "KeyPurpose",
+    "KeyStatus",
+    "Severity",
+    "compare",
+    "kind_of",
+    "policy_for",
+]
+
+
+class KeyPurpose(StrEnum):
+    """What a key is for."""
+
+    ROOT_CA = "root-ca"
+    INTERMEDIATE_CA = "intermediate-ca"
+    ISSUING_CA = "issuing-ca"
+    LOG = "log"
+    CRL = "crl"
+    OCSP_RESPONDER = "ocsp-responder"
+    TLS = "tls"
+    KEK = "kek"
+    TRANSPORT = "transport"
+    MASTER_DIVERSIFICATION = "master-diversification"
+
+
+class KeyPolicy(StrEnum):
+    """How a key must be kept."""
+
+    SIGNING = "signing"
+    """A private key made in its token; signs only; never leaves."""
+    SIGNING_WITH_BACKUP = "signing-with-backup"
+    """As ``signing``, but may leave wrapped under a trusted key-encryption key."""
+    SIGNING_RESTORED = "signing-restored"
+    """A private key that came in wrapped; signs only; leaves no more."""
+    KEK = "kek"
+    """Wraps and unwraps; trusted by its token; leaves no more."""
+    KEK_ACCEPTED = "kek-accepted"
+    """A key-encryption key that came from another token: opens what was wrapped there."""
+    TRANSPORT = "transport"
+    """Takes a key-encryption key in; never leaves."""
+    MASTER = "master"
+    """Computes AES-CMAC only; never leaves."""
+
+
+class KeyStatus(StrEnum):
+    """Whether a key should exist."""
+
+    ACTIVE = "active"
+    DESTROYED = "destroyed"
+
+
+class Severity(StrEnum):
+    """What a finding means."""
+
+    ERROR = "error"
+    """The key is not what was decided."""
+    NOTE = "note"
+    """A protection the store could not give; nothing changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyAsset:
+    """One key that is decided upon.  A label names one key, for good."""
+
+    label: str
+    store: str
+    """Which key store holds it: the token's label, or ``software``."""
+    purpose: KeyPurpose
+    kind: str
+    """A ``KeyAlgorithm``, ``SecretKind`` or ``TransportKind``."""
+    policy: KeyPolicy
+    users: str
+    """Who may use it: names of services or roles, with commas."""
+    fingerprint: str
+    """SHA-256 of the SubjectPublicKeyInfo, or a secret key's check value, in hexadecimal digits."""
+    ceremony: str | None
+    """Id of the ceremony that made it; None for a key made without one."""
+    status: KeyStatus
+    created_at: datetime
+    backed_up_at: datetime | None
+    backup_sha256: str | None
+    """SHA-256 of the newest backup file, in hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFinding:
+    """One way in which a store differs from the table."""
+
+    label: str
+    severity: Severity
+    rule: str
+    """A word for programs: ``missing``, ``unknown``, ``attribute`` …"""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Custody:
+    """What a policy asks of a live key."""
+
+    key_class: KeyClass
+    uses: frozenset[str]
+    needs: Mapping[str, bool]
+    """Attributes that must be so: an error otherwise."""
+
+
+_KEPT = {"token": True, "private": True, "sensitive": True}
+_BORN_HERE = {**_KEPT, "always_sensitive": True, "local": True}
+_NEVER_OUT = {**_BORN_HERE, "extractable": False, "never_extractable": True}
+_WISHES: Mapping[str, bool] = {"modifiable": False, "copyable": False}
+"""Attributes that only some tokens give: a note otherwise."""
+
+_CUSTODY: Mapping[KeyPolicy, _Custody] = {
+    KeyPolicy.SIGNING: _Custody(key_class=KeyClass.PRIVATE, uses=frozenset({"sign"}), needs=_NEVER_OUT),
+    KeyPolicy.SIGNING_WITH_BACKUP: _Custody(
+        key_class=KeyClass.PRIVATE,
+        uses=frozenset({"sign"}),
+        needs={**_BORN_HERE, "extractable": True, "wrap_with_trusted": True},
+    ),
+    KeyPolicy.SIGNING_RESTORED: _Custody(
+        key_class=KeyClass.PRIVATE, uses=frozenset({"sign"}), needs={**_KEPT, "extractable": False}
+    ),
+    # A KEK that was shared in its ceremony was extractable until then, so never_extractable is not asked.
+    KeyPolicy.KEK: _Custody(
+        key_class=KeyClass.SECRET,
+        uses=frozenset({"wrap", "unwrap"}),
+        needs={**_BORN_HERE, "extractable": False, "trusted": True},
+    ),
+    KeyPolicy.KEK_ACCEPTED: _Custody(
+        key_class=KeyClass.SECRET,
+        uses=frozenset({"wrap", "unwrap"}),
+        needs={**_KEPT, "extractable": False},
+    ),
+    KeyPolicy.TRANSPORT: _Custody(key_class=KeyClass.PRIVATE, uses=frozenset({"unwrap"}), needs=_NEVER_OUT),
+    KeyPolicy.MASTER: _Custody(key_class=KeyClass.SECRET, uses=frozenset({"sign"}), needs=_NEVER_OUT),
+}
+
+_POLICIES: Mapping[KeyPurpose, KeyPolicy] = {
+    KeyPurpose.KEK: KeyPolicy.KEK,
+    KeyPurpose.TRANSPORT: KeyPolicy.TRANSPORT,
+    KeyPurpose.MASTER_DIVERSIFICATION: KeyPolicy.MASTER,
+}
+
+
+def policy_for(purpose: KeyPurpose, *, exportable: bool = False) -> KeyPolicy:
+    """Return how a key that is generated for this purpose must be kept."""
+    signing = KeyPolicy.SIGNING_WITH_BACKUP if exportable else KeyPolicy.SIGNING
+    return _POLICIES.get(purpose, signing)
+
+
+def kind_of(text: str) -> KeyAlgorithm | SecretKind | TransportKind | None:
+    """Return the kind of a key from its stored spelling, or None."""
+    return next((kind for kind in (*KeyAlgorithm, *SecretKind, *TransportKind) if kind == text), None)
+
+
+def compare(
+    assets: Iterable[KeyAsset], live: Sequence[KeyAttributes], *, whole_store: bool = True
+) -> tuple[KeyFinding, ...]:
+    """Hold the assets of one store against what it says it holds; no finding is good.
+
+    Args:
+        assets: of this store.
+        live: all keys of the store (``KeyStore.inventory``).
+        whole_store: a key that is in the store and not in the table is a finding.
+    """
+    return tuple(_findings({asset.label: asset for asset in assets}, live, whole_store=whole_store))
+
+
+def _findings(
+    assets: Mapping[str, KeyAsset], live: Sequence[KeyAttributes], *, whole_store: bool
+) -> Iterator[KeyFinding]:
+    if any(key.development for key in live):
+        yield KeyFinding(
+            label="",
+            severity=Severity.NOTE,
+            rule="development",
+            detail="a development key store: whoever has its files and passphrase has its keys",
+        )
+    counted = Counter(key.label for key in live)
+    for label, asset in sorted(assets.items()):
+        if asset.status is KeyStatus.ACTIVE and not counted[label]:
+            yield _error(label, "missing", f"the {asset.purpose} key is not in its store {asset.store}")
+    for label, count in sorted(counted.items()):
+        if count > 1:
+            yield _error(label, "ambiguous", f"{count} keys have this label")
+    for key in live:
+        found = assets.get(key.label)
+        if found is None:
+            if whole_store:
+                yield _error(key.label, "unknown", f"a {key.key_class} key that is no asset of the realm")
+        elif found.status is KeyStatus.DESTROYED:
+            yield _error(key.label, "not-destroyed", "the key was to be destroyed and is in the store")
+        else:
+            yield from _differences(found, key)
+        yield from _dangers(key)
+
+
+def _differences(asset: KeyAsset, key: KeyAttributes) -> Iterator[KeyFinding]:
+    custody = _CUSTODY[asset.policy]
+    if key.key_class is not custody.key_class:
+        yield _error(key.label, "class", f"is a {key.key_class} key, should be {custody.key_class}")
+        return
+    kind = "another" if key.kind is None else str(key.kind)
+    if kind != asset.kind:
+        yield _error(key.label, "kind", f"is of kind {kind}, should be {asset.kind}")
+    if not key.fingerprint:
+        yield _error(key.label, "fingerprint", "the store cannot show which key it is")
+    elif key.fingerprint != asset.fingerprint:
+        yield _error(
+            key.label, "fingerprint", f"is another key: {key.fingerprint}, should be {asset.fingerprint}"
+        )
+    for use in sorted(key.uses - custody.uses):
+        yield _error(key.label, "attribute", f"may {use}, which policy {asset.policy} does not allow")
+    for use in sorted(custody.uses - key.uses):
+        yield _error(key.label, "attribute", f"may not {use}, which policy {asset.policy} wants")
+    if key.development:
+        return
+    for name, wanted in custody.needs.items():
+        if getattr(key, name) is not wanted:
+            yield _error(
+                key.label, "attribute", f"{_name(name)} is {_word(not wanted)}, should be {_word(wanted)}"
+            )
+    for name, wanted in _WISHES.items():
+        if getattr(key, name) is not wanted:
+            yield KeyFinding(
+                label=key.label,
+                severity=Severity.NOTE,
+                rule="attribute",
+                detail=f"{_name(name)} is {_word(not wanted)}: the store does not fix the key's attributes",
+            )
+
+
+def _dangers(key: KeyAttributes) -> Iterator[KeyFinding]:
+    """What no key may be, whatever was decided."""
+    if key.sign and key.derive:
+        yield _error(
+            key.label, "sign-and-derive", "may sign and derive: deriving can undo what signing is for"
+        )
+    if key.wrap and (key.encrypt or key.decrypt):
+        yield _error(key.label, "wrap-and-decrypt", "may wrap and en- or decrypt: what it wraps can be read")
+    if not key.development and key.extractable and not key.wrap_with_trusted:
+        yield _error(key.label, "unguarded", "may leave the token under any key, not only a trusted one")
+    if not key.development and not key.sensitive:
+        yield _error(key.label, "readable", "its value can be read from the token")
+
+
+def _error(label: str, rule: str, detail: str) -> KeyFinding:
+    return KeyFinding(label=label, severity=Severity.ERROR, rule=rule, detail=detail)
+
+
+def _name(attribute: str) -> str:
+    return f"CKA_{attribute.upper()}"
+
+
+def _word(value: bool) -> str:  # noqa: FBT001
+    return "true" if value else "false"

@@ -1,0 +1,115 @@
+"""What a key in a key store may do and suffer, in the words of PKCS#11 (v2.40 sections 4.4 to 4.10).
+
+``KeyAttributes`` is what a live key store says of one key, read in that moment; ``floor.key_assets`` compares
+it with what was decided.  Secret keys have no public half to know them by, so they have a check value:
+
+- of a master key: the first 5 octets of AES-CMAC (NIST SP 800-38B) over one block of zeros, which is the way
+  of ANSI X9.24-1:2017 for AES;
+- of a key-encryption key, which may do nothing but wrap: the first 5 octets of 16 zero octets wrapped under
+  it (RFC 5649), because a CMAC or an encrypted block would need a permission it must not have.
+
+Neither is CKA_CHECK_VALUE, which tokens compute in different ways and some leave empty, nor the check value
+of GlobalPlatform.  Five octets tell keys apart that were mixed up; they prove nothing to somebody who tries.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from birthmark.pki.keys import KeyAlgorithm
+
+__all__ = ["CHECK_VALUE_OCTETS", "KeyAttributes", "KeyClass", "SecretKind", "SecretMade", "TransportKind"]
+
+CHECK_VALUE_OCTETS = 5
+
+
+class SecretKind(StrEnum):
+    """What a secret key is for; each kind may do one thing."""
+
+    KEK = "kek"
+    """AES-256; wraps and unwraps private keys (RFC 5649) and nothing else."""
+    MASTER_AES_128 = "master-aes-128"
+    """Keys of devices are diversified from it; computes AES-CMAC and nothing else.
+
+    It must never derive as well: CKM_AES_ECB_ENCRYPT_DATA with a template of the caller's choice would be an
+    oracle that encrypts blocks under it.
+    """
+    MASTER_AES_192 = "master-aes-192"
+    MASTER_AES_256 = "master-aes-256"
+
+    @property
+    def size(self) -> int:
+        """Octets of the key."""
+        return {"master-aes-128": 16, "master-aes-192": 24}.get(self.value, 32)
+
+
+class TransportKind(StrEnum):
+    """A key pair that only takes a key-encryption key in."""
+
+    RSA_3072 = "transport-rsa-3072"
+    """RSAES-OAEP with SHA-1 and MGF1-SHA-1 (RFC 8017 section 7.1), the one form that every token has; OAEP
+    needs no collision resistance of its hash."""
+
+
+class KeyClass(StrEnum):
+    """CKA_CLASS of a key that must be kept."""
+
+    PRIVATE = "private"
+    SECRET = "secret"  # noqa: S105  # a word of PKCS#11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretMade:
+    """A secret key that was generated."""
+
+    check_value: str
+    """10 hexadecimal digits."""
+    shares: tuple[bytes, ...]
+    """The key under the transport key of each recipient, in their order (RSAES-OAEP)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyAttributes:
+    """One key as its store has it now.
+
+    A use the store does not know is one the key does not have; a protection it does not know is missing.
+    """
+
+    label: str
+    """As the store spells it, which for a key of others need not be a ``KeyLabel``."""
+    key_class: KeyClass
+    kind: KeyAlgorithm | SecretKind | TransportKind | None
+    """None for a key of another kind, and for a key in a token that has the uses of none of ours."""
+    fingerprint: str
+    """SHA-256 of the SubjectPublicKeyInfo, or the check value, in hexadecimal digits.
+
+    Empty where it cannot be had: no public key, one that is no pair with the private key, or a secret key
+    that may compute no check value.
+    """
+    development: bool
+    """The store keeps its keys in files and process memory, whatever else it says."""
+    token: bool
+    private: bool
+    sensitive: bool
+    always_sensitive: bool
+    extractable: bool
+    never_extractable: bool
+    local: bool
+    """Generated where it is, not brought in."""
+    sign: bool
+    derive: bool
+    wrap: bool
+    unwrap: bool
+    encrypt: bool
+    decrypt: bool
+    wrap_with_trusted: bool
+    """Leaves the store only under a key whose ``trusted`` is true."""
+    trusted: bool
+    modifiable: bool
+    copyable: bool
+    destroyable: bool
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The names of all it may do."""
+        names = ("sign", "derive", "wrap", "unwrap", "encrypt", "decrypt")
+        return frozenset(name for name in names if getattr(self, name))
