@@ -22,11 +22,11 @@ __all__ = [
     "CertStatus",
     "ReasonCode",
     "RevokedEntry",
-    "generalized_time",
+    "encode_generalized_time",
+    "encode_time",
     "read_entry",
     "read_time",
     "revoked_entry",
-    "time",
 ]
 
 ENUMERATED = 0x0A
@@ -142,10 +142,10 @@ def revoked_entry(
     if asked.invalidity_date is not None:
         if asked.invalidity_date > asked.revoked_at:
             raise PolicyRefused("invalidity_date", "the invalidity date is after the revocation")
-        since = der.encode(der.OCTET_STRING, generalized_time(asked.invalidity_date))
+        since = der.encode(der.OCTET_STRING, encode_generalized_time(asked.invalidity_date))
         extensions += der.encode(der.SEQUENCE, _INVALIDITY_DATE, since)
     wrapped = der.encode(der.SEQUENCE, extensions) if extensions else b""
-    entry = der.encode(der.SEQUENCE, der.integer(serial_number), time(revoked_at), wrapped)
+    entry = der.encode(der.SEQUENCE, der.integer(serial_number), encode_time(revoked_at), wrapped)
     # It will be signed again and again, and nobody will look at it then as closely as now.
     if read_entry(entry) != asked:
         raise RuntimeError("a revoked entry does not say what it was made from")
@@ -212,7 +212,7 @@ def _entry_extensions(octets: bytes, start: int, stop: int) -> tuple[ReasonCode,
 # --- time ---
 
 
-def time(moment: datetime) -> bytes:
+def encode_time(moment: datetime) -> bytes:
     """Return Time (DER): UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 section 5.1.2.4).
 
     Raises:
@@ -220,15 +220,15 @@ def time(moment: datetime) -> bytes:
     """
     at = moment.astimezone(UTC)
     if at.year < _FIRST_UTC_TIME:
-        raise PolicyRefused("time", f"{at.isoformat()} is before 1950 and has no encoding")
+        raise PolicyRefused("encode_time", f"{at.isoformat()} is before 1950 and has no encoding")
     if at.year < _FIRST_GENERALIZED_TIME:
         return b"\x17\x0d%02d%02d%02d%02d%02d%02dZ" % (
             at.year % 100, at.month, at.day, at.hour, at.minute, at.second,
         )  # fmt: skip
-    return generalized_time(at)
+    return encode_generalized_time(at)
 
 
-def generalized_time(moment: datetime) -> bytes:
+def encode_generalized_time(moment: datetime) -> bytes:
     """Return GeneralizedTime (DER) in UTC with seconds and no fraction (RFC 5280 section 4.1.2.5.2)."""
     at = moment.astimezone(UTC)
     return b"\x18\x0f%04d%02d%02d%02d%02d%02dZ" % (
