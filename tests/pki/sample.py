@@ -8,14 +8,16 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark.pki import issuance, lint, profiles
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PrivateKey = (
+    ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+)
 
 ROOT_KEY, ISSUING_KEY = KeyLabel("root"), KeyLabel("issuing")
 FOUNDED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,7 +43,7 @@ VARIABLES = {
 LEAF_PROFILES = ("bootstrap", "idevid", "operator", "server", "station", "vehicle")
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def private_key(algorithm: KeyAlgorithm, name: str) -> PrivateKey:
     """A key of this algorithm, the same for the same name, and no secret."""
     seed = hashlib.sha512(name.encode()).digest()
@@ -50,11 +52,24 @@ def private_key(algorithm: KeyAlgorithm, name: str) -> PrivateKey:
             return ec.derive_private_key(int.from_bytes(seed[:31], "big"), ec.SECP256R1())
         case KeyAlgorithm.EC_P384:
             return ec.derive_private_key(int.from_bytes(seed[:47], "big"), ec.SECP384R1())
+        case KeyAlgorithm.EC_P521:
+            return ec.derive_private_key(int.from_bytes(seed, "big"), ec.SECP521R1())
         case KeyAlgorithm.ED25519:
             return ed25519.Ed25519PrivateKey.from_private_bytes(seed[:32])
+        case KeyAlgorithm.ED448:
+            return ed448.Ed448PrivateKey.from_private_bytes(seed[:57])
+        case KeyAlgorithm.RSA_2048 | KeyAlgorithm.RSA_3072 | KeyAlgorithm.RSA_4096:
+            return _rsa_key(int(algorithm.removeprefix("rsa-")), name)
 
 
 @lru_cache(maxsize=32)
+def _rsa_key(bits: int, name: str) -> rsa.RSAPrivateKey:
+    """The same for the same name as long as the process lives: nobody can seed the library's primes."""
+    del name
+    return rsa.generate_private_key(65537, bits)
+
+
+@lru_cache(maxsize=128)
 def spki(algorithm: KeyAlgorithm, name: str) -> bytes:
     """Its public half, SubjectPublicKeyInfo in DER."""
     key = private_key(algorithm, name).public_key()
@@ -63,9 +78,11 @@ def spki(algorithm: KeyAlgorithm, name: str) -> bytes:
 
 def signed_by(key: PrivateKey, message: bytes) -> bytes:
     """What a key store answers for this key."""
-    if isinstance(key, ed25519.Ed25519PrivateKey):
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         return key.sign(message)
-    digest = hashes.SHA256() if isinstance(key.curve, ec.SECP256R1) else hashes.SHA384()
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(message, padding.PKCS1v15(), hashes.SHA256())
+    digest = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}[key.curve.key_size]
     return key.sign(message, ec.ECDSA(digest))
 
 

@@ -52,7 +52,7 @@ def test_the_extensions_a_profile_may_add_are_accepted_too(name: str, tmp_path: 
     profile = replace(
         profiles.load(name),
         basic_constraints=profiles.BasicConstraints(ca=False, path_len_constraint=None),
-        certificate_policies=("1.3.6.1.4.1.32473.9", "1.3.6.1.4.1.32473.10"),
+        certificate_policies=(template("1.3.6.1.4.1.32473.9"), template("1.3.6.1.4.1.32473.10")),
         crl_distribution_point=template("http://pki.example/crl/1.crl"),
         ocsp_responder=template("http://pki.example/ocsp"),
         ca_issuers=template("http://pki.example/ca/1.cer"),

@@ -31,7 +31,7 @@ def everything(name: str) -> Profile:
     return replace(
         profiles.load(name),
         basic_constraints=profiles.BasicConstraints(ca=False, path_len_constraint=None),
-        certificate_policies=("2.23.133.11.1.1", "1.3.6.1.4.1.32473.9"),
+        certificate_policies=(template("2.23.133.11.1.1"), template("1.3.6.1.4.1.32473.9")),
         crl_distribution_point=template("http://pki.example/crl/1.crl"),
         ocsp_responder=template("http://pki.example/ocsp"),
         ca_issuers=template("http://pki.example/ca/1.cer"),

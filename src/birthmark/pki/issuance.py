@@ -460,7 +460,10 @@ def _plain_extension(
             return x509.ExtendedKeyUsage([x509.ObjectIdentifier(text) for text in profile.extended_key_usage])
         case Extension.CERTIFICATE_POLICIES:
             return x509.CertificatePolicies(
-                [x509.PolicyInformation(x509.ObjectIdentifier(t), None) for t in profile.certificate_policies]
+                [
+                    x509.PolicyInformation(x509.ObjectIdentifier(policy.render(variables)), None)
+                    for policy in profile.certificate_policies
+                ]
             )
         case Extension.CRL_DISTRIBUTION_POINTS if profile.crl_distribution_point is not None:
             uri = _uri(profile.crl_distribution_point, variables)

@@ -146,7 +146,7 @@ def _expected(profile: Profile) -> _Expected:
         purposes = [der.oid(text) for text in profile.extended_key_usage]
         values[Extension.EXTENDED_KEY_USAGE] = der.encode(der.SEQUENCE, *purposes)
     if profile.certificate_policies:
-        policies = [der.encode(der.SEQUENCE, der.oid(text)) for text in profile.certificate_policies]
+        policies = [der.encode(der.SEQUENCE, der.oid(text.source)) for text in profile.certificate_policies]
         values[Extension.CERTIFICATE_POLICIES] = der.encode(der.SEQUENCE, *policies)
     if (constraints := profile.basic_constraints) is not None:
         ca = b"\x01\x01\xff" if constraints.ca else b""

@@ -1,13 +1,12 @@
 """Certificate profiles: what one kind of certificate contains, one TOML file each.
 
-A profile says everything about a certificate but who signs it, whose key it holds, and the values of a few
-named variables.  They are packaged, in ``profiles/``, and loaded by name only: what names a profile (a run's
-licence) can never name a file.  The reader is total: a file is a valid profile or one ``MalformedRequest``
-that names file and key; an unknown key is an error, not a default.
+What a profile can say is in ``profilelanguage``.  They are packaged, in ``profiles/``, and loaded by name
+only: what names a profile (a run's licence) can never name a file.  A ``Catalogue`` may hold those of one
+more directory, read once; they cannot take a packaged one's name.
 
-What may be written is what can be issued and linted: the extensions of ``Extension``, in that order.  Values
-come from records through the variables, never from a request.  The linter waivers carry their reasons, so
-that an auditor reads in one place what was waived and why.
+The reader is total: a file is a valid profile or one ``MalformedRequest`` that names file and key; an unknown
+key is an error, not a default.  The linter waivers and the constraints carry their reasons and their negative
+examples, so that an auditor reads in one place what was waived and what is refused.
 """
 
 import re
@@ -17,22 +16,49 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import cache
+from hashlib import sha256
 from importlib.resources import files
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn, Self, TypeVar
 
-from birthmark.errors import MalformedRequest, NotFound
+from birthmark.errors import MalformedRequest, NotFound, Unavailable
 from birthmark.pki import der
+from birthmark.pki.constraints import Constraint, parse_constraint
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import Attribute
+from birthmark.pki.profilelanguage import (
+    VARIABLES,
+    BasicConstraints,
+    Extension,
+    KeyUsage,
+    NameConstraints,
+    NameForm,
+    Profile,
+    ProfileKind,
+    SerialEncoding,
+    SubjectAlternativeName,
+    SubjectAttribute,
+    Subtree,
+    TextTemplate,
+    Waiver,
+)
 
 __all__ = [
     "VARIABLES",
     "BasicConstraints",
+    "Catalogue",
     "Extension",
     "KeyUsage",
+    "NameConstraints",
+    "NameForm",
     "Profile",
+    "ProfileKind",
+    "SerialEncoding",
     "SubjectAlternativeName",
     "SubjectAttribute",
+    "Subtree",
     "TextTemplate",
     "Waiver",
     "load",
@@ -40,58 +66,13 @@ __all__ = [
     "parse",
 ]
 
-VARIABLES: Mapping[str, str] = {
-    "authority": "name of the authority the certificate is for (CA profiles)",
-    "country": "ISO 3166 country code of the organization",
-    "crl_url": "where this certificate's CRL will be found",
-    "dns_names": "DNS names of a server, separated by spaces",
-    "environment_mark": "' TEST' in a test realm, empty in production",
-    "hardware_id": "the device's normalised hardware id",
-    "hardware_type": "object identifier of the kind of hardware, under the maker's arc (RFC 4108 hwType)",
-    "host": "name of a server",
-    "ip_addresses": "IP addresses of a server, separated by spaces",
-    "issuer_url": "where the issuer's certificate will be found",
-    "ocsp_url": "where this certificate's status will be answered",
-    "operator": "operator id",
-    "organization": "legal name of the organization",
-    "organizational_unit": "unit of the organization: product line, batch or site",
-    "realm": "name of the realm",
-    "run": "production run",
-    "station": "station name",
-}
-"""Every variable a profile may name."""
-
 _DIRECTORY = files("birthmark.pki") / "profiles"
+_SUFFIX = ".toml"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _DURATION = re.compile(r"P(?=.)(?:(\d{1,5})D)?(?:T(?=.)(?:(\d{1,4})H)?(?:(\d{1,4})M)?)?")
 _NO_EXPIRY = "no-well-defined-expiry"
-
-
-class KeyUsage(StrEnum):
-    """Bits of keyUsage (RFC 5280 section 4.2.1.3), in the order of their bit numbers."""
-
-    DIGITAL_SIGNATURE = "digital-signature"
-    CONTENT_COMMITMENT = "content-commitment"
-    KEY_ENCIPHERMENT = "key-encipherment"
-    DATA_ENCIPHERMENT = "data-encipherment"
-    KEY_AGREEMENT = "key-agreement"
-    KEY_CERT_SIGN = "key-cert-sign"
-    CRL_SIGN = "crl-sign"
-
-
-class Extension(StrEnum):
-    """The extensions we issue, in the order in which we write them; the value is the object identifier."""
-
-    BASIC_CONSTRAINTS = "2.5.29.19"
-    KEY_USAGE = "2.5.29.15"
-    EXTENDED_KEY_USAGE = "2.5.29.37"
-    SUBJECT_ALTERNATIVE_NAME = "2.5.29.17"
-    CERTIFICATE_POLICIES = "2.5.29.32"
-    CRL_DISTRIBUTION_POINTS = "2.5.29.31"
-    AUTHORITY_INFORMATION_ACCESS = "1.3.6.1.5.5.7.1.1"
-    SUBJECT_KEY_IDENTIFIER = "2.5.29.14"
-    AUTHORITY_KEY_IDENTIFIER = "2.5.29.35"
-
+_LONGEST_FILE = 65_536
+_MOST_FILES = 1024
 
 _EXTENDED_KEY_USAGES = {
     "server-auth": "1.3.6.1.5.5.7.3.1",
@@ -101,166 +82,96 @@ _EXTENDED_KEY_USAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TextTemplate:
-    """Text with named variables: ``"{realm} Root CA"``."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Catalogue:
+    """The profiles of an installation: the packaged ones, and those of one directory.  It never changes."""
 
-    source: str
-    parts: tuple[tuple[str, str | None], ...]
-    """Pairs of literal text and the variable that follows it (None after the last)."""
-    variables: frozenset[str]
+    profiles: Mapping[str, Profile]
+    """By name, sorted by name."""
 
-    def render(self, values: Mapping[str, str]) -> str:
-        """Return the text with every variable filled in.
+    @classmethod
+    def read(cls, directory: Path | None = None) -> Self:
+        """Read the packaged profiles and every ``*.toml`` of a directory.
 
         Raises:
-            MalformedRequest: a variable has no value.
+            MalformedRequest: a file is no valid profile, or has the name of a packaged one.
+            Unavailable: the directory, or a file in it, cannot be read.
         """
-        try:
-            return "".join([text + (values[name] if name else "") for text, name in self.parts])
-        except KeyError as error:
-            raise MalformedRequest(f"no value for {error.args[0]} in {self.source!r}") from error
+        found = {name: load(name) for name in names()}
+        for file_name, octets in sorted(_files_of(directory).items()):
+            profile = parse(octets, file_name)
+            if profile.name in found:
+                raise MalformedRequest(f"profile {file_name}: name: {profile.name!r} is a packaged profile")
+            found[profile.name] = profile
+        for profile in found.values():
+            for issuer in profile.issued_by:
+                if issuer not in found or not found[issuer].is_ca:
+                    raise MalformedRequest(
+                        f"profile {profile.name}{_SUFFIX}: issued-by: there is no authority's {issuer!r}"
+                    )
+        return cls(profiles=MappingProxyType(dict(sorted(found.items()))))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all profiles, sorted."""
+        return tuple(self.profiles)
+
+    def load(self, name: str) -> Profile:
+        """Return a profile.
+
+        Raises:
+            NotFound: there is no such profile.
+        """
+        found = self.profiles.get(name)
+        if found is None:
+            raise NotFound(f"there is no profile {name[:64]!r}; there are {', '.join(self.profiles)}")
+        return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubjectAttribute:
-    """One attribute of the subject."""
-
-    attribute: Attribute
-    value: TextTemplate
-    optional: bool
-    """Left out when one of its variables has no value or an empty one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BasicConstraints:
-    """RFC 5280 section 4.2.1.9; always written critical."""
-
-    ca: bool
-    path_len_constraint: int | None
+def _files_of(directory: Path | None) -> dict[str, bytes]:
+    if directory is None:
+        return {}
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.name.endswith(_SUFFIX))
+        if len(paths) > _MOST_FILES:
+            raise MalformedRequest(
+                f"profile directory {directory}: {len(paths)} files, at most {_MOST_FILES}"
+            )
+        return {path.name: _octets_of(path) for path in paths}
+    except OSError as failure:
+        raise Unavailable(
+            f"profile directory {directory}: {failure.strerror}: {failure.filename}"
+        ) from failure
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubjectAlternativeName:
-    """RFC 5280 section 4.2.1.6: either host names, or one hardwareModuleName."""
-
-    critical: bool
-    dns_names: TextTemplate | None
-    ip_addresses: TextTemplate | None
-    hardware_type: TextTemplate | None
-    """hwType of RFC 4108 section 5: dotted decimals."""
-    hardware_serial: TextTemplate | None
-    """hwSerialNum of RFC 4108 section 5: the text's ASCII octets."""
-
-    def templates(self) -> tuple[TextTemplate, ...]:
-        """Return the templates that are there."""
-        every = (self.dns_names, self.ip_addresses, self.hardware_type, self.hardware_serial)
-        return tuple(template for template in every if template is not None)
+def _octets_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        octets = file.read(_LONGEST_FILE + 1)
+    if len(octets) > _LONGEST_FILE:
+        raise MalformedRequest(f"profile {path.name}: more than {_LONGEST_FILE} octets")
+    return octets
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiver:
-    """A finding of a linter that this profile accepts, and why."""
-
-    linter: str
-    finding: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Profile:
-    """One kind of certificate.
-
-    Compared by identity, so that what is compiled from a profile can be kept by it.
-    """
-
-    name: str
-    title: str
-    subject: tuple[SubjectAttribute, ...]
-    subject_key_algorithms: tuple[KeyAlgorithm, ...]
-    validity: timedelta | None
-    """Longest validity; None is no well-defined expiry: 99991231235959Z (RFC 5280 section 4.1.2.5)."""
-    shorter_validity: bool
-    """Whether a certificate may expire earlier than ``validity`` says."""
-    basic_constraints: BasicConstraints | None
-    key_usage: tuple[KeyUsage, ...]
-    extended_key_usage: tuple[str, ...]
-    """Object identifiers in dotted decimals; empty for none."""
-    subject_alternative_name: SubjectAlternativeName | None
-    certificate_policies: tuple[str, ...]
-    crl_distribution_point: TextTemplate | None
-    ocsp_responder: TextTemplate | None
-    ca_issuers: TextTemplate | None
-    subject_key_identifier: bool
-    authority_key_identifier: bool
-    max_der_size: int
-    """Most octets of the signed certificate."""
-    waivers: tuple[Waiver, ...]
-
-    @property
-    def is_ca(self) -> bool:
-        """Whether it certifies certification authorities."""
-        return self.basic_constraints is not None and self.basic_constraints.ca
-
-    @property
-    def extensions(self) -> tuple[Extension, ...]:
-        """Return the extensions of every certificate of this profile, in order."""
-        present = {
-            Extension.BASIC_CONSTRAINTS: self.basic_constraints is not None,
-            Extension.KEY_USAGE: True,
-            Extension.EXTENDED_KEY_USAGE: bool(self.extended_key_usage),
-            Extension.SUBJECT_ALTERNATIVE_NAME: self.subject_alternative_name is not None,
-            Extension.CERTIFICATE_POLICIES: bool(self.certificate_policies),
-            Extension.CRL_DISTRIBUTION_POINTS: self.crl_distribution_point is not None,
-            Extension.AUTHORITY_INFORMATION_ACCESS: bool(self.ocsp_responder or self.ca_issuers),
-            Extension.SUBJECT_KEY_IDENTIFIER: self.subject_key_identifier,
-            Extension.AUTHORITY_KEY_IDENTIFIER: self.authority_key_identifier,
-        }
-        return tuple(extension for extension in Extension if present[extension])
-
-    @property
-    def variables(self) -> frozenset[str]:
-        """Return the variables it names anywhere."""
-        alternative = self.subject_alternative_name
-        texts = (self.crl_distribution_point, self.ocsp_responder, self.ca_issuers)
-        templates = [attribute.value for attribute in self.subject]
-        templates += [text for text in texts if text is not None]
-        templates += [] if alternative is None else alternative.templates()
-        return frozenset(name for template in templates for name in template.variables)
-
-    @property
-    def required_variables(self) -> frozenset[str]:
-        """Return the variables without which nothing can be issued: all but those of optional attributes."""
-        optional = {name for item in self.subject if item.optional for name in item.value.variables}
-        required = {name for item in self.subject if not item.optional for name in item.value.variables}
-        return frozenset((self.variables - optional) | required)
-
-    def critical(self, extension: Extension) -> bool:
-        """Return whether this profile writes an extension critical."""
-        if extension is Extension.SUBJECT_ALTERNATIVE_NAME:
-            return self.subject_alternative_name is not None and self.subject_alternative_name.critical
-        return extension in {Extension.BASIC_CONSTRAINTS, Extension.KEY_USAGE}
-
-    def waived(self, linter: str) -> frozenset[str]:
-        """Return the findings of a linter that this profile accepts."""
-        return frozenset(waiver.finding for waiver in self.waivers if waiver.linter == linter)
-
-
+@cache
 def names() -> tuple[str, ...]:
     """Return the names of the packaged profiles, sorted."""
     found = (entry.name for entry in _DIRECTORY.iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in found if name.endswith(_SUFFIX)))
 
 
 def load(name: str) -> Profile:
-    """Return a packaged profile.
+    """Return a packaged profile, always the same value.
 
     Raises:
         NotFound: there is no such profile.
     """
     if name not in names():
         raise NotFound(f"there is no profile {name[:64]!r}; there are {', '.join(names())}")
-    return parse((_DIRECTORY / f"{name}.toml").read_bytes(), f"{name}.toml")
+    return _packaged(name)
+
+
+@cache
+def _packaged(name: str) -> Profile:
+    return parse((_DIRECTORY / f"{name}{_SUFFIX}").read_bytes(), f"{name}{_SUFFIX}")
 
 
 def parse(octets: bytes, file_name: str) -> Profile:
@@ -278,33 +189,42 @@ def parse(octets: bytes, file_name: str) -> Profile:
     profile = Profile(
         name=table.take("name", str),
         title=table.take("title", str),
+        kind=table.enum(ProfileKind, "kind", table.take("kind", str)),
+        issued_by=tuple(table.texts("issued-by")),
+        self_signed=table.take("self-signed", bool, default=False),
         subject=tuple(_subject_attribute(entry) for entry in table.tables("subject")),
-        subject_key_algorithms=tuple(
-            table.enum(KeyAlgorithm, "subject-key-algorithms", text)
-            for text in table.texts("subject-key-algorithms")
-        ),
+        subject_key_algorithms=_algorithms(table, "subject-key-algorithms"),
+        issuer_key_algorithms=_algorithms(table, "issuer-key-algorithms"),
+        issuer_at_least_as_strong=table.take("issuer-at-least-as-strong", bool, default=False),
         validity=None if validity == _NO_EXPIRY else _duration(validity, table),
         shorter_validity=table.take("shorter-validity", bool, default=False),
         basic_constraints=_basic_constraints(table.table("basic-constraints")),
+        name_constraints=_name_constraints(table.table("name-constraints")),
         key_usage=tuple(table.enum(KeyUsage, "key-usage", text) for text in table.texts("key-usage")),
         extended_key_usage=tuple(
             table.oid("extended-key-usage", _EXTENDED_KEY_USAGES.get(text, text))
             for text in table.texts("extended-key-usage")
         ),
+        extended_key_usage_critical=table.take("extended-key-usage-critical", bool, default=False),
         subject_alternative_name=_alternative_name(table.table("subject-alternative-name")),
-        certificate_policies=tuple(
-            table.oid("certificate-policies", text) for text in table.texts("certificate-policies")
-        ),
+        certificate_policies=tuple(_policy(table, text) for text in table.texts("certificate-policies")),
         crl_distribution_point=table.template("crl-distribution-point"),
         ocsp_responder=table.template("ocsp-responder"),
         ca_issuers=table.template("ca-issuers"),
+        ocsp_no_check=table.take("ocsp-no-check", bool, default=False),
         subject_key_identifier=table.take("subject-key-identifier", bool),
+        subject_key_identifier_method=table.take("subject-key-identifier-method", int, default=1),
         authority_key_identifier=table.take("authority-key-identifier", bool),
+        optional=frozenset(table.texts("optional")),
         max_der_size=table.take("max-der-size", int),
+        constraints=tuple(
+            table.constraint("constraints", entry) for entry in table.plain_tables("constraints")
+        ),
         waivers=tuple(_waiver(entry) for entry in table.tables("waivers")),
+        sha256=sha256(octets).hexdigest(),
     )
     table.finish()
-    for key, complaint in _contradictions(profile, file_name.removesuffix(".toml")):
+    for key, complaint in _contradictions(profile, file_name.removesuffix(_SUFFIX)):
         table.refuse(key, complaint)
     return profile
 
@@ -315,6 +235,44 @@ def _contradictions(profile: Profile, stem: str) -> Iterator[tuple[str, str]]:
         yield "name", f"{profile.name!r} must be the file's name: a-z, 0-9 and -, at most 64"
     if not profile.title.strip():
         yield "title", "must not be empty"
+    yield from _wrong_lists(profile)
+    yield from _wrong_for_its_kind(profile)
+    if all(attribute.optional for attribute in profile.subject) and (
+        profile.is_ca or not profile.critical(Extension.SUBJECT_ALTERNATIVE_NAME)
+    ):
+        yield (
+            "subject",
+            "may be empty only beside a critical subject-alternative-name (RFC 5280 section 4.1.2.6)",
+        )
+    if profile.extended_key_usage_critical and not profile.extended_key_usage:
+        yield "extended-key-usage-critical", "there is no extended-key-usage"
+    if not 256 <= profile.max_der_size <= 65_535:
+        yield "max-der-size", f"{profile.max_der_size} is not between 256 and 65535"
+    yield from _wrong_references(profile)
+
+
+def _wrong_for_its_kind(profile: Profile) -> Iterator[tuple[str, str]]:
+    """Yield what an authority must have, or only an authority can have."""
+    if profile.is_ca != (KeyUsage.KEY_CERT_SIGN in profile.key_usage):
+        yield "key-usage", "key-cert-sign and ca = true go together (RFC 5280 section 4.2.1.9)"
+    if profile.is_ca != (profile.kind is ProfileKind.AUTHORITY):
+        yield "kind", "authority and ca = true go together"
+    if profile.is_ca and not profile.subject_key_identifier:
+        yield "subject-key-identifier", "a ca must have one (RFC 5280 section 4.2.1.2)"
+    if profile.subject_key_identifier_method not in {1, 2}:
+        yield "subject-key-identifier-method", "is 1 or 2 (RFC 5280 section 4.2.1.2)"
+    if profile.name_constraints is not None and not profile.is_ca:
+        yield "name-constraints", "belong into the certificate of a ca (RFC 5280 section 4.2.1.10)"
+    if profile.self_signed and not profile.is_ca:
+        yield "self-signed", "is for the root of authorities"
+    if not profile.authority_key_identifier and not profile.self_signed:
+        yield (
+            "authority-key-identifier",
+            "may be left out only where self-signed = true (RFC 5280 section 4.2.1.1)",
+        )
+
+
+def _wrong_lists(profile: Profile) -> Iterator[tuple[str, str]]:
     for key, values in (
         ("subject-key-algorithms", profile.subject_key_algorithms),
         ("key-usage", profile.key_usage),
@@ -323,25 +281,32 @@ def _contradictions(profile: Profile, stem: str) -> Iterator[tuple[str, str]]:
             yield key, "must name at least one"
     for key, listed in (
         ("subject-key-algorithms", profile.subject_key_algorithms),
+        ("issuer-key-algorithms", profile.issuer_key_algorithms),
+        ("issued-by", profile.issued_by),
         ("key-usage", profile.key_usage),
         ("extended-key-usage", profile.extended_key_usage),
-        ("certificate-policies", profile.certificate_policies),
+        ("certificate-policies", tuple(policy.source for policy in profile.certificate_policies)),
+        ("constraints", tuple(constraint.rule for constraint in profile.constraints)),
     ):
         if len(set(listed)) != len(listed):
             yield key, "names one twice"
-    if profile.is_ca != (KeyUsage.KEY_CERT_SIGN in profile.key_usage):
-        yield "key-usage", "key-cert-sign and ca = true go together (RFC 5280 section 4.2.1.9)"
-    if profile.is_ca and not profile.subject_key_identifier:
-        yield "subject-key-identifier", "a ca must have one (RFC 5280 section 4.2.1.2)"
-    if all(attribute.optional for attribute in profile.subject) and (
-        profile.is_ca or not profile.critical(Extension.SUBJECT_ALTERNATIVE_NAME)
-    ):
-        yield (
-            "subject",
-            "may be empty only beside a critical subject-alternative-name (RFC 5280 section 4.1.2.6)",
-        )
-    if not 256 <= profile.max_der_size <= 65_535:
-        yield "max-der-size", f"{profile.max_der_size} is not between 256 and 65535"
+
+
+def _wrong_references(profile: Profile) -> Iterator[tuple[str, str]]:
+    """Yield what names something that is not there."""
+    there = {
+        "crl-distribution-point": profile.crl_distribution_point,
+        "ocsp-responder": profile.ocsp_responder,
+        "ca-issuers": profile.ca_issuers,
+        "certificate-policies": profile.certificate_policies or None,
+        "name-constraints": profile.name_constraints,
+    }
+    for key in sorted(profile.optional):
+        if there.get(key) is None:
+            yield "optional", f"{key!r} is not in this profile, or can not be optional"
+    for constraint in profile.constraints:
+        if constraint.variable not in profile.variables:
+            yield "constraints", f"{constraint.rule}: the profile does not use {constraint.variable}"
 
 
 _T = TypeVar("_T", str, bool, int)
@@ -377,11 +342,15 @@ class _Table:
             self.refuse(key, "must be a list of texts")
         return list(value)
 
-    def tables(self, key: str) -> list["_Table"]:
+    def plain_tables(self, key: str) -> list[dict[str, Any]]:
         value = self._rest.pop(key, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             self.refuse(key, "must be a list of tables")
-        return [_Table(item, f"{self._where}{key}[{index}].") for index, item in enumerate(value)]
+        return list(value)
+
+    def tables(self, key: str) -> list["_Table"]:
+        found = self.plain_tables(key)
+        return [_Table(item, f"{self._where}{key}[{index}].") for index, item in enumerate(found)]
 
     def table(self, key: str) -> "_Table | None":
         value = self._rest.pop(key, None)
@@ -405,10 +374,16 @@ class _Table:
             raise MalformedRequest(f"{self._where}{key}: {error}") from error
         return text
 
+    def constraint(self, key: str, content: Mapping[str, Any]) -> Constraint:
+        try:
+            return parse_constraint(content)
+        except MalformedRequest as error:
+            raise MalformedRequest(f"{self._where}{key}: {error}") from error
+
     def template(self, key: str) -> TextTemplate | None:
-        if key not in self._rest:
-            return None
-        source = self.take(key, str)
+        return self.template_of(key, self.take(key, str)) if key in self._rest else None
+
+    def template_of(self, key: str, source: str) -> TextTemplate:
         try:
             pieces = list(string.Formatter().parse(source))
         except ValueError as error:
@@ -445,21 +420,59 @@ def _subject_attribute(table: _Table) -> SubjectAttribute:
     attribute = table.enum(Attribute, "attribute", table.take("attribute", str))
     value = table.template("value")
     optional = table.take("optional", bool, default=False)
+    as_issuer = table.take("as-issuer", bool, default=False)
     table.finish()
     if value is None:
         table.refuse("value", "missing")
-    return SubjectAttribute(attribute=attribute, value=value, optional=optional)
+    return SubjectAttribute(attribute=attribute, value=value, optional=optional, as_issuer=as_issuer)
+
+
+def _algorithms(table: _Table, key: str) -> tuple[KeyAlgorithm, ...]:
+    return tuple(table.enum(KeyAlgorithm, key, text) for text in table.texts(key))
+
+
+def _policy(table: _Table, text: str) -> TextTemplate:
+    template = table.template_of("certificate-policies", text)
+    if not template.variables:
+        table.oid("certificate-policies", text)
+    return template
 
 
 def _basic_constraints(table: _Table | None) -> BasicConstraints | None:
     if table is None:
         return None
     ca = table.take("ca", bool)
-    path_len = table.take("path-len-constraint", int, default=-1)
+    limit = table.take("path-len-constraint", int, default=-1)
+    path_len = table.template("path-len")
     table.finish()
-    if path_len < -1 or path_len > 16 or (path_len >= 0 and not ca):
-        table.refuse("path-len-constraint", f"{path_len} must be 0 to 16, and only on a ca")
-    return BasicConstraints(ca=ca, path_len_constraint=None if path_len < 0 else path_len)
+    if limit < -1 or limit > 16 or (limit >= 0 and not ca):
+        table.refuse("path-len-constraint", f"{limit} must be 0 to 16, and only on a ca")
+    if path_len is not None and not ca:
+        table.refuse("path-len", "only on a ca")
+    return BasicConstraints(ca=ca, path_len_constraint=None if limit < 0 else limit, path_len=path_len)
+
+
+def _name_constraints(table: _Table | None) -> NameConstraints | None:
+    if table is None:
+        return None
+    permitted = tuple(_subtree(entry) for entry in table.tables("permitted"))
+    excluded = tuple(_subtree(entry) for entry in table.tables("excluded"))
+    table.finish()
+    if not permitted and not excluded:
+        table.refuse("permitted", "permit or exclude something (RFC 5280 section 4.2.1.10)")
+    return NameConstraints(permitted=permitted, excluded=excluded)
+
+
+def _subtree(table: _Table) -> Subtree:
+    form = table.enum(NameForm, "form", table.take("form", str))
+    value = table.template("value")
+    name = tuple(_subject_attribute(entry) for entry in table.tables("name"))
+    table.finish()
+    if (value is None) != (form is NameForm.DIRECTORY) or bool(name) != (form is NameForm.DIRECTORY):
+        table.refuse("value", "a directory has name, a list of attributes; every other form has value")
+    if any(part.optional or part.as_issuer for part in name):
+        table.refuse("name", "an attribute here is neither optional nor as-issuer")
+    return Subtree(form=form, value=value, name=name)
 
 
 def _alternative_name(table: _Table | None) -> SubjectAlternativeName | None:
@@ -467,16 +480,28 @@ def _alternative_name(table: _Table | None) -> SubjectAlternativeName | None:
         return None
     name = SubjectAlternativeName(
         critical=table.take("critical", bool),
-        dns_names=table.template("dns-names"),
-        ip_addresses=table.template("ip-addresses"),
         hardware_type=table.template("hardware-type"),
         hardware_serial=table.template("hardware-serial"),
+        serial_encoding=table.enum(
+            SerialEncoding, "serial-encoding", table.take("serial-encoding", str, default="ascii")
+        ),
+        permanent_identifier=table.template("permanent-identifier"),
+        assigner=table.template("assigner"),
+        dns_names=table.template("dns-names"),
+        uris=table.template("uris"),
+        ip_addresses=table.template("ip-addresses"),
+        optional=frozenset(table.texts("optional")),
     )
     table.finish()
-    hardware = {name.hardware_type is not None, name.hardware_serial is not None}
-    hosts = name.dns_names is not None or name.ip_addresses is not None
-    if len(hardware) == 2 or hardware == {hosts}:
-        table.refuse("dns-names", "give host names, or both of hardware-type and hardware-serial")
+    if (name.hardware_type is None) != (name.hardware_serial is None):
+        table.refuse("hardware-type", "give both of hardware-type and hardware-serial")
+    if name.assigner is not None and name.permanent_identifier is None:
+        table.refuse("assigner", "there is no permanent-identifier")
+    there = {"uris": name.uris, "permanent-identifier": name.permanent_identifier}
+    if any(there.get(key) is None for key in name.optional):
+        table.refuse("optional", "only uris and permanent-identifier, and only those that are there")
+    if not set(name.templates()) - set(name.optional_templates()):
+        table.refuse("dns-names", "give host names, uris, a permanent-identifier or a hardware name")
     return name
 
 

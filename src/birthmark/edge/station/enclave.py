@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from typing import Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_der_private_key,
 )
 from cryptography.x509.oid import NameOID
@@ -30,7 +31,8 @@ from cryptography.x509.oid import NameOID
 from birthmark.edge.station.folder import Folder
 from birthmark.edge.station.pending import Pending, Phase
 from birthmark.errors import IllegalTransition, IntegrityFailure, MalformedRequest, NotFound
-from birthmark.pki.algorithms import ALGORITHMS
+from birthmark.pki.algorithms import ALGORITHMS, recognise, signature_by
+from birthmark.pki.algorithms import PrivateKey as _Key
 from birthmark.pki.certificates import fingerprint, from_pem, to_pem
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
@@ -42,8 +44,6 @@ _CERTIFICATE = "device.crt"
 _CHAIN = "chain.pem"
 _TOKEN = "release.tlog-proof"  # noqa: S105 -- a file name
 _PENDING = "pending.json"
-
-_Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
 class Enclave:
@@ -145,23 +145,13 @@ class Enclave:
         return fingerprint(self.read_back())
 
     def sign(self, message: bytes) -> bytes:
-        """Sign with the key that is in the file: DER Ecdsa-Sig-Value, or 64 octets of Ed25519.
+        """Sign with the key that is in the file: as ``pki.possession`` checks it.
 
         Raises:
             NotFound: there is none.
             IntegrityFailure: the file holds something else.
         """
-        key = self._load_key()
-        match key:
-            case ed25519.Ed25519PrivateKey():
-                return key.sign(message)
-            case ec.EllipticCurvePrivateKey() if isinstance(key.curve, ec.SECP384R1):
-                row = ALGORITHMS[KeyAlgorithm.EC_P384]
-            case _:
-                row = ALGORITHMS[KeyAlgorithm.EC_P256]
-        if row.hash_algorithm is None:
-            raise AssertionError("ecdsa without a hash")
-        return key.sign(message, ec.ECDSA(row.hash_algorithm))
+        return signature_by(self._load_key(), message)
 
     def released(self, token: str) -> None:
         """Store the release token; from now on the identity never changes."""
@@ -222,8 +212,14 @@ def _generate(algorithm: KeyAlgorithm) -> _Key:
             return ec.generate_private_key(ec.SECP256R1())
         case KeyAlgorithm.EC_P384:
             return ec.generate_private_key(ec.SECP384R1())
+        case KeyAlgorithm.EC_P521:
+            return ec.generate_private_key(ec.SECP521R1())
         case KeyAlgorithm.ED25519:
             return ed25519.Ed25519PrivateKey.generate()
+        case KeyAlgorithm.ED448:
+            return ed448.Ed448PrivateKey.generate()
+        case KeyAlgorithm.RSA_2048 | KeyAlgorithm.RSA_3072 | KeyAlgorithm.RSA_4096:
+            return rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa-")))
 
 
 def _check_kind(key: SecretBytes) -> _Key:
@@ -232,9 +228,8 @@ def _check_kind(key: SecretBytes) -> _Key:
         loaded = load_der_private_key(key.reveal(), password=None)
     except (ValueError, TypeError):
         loaded = None
-    match loaded:
-        case ed25519.Ed25519PrivateKey():
+    if isinstance(loaded, _Key):
+        public = loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        if recognise(public) is not None:
             return loaded
-        case ec.EllipticCurvePrivateKey() if isinstance(loaded.curve, ec.SECP256R1 | ec.SECP384R1):
-            return loaded
-    raise IntegrityFailure("a device's key is pkcs#8 of p-256, p-384 or ed25519")
+    raise IntegrityFailure("a device's key is pkcs#8 of one of our algorithms")
