@@ -11,6 +11,7 @@ Which certificates are revoked, and whether somebody may revoke them, is the use
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 
 from birthmark.errors import MalformedRequest, PolicyRefused
@@ -25,6 +26,7 @@ __all__ = [
     "encode_generalized_time",
     "encode_time",
     "read_entry",
+    "read_generalized_time",
     "read_time",
     "revoked_entry",
 ]
@@ -203,7 +205,7 @@ def _entry_extensions(octets: bytes, start: int, stop: int) -> tuple[ReasonCode,
     if (found := values.pop(_INVALIDITY_DATE, None)) is not None:
         if found[0] != der.GENERALIZED_TIME:
             raise MalformedRequest("invalidityDate is not GeneralizedTime")
-        invalidity_date = _moment(found[1])
+        invalidity_date = read_generalized_time(found[1])
     if values:
         raise MalformedRequest(f"extension {next(iter(values)).hex()} in a revoked entry")
     return reason, invalidity_date
@@ -243,13 +245,19 @@ def read_time(tag: int, contents: bytes) -> datetime:
         MalformedRequest: neither form, or the form that does not belong to the year.
     """
     if tag == der.UTC_TIME and len(contents) == 13:
-        return _moment((b"20" if contents < b"5" else b"19") + contents)
+        return read_generalized_time((b"20" if contents < b"5" else b"19") + contents)
     if tag == der.GENERALIZED_TIME and contents[:4] >= b"2050":
-        return _moment(contents)
+        return read_generalized_time(contents)
     raise MalformedRequest(f"{contents!r} with tag {tag:02x} is no time, or has the form of other years")
 
 
-def _moment(contents: bytes) -> datetime:
+@lru_cache(maxsize=64)  # most responses of a second share theirs
+def read_generalized_time(contents: bytes) -> datetime:
+    """Return what the contents of a GeneralizedTime say, in UTC with seconds and no fraction.
+
+    Raises:
+        MalformedRequest: no such form, or no such moment.
+    """
     digits = contents[:-1]
     if len(digits) != 14 or not digits.isdigit() or contents[-1:] != b"Z":
         raise MalformedRequest(f"{contents!r} is no time with seconds and Z")
