@@ -58,7 +58,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.wheels = folder / "wheels"
-        for part in ("scripts", "requirements", "wheels"):
+        for part in ("scripts", "requirements", "requirements/peers", "wheels"):
             (folder / part).mkdir()
         shutil.copy(ROOT / "scripts/install", folder / "scripts/install")
         shutil.copytree(ROOT / "scripts/packages", folder / "scripts/packages")
@@ -68,6 +68,9 @@ class Place:
     def lock(self, *lines: str) -> None:
         for stem in ("dev", "runtime"):
             (self.folder / f"requirements/{stem}.txt").write_text("".join(lines))
+
+    def lock_peer(self, name: str, *lines: str) -> None:
+        (self.folder / f"requirements/peers/{name}.txt").write_text("".join(lines))
 
     def install(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
@@ -86,8 +89,8 @@ class Place:
             check=False,
         )
 
-    def imports(self, module: str) -> bool:
-        command = [str(self.folder / ".venv/bin/python"), "-c", f"import {module}"]
+    def imports(self, module: str, environment: str = ".venv") -> bool:
+        command = [str(self.folder / environment / "bin/python"), "-c", f"import {module}"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -154,6 +157,38 @@ def test_without_root_it_says_which_debian_packages_are_missing_and_how_to_get_t
     for package in ("softhsm2", "opensc", "postgresql", "openssl", "procps"):
         assert f" {package}" in done.stderr
     assert not (tmp_path / "called").exists()
+
+
+def test_a_checker_gets_an_environment_of_its_own_for_tests_and_for_nothing_else(
+    place: Place, tmp_path: Path
+) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
+    place.lock(wheel(place.wheels, "first"))
+    place.lock_peer("doubter", wheel(place.wheels, "doubter"))
+    for options in (["--runtime", "--system"], []):
+        assert place.install(*options, PATH=path).returncode == 0
+        assert not (place.folder / ".tools/peers").exists(), options
+    done = place.install("--system", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert place.imports("doubter", ".tools/peers/doubter")
+    assert not place.imports("doubter")
+    assert not place.imports("first", ".tools/peers/doubter")
+    again = place.install("--system", PATH=path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_a_checker_that_cannot_be_had_is_said_and_does_not_stop_the_rest(
+    place: Place, tmp_path: Path
+) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
+    place.lock(wheel(place.wheels, "first"))
+    place.lock_peer("another", wheel(place.wheels, "another"))
+    place.lock_peer("absent", f"absent==1 --hash=sha256:{'0' * 64}\n")
+    done = place.install("--system", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "requirements/peers/absent.txt could not be installed" in done.stderr
+    assert not (place.folder / ".tools/peers/absent/.installed").exists()
+    assert place.imports("another", ".tools/peers/another")
 
 
 def test_a_part_of_the_demo_asks_only_for_its_own_packages(installed: Place, tmp_path: Path) -> None:

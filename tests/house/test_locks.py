@@ -10,7 +10,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+OURS = sorted((ROOT / "requirements").glob("*.txt"))
+PEERS = sorted((ROOT / "requirements/peers").glob("*.txt"))
+LOCKS = [*OURS, *PEERS]
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([0-9][0-9A-Za-z.!+]*)(?: ; .+)?")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
@@ -38,7 +40,18 @@ def project() -> dict[str, Any]:
 
 
 def test_there_is_a_lock_for_the_product_for_development_and_for_the_lock_itself() -> None:
-    assert [lock.stem for lock in LOCKS] == ["dev", "lock", "runtime"]
+    assert [lock.stem for lock in OURS] == ["dev", "lock", "runtime"]
+
+
+def test_every_checker_that_tests_run_has_a_lock_that_answers_what_is_asked_for() -> None:
+    wanted = sorted((ROOT / "requirements/peers").glob("*.in"))
+    assert [lock.stem for lock in PEERS] == [file.stem for file in wanted]
+    for lock, file in zip(PEERS, wanted, strict=True):
+        pins = entries(lock)
+        for line in (line for line in file.read_text().splitlines() if not line.startswith("#")):
+            requirement = Requirement(line)
+            version, _ = pins[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), f"{lock.name} has {version} for {line}"
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
