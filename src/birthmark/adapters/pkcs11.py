@@ -1,22 +1,25 @@
 """The key store in a PKCS#11 token (SPEC B1, B3): keys are made there, sign there and never leave.
 
-Rules kept here: a private key is made with CKA_TOKEN, CKA_PRIVATE, CKA_SENSITIVE, not CKA_EXTRACTABLE, and
-no use but CKA_SIGN, and is destroyed again if the token made it otherwise; a key is found by CKA_LABEL, which
-no two may share, and is tried against its public half before its first use; ECDSA signs a digest of ours
-(CKM_ECDSA), because many tokens know no hashing variant.
+Rules kept here: a private key is made with CKA_TOKEN, CKA_PRIVATE, CKA_SENSITIVE, not CKA_EXTRACTABLE (or,
+exportable, with CKA_WRAP_WITH_TRUSTED), no use but CKA_SIGN, and where the token can, for good
+(CKA_MODIFIABLE, CKA_COPYABLE); it is destroyed again if the token made it otherwise; a key is found by
+CKA_LABEL, which no two may share, and is tried against its public half before its first use; ECDSA signs a
+digest of ours (CKM_ECDSA), because many tokens know no hashing variant.
 
 A session that is lost (the token restarted, the network went) is opened anew, and what was asked is done once
 more; ``errors.Unavailable`` is said only when that fails, too, and for a second after that without asking the
 token.  A refused PIN is never sent twice, because tokens lock after a few: the store must be opened again.
 
 Threads are ``tokenworker``'s; a store must be opened in the process that uses it, after every fork.  Left to
-others: reading the PIN (``custody``), PINs that a token wants for each use (CKA_ALWAYS_AUTHENTICATE).
+others: secret keys and keys that travel (``tokenkeys``), reading the PIN (``custody``), PINs that a token
+wants for each use (CKA_ALWAYS_AUTHENTICATE).
 """
 
 import re
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
@@ -39,10 +42,12 @@ from pkcs11 import exceptions as foreign
 from pkcs11.exceptions import PKCS11Error
 
 from birthmark import errors
+from birthmark.adapters import tokenkeys
 from birthmark.adapters.custody import check_label
 from birthmark.adapters.ecpoint import CURVE_NAMES, PublicPart, public_part, signature_value
 from birthmark.adapters.tokenworker import TokenWorker
-from birthmark.pki.algorithms import ALGORITHMS
+from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade, TransportKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
 
@@ -69,6 +74,15 @@ _SIGN_ONLY: tuple[tuple[Attribute, bool], ...] = (
 
 CKA_SIGN_RECOVER is not here: no mechanism of ours has it, and tokens differ in whether they know it for EC.
 """
+
+_EXPORTABLE: tuple[tuple[Attribute, bool], ...] = (
+    *((attribute, wanted) for attribute, wanted in _SIGN_ONLY if "EXTRACTABLE" not in attribute.name),
+    (Attribute.EXTRACTABLE, True),
+    (Attribute.WRAP_WITH_TRUSTED, True),
+)
+"""The same for a key that may leave wrapped under a trusted key."""
+
+_KEEPS = (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
 
 _MECHANISMS = {
     KeyAlgorithm.EC_P256: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
@@ -210,7 +224,7 @@ class PKCS11KeyStore:
         """False: the keys are in the token."""
         return False
 
-    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool = False) -> bytes:
         """Generate a key pair in the token and return its SubjectPublicKeyInfo (DER).
 
         Never tried twice: where the token fails half way, ``errors.Unavailable`` leaves open whether there is
@@ -224,7 +238,9 @@ class PKCS11KeyStore:
         """
         check_label(label)
         self._ask(lambda session: self._require_free(session, label))
-        return self._ask(lambda session: self._generate(session, label, algorithm), repeat=False)
+        return self._ask(
+            lambda session: self._generate(session, label, algorithm, exportable=exportable), repeat=False
+        )
 
     def public_key(self, label: KeyLabel) -> bytes:
         """Return the SubjectPublicKeyInfo of a key (DER).
@@ -241,7 +257,7 @@ class PKCS11KeyStore:
         return self._ask(lambda session: _sign(self._key(session, label), to_be_signed))
 
     def labels(self) -> tuple[KeyLabel, ...]:
-        """Return the labels of all private keys in the token, sorted.
+        """Return the labels of all private and secret keys in the token, sorted.
 
         Keys of others, whose labels do not follow our syntax, are not listed.
         """
@@ -249,14 +265,105 @@ class PKCS11KeyStore:
         def list_labels(session: Session) -> tuple[KeyLabel, ...]:
             _require_alive(session)
             found = set()
-            for key in _objects(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY}):
-                try:
+            for key in _kept(session):
+                with suppress(errors.MalformedRequest):
                     found.add(check_label(key[Attribute.LABEL]))
-                except errors.MalformedRequest:
-                    continue
             return tuple(sorted(found))
 
         return self._ask(list_labels)
+
+    # --- secret keys, and keys that travel
+
+    def generate_secret(
+        self,
+        label: KeyLabel,
+        kind: SecretKind,
+        *,
+        recipients: Sequence[bytes] = (),
+        officer: SecretBytes | None = None,
+    ) -> SecretMade:
+        """See ``ports.KeyStore``; never tried twice."""
+        check_label(label)
+        if kind is not SecretKind.KEK:
+            if recipients:
+                raise errors.MalformedRequest("only a key-encryption key is shared")
+            return self._ask(lambda session: self._generate_master(session, label, kind), repeat=False)
+        if officer is None:
+            raise errors.PolicyRefused(
+                "token-trust", "only the token's security officer makes a trusted KEK: its PIN is needed"
+            )
+        for recipient in recipients:
+            tokenkeys.recipient_key(recipient)
+        return self._ask(lambda session: self._make_kek(session, label, recipients, officer), repeat=False)
+
+    def generate_transport(self, label: KeyLabel) -> bytes:
+        """See ``ports.KeyStore``; never tried twice."""
+        check_label(label)
+
+        def generate(session: Session) -> bytes:
+            self._require_free(session, label)
+            self._require_offered(
+                session,
+                TransportKind.RSA_3072,
+                Mechanism.RSA_PKCS_KEY_PAIR_GEN,
+                tokenkeys.MODE_OF_TRANSPORT,
+            )
+            public, _private = tokenkeys.generate_transport(session, label)
+            return tokenkeys.transport_public(public)
+
+        return self._ask(generate, repeat=False)
+
+    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
+        """See ``ports.KeyStore``; never tried twice."""
+        check_label(label)
+        check_label(transport)
+
+        def accept(session: Session) -> str:
+            self._require_free(session, label)
+            taker = self._one(session, transport, ObjectClass.PRIVATE_KEY)
+            kek = tokenkeys.accept_kek(taker, label, share)
+            return tokenkeys.check_value(session, kek, SecretKind.KEK)
+
+        return self._ask(accept, repeat=False)
+
+    def wrap(self, label: KeyLabel, kek: KeyLabel) -> bytes:
+        """See ``ports.KeyStore``."""
+        check_label(label)
+        check_label(kek)
+        return self._ask(
+            lambda session: tokenkeys.wrap_private(
+                self._one(session, label, ObjectClass.PRIVATE_KEY),
+                self._one(session, kek, ObjectClass.SECRET_KEY),
+                label,
+            )
+        )
+
+    def unwrap(self, label: KeyLabel, subject_public_key_info: bytes, wrapped: bytes, kek: KeyLabel) -> None:
+        """See ``ports.KeyStore``; never tried twice."""
+        check_label(label)
+        check_label(kek)
+        algorithm = recognise(subject_public_key_info)
+        if algorithm is None:
+            raise errors.MalformedRequest("the public key is of no algorithm of ours")
+        self._ask(
+            lambda session: self._unwrap(session, label, algorithm, subject_public_key_info, wrapped, kek),
+            repeat=False,
+        )
+
+    def attributes(self, label: KeyLabel) -> KeyAttributes:
+        """Ask the token; what is known by heart is not looked at."""
+        check_label(label)
+        return self._ask(lambda session: self._attributes(session, self._one(session, label, *_KEEPS)))
+
+    def inventory(self) -> tuple[KeyAttributes, ...]:
+        """See ``ports.KeyStore``."""
+
+        def read(session: Session) -> tuple[KeyAttributes, ...]:
+            _require_alive(session)
+            found = [self._attributes(session, key) for key in _kept(session)]
+            return tuple(sorted(found, key=lambda key: (key.label, key.key_class, key.fingerprint)))
+
+        return self._ask(read)
 
     # --- in the caller's thread
 
@@ -365,11 +472,13 @@ class PKCS11KeyStore:
         return _matched(label, publics[0], privates[0])
 
     def _require_free(self, session: Session, label: KeyLabel) -> None:
-        if _labelled(session, label, ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+        if _labelled(session, label, ObjectClass.PUBLIC_KEY, *_KEEPS):
             raise errors.IllegalTransition(f"there is a key {label!r} in token {self._token_label!r} already")
         _require_alive(session)
 
-    def _generate(self, session: Session, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+    def _generate(
+        self, session: Session, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool
+    ) -> bytes:
         """Generate in five steps, and destroy what was made if it is not what was asked for.
 
         1. The label is free, and the token has the mechanisms.
@@ -379,39 +488,134 @@ class PKCS11KeyStore:
         5. No other process has taken the label meanwhile: PKCS#11 itself lets two keys share one.
         """
         self._require_free(session, label)
-        self._require_mechanisms(session.token.slot, algorithm)
-        public, private = _generate_pair(session, label, algorithm)
-        try:
-            complaints = custody_complaints(private)
-            if complaints:
-                raise errors.IntegrityFailure(
-                    f"token {self._token_label!r} made key {label!r} otherwise than asked: "
-                    + ", ".join(complaints)
-                )
+        _, generation, signing = _MECHANISMS[algorithm]
+        self._require_offered(session, algorithm, generation, signing)
+        public, private = _generate_pair(session, label, algorithm, exportable=exportable)
+        with _destroyed_on_failure(private, public):
+            self._refuse_if(label, custody_complaints(private, exportable=exportable))
             key = _matched(label, public, private)
-            if len(_labelled(session, label, ObjectClass.PRIVATE_KEY)) != 1:
+            if len(_labelled(session, label, *_KEEPS)) != 1:
                 raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
-        except BaseException:
-            for made in (private, public):
-                made.destroy()
-            raise
         self._keys[label] = key
         self._public[label] = key.public
         return key.public.subject_public_key_info
 
-    def _require_mechanisms(self, slot: Slot, algorithm: KeyAlgorithm) -> None:
-        _, generation, signing = _MECHANISMS[algorithm]
-        offered = slot.get_mechanisms()
-        for mechanism in (generation, signing):
+    def _refuse_if(self, label: KeyLabel, complaints: Sequence[str]) -> None:
+        if complaints:
+            raise errors.IntegrityFailure(
+                f"token {self._token_label!r} made key {label!r} otherwise than asked: "
+                + ", ".join(complaints)
+            )
+
+    def _require_offered(
+        self,
+        session: Session,
+        kind: KeyAlgorithm | SecretKind | TransportKind,
+        *mechanisms: Mechanism,
+    ) -> None:
+        offered = session.token.slot.get_mechanisms()
+        for mechanism in mechanisms:
             if mechanism not in offered:
                 raise errors.PolicyRefused(
                     "token-mechanism",
-                    f"token {self._token_label!r} has no CKM_{mechanism.name}, which {algorithm} needs",
+                    f"token {self._token_label!r} has no CKM_{mechanism.name}, which {kind} needs",
                 )
 
+    def _one(self, session: Session, label: KeyLabel, *classes: ObjectClass) -> Object:
+        found = _labelled(session, label, *classes)
+        if not found:
+            _require_alive(session)
+            raise errors.NotFound(f"there is no key {label!r} in token {self._token_label!r}")
+        if len(found) > 1:
+            raise errors.IntegrityFailure(
+                f"token {self._token_label!r} has {len(found)} keys labelled {label!r}: keep one"
+            )
+        return found[0]
 
-def custody_complaints(private: Object) -> tuple[str, ...]:
+    def _generate_master(self, session: Session, label: KeyLabel, kind: SecretKind) -> SecretMade:
+        self._require_free(session, label)
+        self._require_offered(session, kind, Mechanism.AES_KEY_GEN, Mechanism.AES_CMAC)
+        key = tokenkeys.generate_master(session, label, kind)
+        with _destroyed_on_failure(key):
+            made = self._attributes(session, key)
+            self._refuse_if(label, tokenkeys.secret_complaints(made, kind))
+            if len(_labelled(session, label, *_KEEPS)) != 1:
+                raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
+        return SecretMade(check_value=made.fingerprint, shares=())
+
+    def _make_kek(
+        self, session: Session, label: KeyLabel, recipients: Sequence[bytes], officer: SecretBytes
+    ) -> SecretMade:
+        self._require_free(session, label)
+        self._require_offered(session, SecretKind.KEK, Mechanism.AES_KEY_GEN, Mechanism.AES_KEY_WRAP_PAD)
+        token = session.token
+        self._drop_session()  # a token has one user at a time
+        trusted = tokenkeys.make_trusted_kek(token, self._pin, officer, label, recipients)
+        self._session = trusted.session
+        kek = self._one(self._session, label, ObjectClass.SECRET_KEY)
+        with _destroyed_on_failure(kek):
+            made = self._attributes(self._session, kek)
+            self._refuse_if(label, tokenkeys.secret_complaints(made, SecretKind.KEK))
+        return SecretMade(check_value=made.fingerprint, shares=trusted.shares)
+
+    def _unwrap(  # all that must be known of the key
+        self,
+        session: Session,
+        label: KeyLabel,
+        algorithm: KeyAlgorithm,
+        subject_public_key_info: bytes,
+        wrapped: bytes,
+        kek: KeyLabel,
+    ) -> None:
+        self._require_free(session, label)
+        opener = self._one(session, kek, ObjectClass.SECRET_KEY)
+        key_type, _, _ = _MECHANISMS[algorithm]
+        private = tokenkeys.unwrap_private(opener, label, key_type, wrapped)
+        with _destroyed_on_failure(private):
+            curve = b"" if key_type is KeyType.RSA else private[Attribute.EC_PARAMS]
+            public = session.create_object(tokenkeys.public_template(label, curve, subject_public_key_info))
+            with _destroyed_on_failure(public):
+                key = _matched(label, public, private)
+                if key.public.subject_public_key_info != subject_public_key_info:
+                    raise errors.IntegrityFailure(f"the token shows another public key of {label!r}")
+        self._keys[label] = key
+        self._public[label] = key.public
+
+    def _attributes(self, session: Session, key: Object) -> KeyAttributes:
+        if key[Attribute.CLASS] is ObjectClass.SECRET_KEY:
+            kind = tokenkeys.kind_of_secret(key)
+            return tokenkeys.read_attributes(key, kind, tokenkeys.check_value(session, key, kind))
+        label = key[Attribute.LABEL]
+        publics = _labelled(session, label, ObjectClass.PUBLIC_KEY)
+        if len(publics) != 1:
+            return tokenkeys.read_attributes(key, None, "")
+        if not isinstance(key, SignMixin):
+            return tokenkeys.transport_attributes(key, publics[0])
+        try:
+            part = _matched(label, publics[0], key).public
+        except (errors.IntegrityFailure, foreign.AttributeTypeInvalid):
+            return tokenkeys.read_attributes(key, None, "")
+        return tokenkeys.read_attributes(
+            key, part.algorithm, sha256(part.subject_public_key_info).hexdigest()
+        )
+
+
+@contextmanager
+def _destroyed_on_failure(*made: Object) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for unwanted in made:
+            unwanted.destroy()
+        raise
+
+
+def custody_complaints(private: Object, *, exportable: bool = False) -> tuple[str, ...]:
     """Return how a private key differs from one made in its token for signing only; empty is good.
+
+    Args:
+        private: the key.
+        exportable: it may leave, under a trusted key.
 
     A use the token does not know is one it does not have; a protection it does not know is missing.
 
@@ -419,7 +623,7 @@ def custody_complaints(private: Object) -> tuple[str, ...]:
         PKCS11Error: the token cannot be asked.
     """
     complaints = []
-    for attribute, wanted in _SIGN_ONLY:
+    for attribute, wanted in _EXPORTABLE if exportable else _SIGN_ONLY:
         try:
             actual = bool(private[attribute])
         except foreign.AttributeTypeInvalid:
@@ -463,6 +667,10 @@ def _objects(session: Session, template: dict[Attribute, object]) -> list[Object
     return list(session.get_objects(template))  # to its end: a search left open blocks the session
 
 
+def _kept(session: Session) -> list[Object]:
+    return [key for kind in _KEEPS for key in _objects(session, {Attribute.CLASS: kind})]
+
+
 def _labelled(session: Session, label: KeyLabel, *classes: ObjectClass) -> list[Object]:
     return [
         found
@@ -471,10 +679,16 @@ def _labelled(session: Session, label: KeyLabel, *classes: ObjectClass) -> list[
     ]
 
 
-def _generate_pair(session: Session, label: KeyLabel, algorithm: KeyAlgorithm) -> tuple[Object, Object]:
+def _generate_pair(
+    session: Session, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool
+) -> tuple[Object, Object]:
     key_type, generation, _ = _MECHANISMS[algorithm]
+    guard = {Attribute.WRAP_WITH_TRUSTED: True} if exportable else {}
     failure: PKCS11Error | None = None
-    for curve in CURVE_NAMES[algorithm]:
+    # A token that does not know the fixing attributes makes the key without them.
+    for curve, fixed in (
+        (curve, fixed) for fixed in (tokenkeys.FIXED, {}) for curve in CURVE_NAMES[algorithm]
+    ):
         parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: curve}, local=True)
         try:
             return parameters.generate_keypair(
@@ -486,7 +700,9 @@ def _generate_pair(session: Session, label: KeyLabel, algorithm: KeyAlgorithm) -
                 private_template={
                     Attribute.PRIVATE: True,
                     Attribute.SENSITIVE: True,
-                    Attribute.EXTRACTABLE: False,
+                    Attribute.EXTRACTABLE: exportable,
+                    **guard,
+                    **fixed,
                 },
             )
         except PKCS11Error as refused:

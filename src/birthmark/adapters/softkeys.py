@@ -7,6 +7,10 @@ One guess costs 16 MiB and, on one core of 2020, about 0.16 s; so does the first
 N is not larger because OpenSSL gives scrypt no more than 32 MiB unasked, and ``openssl pkey -in LABEL.p8``
 shall open the file: the way out of this store is the standard's.
 
+A line before the PEM, ``exportable``, says that ``wrap`` may give the key away: a rehearsal of what a token
+enforces, for whoever has the passphrase has the key.  Transport keys are ``LABEL.transport`` in the same
+form; secret keys are ``LABEL.secret`` (``softsecrets``).
+
 Rules kept here: a key is durable before its label is known, and no file is ever overwritten.  Left to others:
 every protection of a key in use.  An open key lies in process memory; that is what "development" says.
 """
@@ -14,16 +18,24 @@ every protection of a key in use.  An open key lies in process memory; that is w
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes, padding, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import padding, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from birthmark import errors
+from birthmark.adapters import softsecrets
 from birthmark.adapters.custody import check_label, read_private_file
+from birthmark.pki.algorithms import PrivateKey as _PrivateKey
+from birthmark.pki.algorithms import recognise, signature_by
+from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, SecretMade, TransportKind
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.der import OCTET_STRING, SEQUENCE, encode, integer, oid
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
@@ -32,17 +44,16 @@ from birthmark.secret import SecretBytes
 __all__ = ["SoftwareKeyStore"]
 
 _SUFFIX = ".p8"
+_TRANSPORT_SUFFIX = ".transport"
+_SECRET_SUFFIX = ".secret"  # noqa: S105  # how the file is called
+_SUFFIXES = (_SUFFIX, _TRANSPORT_SUFFIX, _SECRET_SUFFIX)
+_EXPORTABLE = b"exportable\n"
 _KEY_FILE_LIMIT = 4096
 _COST_N, _COST_R, _COST_P = 1 << 14, 8, 5
 
 _PBES2 = oid("1.2.840.113549.1.5.13")  # RFC 8018 appendix A.4
 _SCRYPT = oid("1.3.6.1.4.1.11591.4.11")  # RFC 7914 section 7
 _AES256_CBC = oid("2.16.840.1.101.3.4.1.42")  # RFC 8018 appendix C
-
-_ECDSA = {256: ec.ECDSA(hashes.SHA256()), 384: ec.ECDSA(hashes.SHA384())}
-"""Signature scheme by the size of the curve in bits (``KeyAlgorithm``)."""
-
-_PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
 class SoftwareKeyStore:
@@ -88,7 +99,7 @@ class SoftwareKeyStore:
             )
         store = cls(directory, passphrase)
         for label in store.labels()[:1]:
-            store.public_key(label)
+            store.attributes(label)
         return store
 
     def close(self) -> None:
@@ -110,7 +121,7 @@ class SoftwareKeyStore:
         """True: the keys are in process memory."""
         return True
 
-    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm) -> bytes:
+    def generate(self, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool = False) -> bytes:
         """Generate a key pair, durable on return, and return its SubjectPublicKeyInfo (DER).
 
         Raises:
@@ -120,23 +131,9 @@ class SoftwareKeyStore:
         """
         passphrase = self._require_open()
         check_label(label)
-        key: _PrivateKey
-        match algorithm:
-            case KeyAlgorithm.EC_P256:
-                key = ec.generate_private_key(ec.SECP256R1())
-            case KeyAlgorithm.EC_P384:
-                key = ec.generate_private_key(ec.SECP384R1())
-            case KeyAlgorithm.ED25519:
-                key = ed25519.Ed25519PrivateKey.generate()
-        path = self._directory / f"{label}{_SUFFIX}"
-        if path.is_symlink() or path.exists():  # spares the 0.16 s; _write_new is what decides
-            raise errors.IllegalTransition(f"there is a key {label!r} already")
-        try:
-            _write_new(path, _encrypted_pem(key, passphrase))
-        except FileExistsError as taken:
-            raise errors.IllegalTransition(f"there is a key {label!r} already") from taken
-        except OSError as failure:
-            raise errors.Unavailable(f"key {label!r} cannot be written: {failure.strerror}") from failure
+        key = _generated(algorithm)
+        self._require_free(label)  # spares the 0.16 s; _keep is what decides
+        self._keep(label, _SUFFIX, (_EXPORTABLE if exportable else b"") + _encrypted_pem(key, passphrase))
         with self._loading:
             if not self._closed:
                 self._remember(label, key)
@@ -159,9 +156,7 @@ class SoftwareKeyStore:
             errors.NotPermitted: the passphrase does not open it, or its file is open to others.
         """
         key = self._keys.get(label) or self._open_key(label)
-        if isinstance(key, ed25519.Ed25519PrivateKey):
-            return key.sign(message)
-        return key.sign(message, _ECDSA[key.key_size])
+        return signature_by(key, message)
 
     def labels(self) -> tuple[KeyLabel, ...]:
         """Return the labels of all keys, sorted; files that are not ours are not listed."""
@@ -172,23 +167,162 @@ class SoftwareKeyStore:
             raise errors.Unavailable(f"key directory {self._directory}: {failure.strerror}") from failure
         found = []
         for name in names:
-            if not name.endswith(_SUFFIX):
-                continue
-            with suppress(errors.MalformedRequest):
-                found.append(check_label(name.removesuffix(_SUFFIX)))
+            for suffix in _SUFFIXES:
+                if name.endswith(suffix):
+                    with suppress(errors.MalformedRequest):
+                        found.append(check_label(name.removesuffix(suffix)))
         return tuple(sorted(found))
+
+    # --- secret keys, and keys that travel
+
+    def generate_secret(
+        self,
+        label: KeyLabel,
+        kind: SecretKind,
+        *,
+        recipients: Sequence[bytes] = (),
+        officer: SecretBytes | None = None,
+    ) -> SecretMade:
+        """See ``ports.KeyStore``; a directory has no security officer, and trusts every KEK."""
+        del officer
+        if recipients and kind is not SecretKind.KEK:
+            raise errors.MalformedRequest("only a key-encryption key is shared")
+        self._require_free(label)
+        key = secrets.token_bytes(kind.size)
+        shares = tuple(softsecrets.share_with(recipient, key) for recipient in recipients)
+        self._keep_secret(label, kind, key)
+        return SecretMade(check_value=softsecrets.check_value(kind, key), shares=shares)
+
+    def generate_transport(self, label: KeyLabel) -> bytes:
+        """See ``ports.KeyStore``."""
+        passphrase = self._require_open()
+        self._require_free(label)
+        key = rsa.generate_private_key(65537, softsecrets.TRANSPORT_BITS)
+        self._keep(label, _TRANSPORT_SUFFIX, _encrypted_pem(key, passphrase))
+        return _public_der(key)
+
+    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
+        """See ``ports.KeyStore``."""
+        self._require_free(label)
+        key = softsecrets.open_share(self._transport(transport), share)
+        self._keep_secret(label, SecretKind.KEK, key)
+        return softsecrets.check_value(SecretKind.KEK, key)
+
+    def wrap(self, label: KeyLabel, kek: KeyLabel) -> bytes:
+        """See ``ports.KeyStore``."""
+        key = self._open_key(label)
+        if not self._content(label, _SUFFIX).startswith(_EXPORTABLE):
+            raise errors.PolicyRefused("key-not-exportable", f"key {label!r} was made never to leave")
+        plain = key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return softsecrets.wrapped_under(self._kek(kek), plain)
+
+    def unwrap(self, label: KeyLabel, subject_public_key_info: bytes, wrapped: bytes, kek: KeyLabel) -> None:
+        """See ``ports.KeyStore``."""
+        passphrase = self._require_open()
+        self._require_free(label)
+        algorithm = recognise(subject_public_key_info)
+        if algorithm is None:
+            raise errors.MalformedRequest("the public key is of no algorithm of ours")
+        plain = softsecrets.unwrapped(self._kek(kek), wrapped, kek)
+        try:
+            key = serialization.load_der_private_key(plain, None)
+        except (ValueError, UnsupportedAlgorithm) as failure:
+            raise errors.MalformedRequest("the wrapped key is no PKCS#8 private key") from failure
+        found = _public_der(key)
+        if recognise(found) is not algorithm:
+            raise errors.MalformedRequest(f"the wrapped key is no {algorithm} key")
+        if found != subject_public_key_info:
+            raise errors.IntegrityFailure(f"the wrapped key is not the one of the public key of {label!r}")
+        self._keep(label, _SUFFIX, _encrypted_pem(key, passphrase))
+        self._open_key(label)
+
+    def attributes(self, label: KeyLabel) -> KeyAttributes:
+        """Read the key's file, and say what a file is: open to whoever has the passphrase."""
+        check_label(label)
+        passphrase = self._require_open()
+        kind: KeyAlgorithm | SecretKind | TransportKind | None
+        with suppress(errors.NotFound):
+            kind, key = softsecrets.open_secret(label, self._content(label, _SECRET_SUFFIX), passphrase)
+            uses = {"wrap", "unwrap"} if kind is SecretKind.KEK else {"sign"}
+            return _file_attributes(
+                label, KeyClass.SECRET, kind, softsecrets.check_value(kind, key), uses, exportable=False
+            )
+        with suppress(errors.NotFound):
+            spki = _public_der(self._transport(label))
+            kind, fingerprint = TransportKind.RSA_3072, sha256(spki).hexdigest()
+            return _file_attributes(label, KeyClass.PRIVATE, kind, fingerprint, {"unwrap"}, exportable=False)
+        content = self._content(label, _SUFFIX)
+        spki = _public_der(_decrypt(self._path(label, _SUFFIX), content, passphrase))
+        return _file_attributes(
+            label,
+            KeyClass.PRIVATE,
+            recognise(spki),
+            sha256(spki).hexdigest(),
+            {"sign"},
+            exportable=content.startswith(_EXPORTABLE),
+        )
+
+    def inventory(self) -> tuple[KeyAttributes, ...]:
+        """See ``ports.KeyStore``."""
+        return tuple(self.attributes(label) for label in self.labels())
+
+    def _path(self, label: KeyLabel, suffix: str) -> Path:
+        return self._directory / f"{label}{suffix}"
+
+    def _require_free(self, label: KeyLabel) -> None:
+        self._require_open()
+        check_label(label)
+        for suffix in _SUFFIXES:
+            path = self._path(label, suffix)
+            if path.is_symlink() or path.exists():
+                raise errors.IllegalTransition(f"there is a key {label!r} already")
+
+    def _keep(self, label: KeyLabel, suffix: str, content: bytes) -> None:
+        try:
+            _write_new(self._path(label, suffix), content)
+        except FileExistsError as taken:
+            raise errors.IllegalTransition(f"there is a key {label!r} already") from taken
+        except OSError as failure:
+            raise errors.Unavailable(f"key {label!r} cannot be written: {failure.strerror}") from failure
+
+    def _keep_secret(self, label: KeyLabel, kind: SecretKind, key: bytes) -> None:
+        self._keep(label, _SECRET_SUFFIX, softsecrets.seal_secret(label, kind, key, self._require_open()))
+
+    def _content(self, label: KeyLabel, suffix: str) -> bytes:
+        self._require_open()
+        check_label(label)
+        try:
+            return read_private_file(self._path(label, suffix), _KEY_FILE_LIMIT, follow_links=False)
+        except errors.NotFound as missing:
+            raise errors.NotFound(f"there is no key {label!r}") from missing
+
+    def _kek(self, label: KeyLabel) -> bytes:
+        kind, key = softsecrets.open_secret(label, self._content(label, _SECRET_SUFFIX), self._require_open())
+        if kind is not SecretKind.KEK:
+            raise errors.PolicyRefused("kek", f"{label!r} is no key-encryption key")
+        return key
+
+    def _transport(self, label: KeyLabel) -> rsa.RSAPrivateKey:
+        content = self._content(label, _TRANSPORT_SUFFIX)
+        try:
+            key = serialization.load_pem_private_key(content, self._require_open().reveal())
+        except (TypeError, ValueError) as failure:
+            raise errors.NotPermitted(
+                f"the passphrase does not open transport key {label!r}, or the file is damaged"
+            ) from failure
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise errors.IntegrityFailure(f"{label!r} is no transport key")
+        return key
 
     def _open_key(self, label: KeyLabel) -> _PrivateKey:
         check_label(label)
         with self._loading:  # one scrypt for a key, however many ask for it at once
             self._require_open()
             if label not in self._keys:
-                path = self._directory / f"{label}{_SUFFIX}"
-                try:
-                    content = read_private_file(path, _KEY_FILE_LIMIT, follow_links=False)
-                except errors.NotFound as missing:
-                    raise errors.NotFound(f"there is no key {label!r}") from missing
-                self._remember(label, _decrypt(path, content, self._passphrase))
+                content = self._content(label, _SUFFIX)
+                self._remember(label, _decrypt(self._path(label, _SUFFIX), content, self._passphrase))
             return self._keys[label]
 
     def _remember(self, label: KeyLabel, key: _PrivateKey) -> None:
@@ -204,9 +338,61 @@ class SoftwareKeyStore:
         return passphrase
 
 
-def _public_der(key: _PrivateKey) -> bytes:
+def _generated(algorithm: KeyAlgorithm) -> _PrivateKey:
+    match algorithm:
+        case KeyAlgorithm.EC_P256:
+            return ec.generate_private_key(ec.SECP256R1())
+        case KeyAlgorithm.EC_P384:
+            return ec.generate_private_key(ec.SECP384R1())
+        case KeyAlgorithm.EC_P521:
+            return ec.generate_private_key(ec.SECP521R1())
+        case KeyAlgorithm.ED25519:
+            return ed25519.Ed25519PrivateKey.generate()
+        case KeyAlgorithm.ED448:
+            return ed448.Ed448PrivateKey.generate()
+        case KeyAlgorithm.RSA_2048 | KeyAlgorithm.RSA_3072 | KeyAlgorithm.RSA_4096:
+            return rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa-")))
+
+
+def _public_der(key: PrivateKeyTypes) -> bytes:
     return key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _file_attributes(  # each says something else
+    label: KeyLabel,
+    key_class: KeyClass,
+    kind: KeyAlgorithm | SecretKind | TransportKind | None,
+    fingerprint: str,
+    uses: set[str],
+    *,
+    exportable: bool,
+) -> KeyAttributes:
+    return KeyAttributes(
+        label=label,
+        key_class=key_class,
+        kind=kind,
+        fingerprint=fingerprint,
+        development=True,
+        token=True,
+        private=True,
+        sensitive=False,
+        always_sensitive=False,
+        extractable=True,
+        never_extractable=False,
+        local=False,  # a file does not say where its key was made
+        sign="sign" in uses,
+        derive=False,
+        wrap="wrap" in uses,
+        unwrap="unwrap" in uses,
+        encrypt=False,
+        decrypt=False,
+        wrap_with_trusted=exportable,
+        trusted=False,
+        modifiable=True,
+        copyable=True,
+        destroyable=True,
     )
 
 
@@ -218,16 +404,12 @@ def _decrypt(path: Path, content: bytes, passphrase: SecretBytes) -> _PrivateKey
     except ValueError as failure:
         # CBC has no tag: a wrong passphrase and a damaged file look the same.
         raise errors.NotPermitted(f"the passphrase does not open {path}, or the file is damaged") from failure
-    match key:
-        case ed25519.Ed25519PrivateKey():
-            return key
-        case ec.EllipticCurvePrivateKey(curve=ec.SECP256R1() | ec.SECP384R1()):
-            return key
-        case _:
-            raise errors.IntegrityFailure(f"{path} holds a key of a type that is not one of ours")
+    if isinstance(key, _PrivateKey) and recognise(_public_der(key)) is not None:
+        return key
+    raise errors.IntegrityFailure(f"{path} holds a key of a type that is not one of ours")
 
 
-def _encrypted_pem(key: _PrivateKey, passphrase: SecretBytes) -> bytes:
+def _encrypted_pem(key: PrivateKeyTypes, passphrase: SecretBytes) -> bytes:
     """EncryptedPrivateKeyInfo, RFC 5958 section 3, with the scrypt-params of RFC 7914 section 7."""
     plain = key.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

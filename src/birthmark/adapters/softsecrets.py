@@ -1,0 +1,150 @@
+"""Secret keys in files and in process memory: the part of the software store that is no key pair.
+
+One file a key, ``LABEL.secret``: PEM of salt (16 octets), nonce (12) and the key under AES-256-GCM, keyed by
+scrypt over the store's passphrase; its kind is encrypted with it and its label is authenticated, so that no
+file passes for another.  The format is ours alone, for nobody else has to read it: a secret key leaves only
+wrapped or encrypted to a transport key, and those forms are the standards'.
+
+What is wrapped here (RFC 5649) opens in a token and the other way round.  Left to ``softkeys``: files, names.
+"""
+
+import secrets
+from contextlib import suppress
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers import algorithms
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.cmac import CMAC
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding as wrapped_under
+
+from birthmark import errors
+from birthmark.pki.attributes import CHECK_VALUE_OCTETS, SecretKind
+from birthmark.pki.certificates import from_pem, to_pem
+from birthmark.pki.der import SEQUENCE, only
+from birthmark.pki.keys import KeyLabel
+from birthmark.secret import SecretBytes
+
+__all__ = [
+    "TRANSPORT_BITS",
+    "check_value",
+    "open_secret",
+    "open_share",
+    "recipient_key",
+    "seal_secret",
+    "share_with",
+    "unwrapped",
+    "wrapped_under",
+]
+
+TRANSPORT_BITS = 3072
+_PEM_LABEL = "BIRTHMARK SECRET KEY"
+_SALT, _NONCE = 16, 12
+_COST_N, _COST_R, _COST_P = 1 << 14, 8, 5
+_SHA1_IS_ALL_TOKENS_HAVE = hashes.SHA1()  # noqa: S303  # in OAEP, which needs no collision resistance
+_OAEP = padding.OAEP(
+    mgf=padding.MGF1(_SHA1_IS_ALL_TOKENS_HAVE), algorithm=_SHA1_IS_ALL_TOKENS_HAVE, label=None
+)
+
+
+def check_value(kind: SecretKind, key: bytes) -> str:
+    """Return the check value of a secret key, as ``pki.attributes`` defines it."""
+    if kind is SecretKind.KEK:
+        return wrapped_under(key, bytes(16))[:CHECK_VALUE_OCTETS].hex()
+    mac = CMAC(algorithms.AES(key))
+    mac.update(bytes(16))
+    return mac.finalize()[:CHECK_VALUE_OCTETS].hex()
+
+
+def seal_secret(label: KeyLabel, kind: SecretKind, key: bytes, passphrase: SecretBytes) -> bytes:
+    """Return the contents of the key's file."""
+    salt, nonce = secrets.token_bytes(_SALT), secrets.token_bytes(_NONCE)
+    plain = kind.encode("ascii") + b"\0" + key
+    sealed = _cipher(salt, passphrase).encrypt(nonce, plain, label.encode("ascii"))
+    return to_pem(salt + nonce + sealed, _PEM_LABEL).encode("ascii")
+
+
+def open_secret(label: KeyLabel, content: bytes, passphrase: SecretBytes) -> tuple[SecretKind, bytes]:
+    """Return the kind and the value of a key from its file.
+
+    Raises:
+        errors.NotPermitted: the passphrase does not open it, or the file is damaged or another key's.
+    """
+    try:
+        (sealed,) = from_pem(content.decode("ascii"), _PEM_LABEL)
+        salt, nonce = sealed[:_SALT], sealed[_SALT : _SALT + _NONCE]
+        plain = _cipher(salt, passphrase).decrypt(nonce, sealed[_SALT + _NONCE :], label.encode("ascii"))
+        kind, _, key = plain.partition(b"\0")
+        return SecretKind(kind.decode("ascii")), key
+    except (InvalidTag, ValueError, errors.MalformedRequest) as failure:
+        raise errors.NotPermitted(
+            f"the passphrase does not open secret key {label!r}, or its file is damaged"
+        ) from failure
+
+
+def recipient_key(subject_public_key_info: bytes) -> rsa.RSAPublicKey:
+    """Return a transport key from its SubjectPublicKeyInfo (DER).
+
+    Raises:
+        errors.MalformedRequest: it is no RSA key of ``TRANSPORT_BITS`` with the exponent 65537.
+    """
+    try:
+        key = serialization.load_der_public_key(subject_public_key_info)
+    except ValueError as failure:
+        raise errors.MalformedRequest("the transport key is no SubjectPublicKeyInfo") from failure
+    if (
+        not isinstance(key, rsa.RSAPublicKey)
+        or key.key_size != TRANSPORT_BITS
+        or key.public_numbers().e != 65537
+    ):
+        raise errors.MalformedRequest(f"a transport key is an RSA key of {TRANSPORT_BITS} bits")
+    return key
+
+
+def share_with(recipient: bytes, key: bytes) -> bytes:
+    """Encrypt a secret key to a transport key (RSAES-OAEP)."""
+    return recipient_key(recipient).encrypt(key, _OAEP)
+
+
+def open_share(transport: rsa.RSAPrivateKey, share: bytes) -> bytes:
+    """Return the key-encryption key in a share.
+
+    Raises:
+        errors.MalformedRequest: it was not encrypted to this key, or holds no AES-256 key.
+    """
+    try:
+        key = transport.decrypt(share, _OAEP)
+    except ValueError as failure:
+        raise errors.MalformedRequest("the share was not encrypted to this transport key") from failure
+    if len(key) != SecretKind.KEK.size:
+        raise errors.MalformedRequest("the share holds no AES-256 key")
+    return key
+
+
+def unwrapped(kek: bytes, wrapped: bytes, kek_label: KeyLabel) -> bytes:
+    """Return the PKCS#8 in a wrapped key.
+
+    Raises:
+        errors.MalformedRequest: it was not wrapped under this key.
+    """
+    try:
+        plain = aes_key_unwrap_with_padding(kek, wrapped)
+    except InvalidUnwrap as failure:
+        raise errors.MalformedRequest(
+            f"the wrapped key does not open under {kek_label!r}: another key wrapped it, or it is damaged"
+        ) from failure
+    # SoftHSM 2.6 pads to whole blocks of 8 octets before it wraps, and RFC 5649 then keeps the padding.
+    for padded in range(8):
+        if plain.endswith(bytes(padded)):
+            found = plain[: len(plain) - padded]
+            with suppress(errors.MalformedRequest):
+                only(found, SEQUENCE)
+                return found
+    raise errors.MalformedRequest("what was wrapped is no private key")
+
+
+def _cipher(salt: bytes, passphrase: SecretBytes) -> AESGCM:
+    return AESGCM(Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P).derive(passphrase.reveal()))
