@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from birthmark import errors
-from birthmark.settings import load
+from birthmark.settings import Settings, load
 
 _FILE = """\
 [realm]
@@ -79,3 +79,79 @@ def test_an_unknown_key_is_refused_without_its_value(tmp_path: Path) -> None:
     with pytest.raises(errors.MalformedRequest, match=r"database\.password") as refused:
         load(path)
     assert "horse" not in "".join(traceback.format_exception(refused.value))
+
+
+_PUBLIC = """\
+[realm]
+name = "nord"
+environment = "test"
+organization = "Acme"
+[public-plane]
+directory = "www"
+"""
+
+
+def _loaded(folder: Path, text: str) -> Settings:
+    path = folder / "birthmark.toml"
+    path.write_text(text)
+    return load(path)
+
+
+def test_a_public_hosts_settings_have_no_key_of_an_authority(tmp_path: Path) -> None:
+    """SPEC F4: what needs one says that it is not there."""
+    settings = _loaded(tmp_path, _PUBLIC)
+    assert settings.public_directory == tmp_path.resolve() / "www"
+    for table in ("key_store", "database", "station_plane", "publication"):
+        with pytest.raises(errors.NotFound, match=rf"no \[{table.replace('_', '-')}\]"):
+            getattr(settings, table)
+
+
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ('ocsp = "live"\n', "key-store of the responder's own"),
+        ('ocsp = "live"\nkey-store = {kind="software",directory="k",passphrase-file="p"}\n', r"\[database\]"),
+        ("ocsp = 1\n", "ocsp"),
+        ("certificate-file = 'x'\n", "certificate-file"),
+    ],
+)
+def test_a_public_plane_that_could_not_answer_is_refused(tmp_path: Path, addition: str, said: str) -> None:
+    """SPEC F3, F4, P18."""
+    with pytest.raises(errors.MalformedRequest, match=said):
+        _loaded(tmp_path, _PUBLIC + addition)
+
+
+def test_the_public_plane_does_not_open_the_store_of_the_authorities_keys(tmp_path: Path) -> None:
+    """SPEC F4."""
+    keys = 'kind="software"\ndirectory="keys"\npassphrase-file="p"\n'
+    text = _PUBLIC + f'[database]\nurl="sqlite:///b.db"\n[key-store]\n{keys}[public-plane.key-store]\n{keys}'
+    with pytest.raises(errors.MalformedRequest, match="that of the authorities' keys"):
+        _loaded(tmp_path, text)
+
+
+_PUBLICATION = """\
+[publication]
+url = "http://pki.example.com"
+directory = "www"
+"""
+
+
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ("crl-hours = 24\n", "would raise the alarm"),
+        ("ocsp-refresh-hours = 72\n", "would end before they are refreshed"),
+        ("ocsp-hashes = ['md5']\n", "ocsp-hashes"),
+    ],
+)
+def test_times_of_publication_that_do_not_fit_are_refused(tmp_path: Path, addition: str, said: str) -> None:
+    """SPEC F2."""
+    assert _loaded(tmp_path, _PUBLIC + _PUBLICATION).publication.locations.ocsp.endswith("/ocsp")
+    with pytest.raises(errors.MalformedRequest, match=said):
+        _loaded(tmp_path, _PUBLIC + _PUBLICATION + addition)
+
+
+def test_locations_that_certificates_cannot_name_are_refused(tmp_path: Path) -> None:
+    """SPEC F4: once issued, a certificate names them for life."""
+    with pytest.raises(errors.MalformedRequest, match="a location begins like"):
+        _loaded(tmp_path, _PUBLIC + _PUBLICATION.replace("http:", "https:"))

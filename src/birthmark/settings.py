@@ -1,20 +1,25 @@
 """The configuration: one TOML file, read once, frozen; a typo is an error at start, not a default.
 
-Paths are relative to the file's own directory.  Secrets are given as paths of files, never as values.
+Paths are relative to the file's own directory.  Secrets are given as paths of files, never as values.  What a
+host does follows from the tables its file has: a public host has neither ``[key-store]`` nor
+``[station-plane]``, and what needs one of them says so.
 """
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, Self, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from birthmark import errors
+from birthmark.floor.locations import Locations
 
 __all__ = [
     "DatabaseSettings",
     "KeyStoreSettings",
+    "PublicPlane",
+    "PublicationSettings",
     "RealmSettings",
     "Settings",
     "StationPlane",
@@ -129,14 +134,153 @@ class StationPlane(_Table):
     """How long a request may take to arrive."""
 
 
+class PublicationSettings(_Table):
+    """What the realm publishes, and when (SPEC F2); written by ``birthmark publish``."""
+
+    url: str
+    """Base of the locations that certificates name, e.g. ``http://pki.example.com``: never changes again."""
+    directory: Path
+    crl_hours: int = Field(default=48, ge=1, le=24 * 366)
+    """From a CRL's thisUpdate to its nextUpdate."""
+    crl_refresh_hours: int = Field(default=12, ge=1, le=24 * 366)
+    """After so long a CRL is made anew, even if nothing changed."""
+    crl_alarm_hours: int = Field(default=24, ge=1, le=24 * 366)
+    """So long before nextUpdate a CRL that was not replaced is an alarm."""
+    offline_alarm_hours: int = Field(default=14 * 24, ge=1, le=24 * 366)
+    """The same for the CRLs of authorities whose keys are offline: a ceremony has to be called."""
+    behind_minutes: int = Field(default=15, ge=1)
+    """A revocation that is not published after so long is an alarm."""
+    watch_seconds: int = Field(default=10, ge=1, le=3600)
+    """How often ``birthmark publish --watch`` looks."""
+    partitions: bool = True
+    """Publish the CRLs of runs and batches that were partitioned."""
+    ocsp: bool = False
+    """Sign answers for every certificate beforehand (RFC 5019)."""
+    ocsp_hours: int = Field(default=72, ge=1, le=24 * 366)
+    """From thisUpdate to nextUpdate of an answer that was signed beforehand."""
+    ocsp_refresh_hours: int = Field(default=24, ge=1, le=24 * 366)
+    ocsp_hashes: tuple[Literal["sha1", "sha256"], ...] = ("sha1",)
+    """With which hashes clients may ask; the lightweight profile asks with SHA-1 (RFC 5019 section 2.1.1)."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        try:
+            Locations(self.url)
+        except errors.MalformedRequest as wrong:
+            raise ValueError(str(wrong)) from wrong
+        if self.crl_refresh_hours + self.crl_alarm_hours > self.crl_hours:
+            raise ValueError("a CRL that is refreshed in time would raise the alarm: crl-hours is too short")
+        if self.ocsp_refresh_hours >= self.ocsp_hours:
+            raise ValueError("answers would end before they are refreshed: ocsp-hours is too short")
+        return self
+
+    @property
+    def locations(self) -> Locations:
+        """What certificates name."""
+        return Locations(self.url)
+
+
+class PublicPlane(_Table):
+    """The listener for everyone: plain HTTP, no key of an authority, nothing that is not public (SPEC F4)."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    directory: Path | None = None
+    """What is served; that of ``[publication]`` where it is left out."""
+    processes: int = Field(default=1, ge=1, le=64)
+    ocsp: Literal["live", "presigned", "off"] = "off"
+    """Answer from the database with the responder's key, from files without any, or not at all."""
+    ocsp_minutes: int = Field(default=60, ge=1)
+    """From thisUpdate to nextUpdate of a live answer."""
+    responder: str = "ocsp"
+    """Name of the responder, and label of its key."""
+    key_store: KeyStoreSettings | None = None
+    """Where the responder's key is; never the store of the authorities' keys."""
+    crl_cache_seconds: int = Field(default=3600, ge=0)
+    """The longest that others may go on serving a CRL from their caches."""
+    request_seconds: int = Field(default=10, ge=1)
+    """How long a request may take to arrive, and a quarter of a megabyte to leave."""
+    max_connections: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.ocsp == "live" and self.key_store is None:
+            raise ValueError("live answers need a key-store of the responder's own")
+        return self
+
+
+_T = TypeVar("_T")
+
+
+def _need(table: _T | None, name: str, why: str) -> _T:
+    if table is None:
+        raise errors.NotFound(f"the settings have no [{name}]: {why}")
+    return table
+
+
 class Settings(_Table):
-    """The whole configuration."""
+    """The whole configuration.
+
+    The tables that not every host has are behind properties, which raise ``errors.NotFound`` where it is
+    missing.
+    """
 
     realm: RealmSettings
-    database: DatabaseSettings
-    key_store: KeyStoreSettings
+    database_table: DatabaseSettings | None = Field(default=None, alias="database")
+    key_store_table: KeyStoreSettings | None = Field(default=None, alias="key-store")
     log: LogSettings = LogSettings()
-    station_plane: StationPlane
+    station_table: StationPlane | None = Field(default=None, alias="station-plane")
+    publication_table: PublicationSettings | None = Field(default=None, alias="publication")
+    public_table: PublicPlane | None = Field(default=None, alias="public-plane")
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        public = self.public_table
+        if public is None:
+            return self
+        if public.directory is None and self.publication_table is None:
+            raise ValueError("public-plane: a directory is needed where there is no [publication]")
+        if public.ocsp == "live" and self.database_table is None:
+            raise ValueError("public-plane: live answers need a [database]")
+        if public.key_store is not None and public.key_store == self.key_store_table:
+            raise ValueError("public-plane: its key-store is that of the authorities' keys")
+        return self
+
+    @property
+    def database(self) -> DatabaseSettings:
+        """Where the record lies."""
+        return _need(self.database_table, "database", "this host has no record")
+
+    @property
+    def key_store(self) -> KeyStoreSettings:
+        """Where the authorities' keys and the log's are."""
+        return _need(self.key_store_table, "key-store", "this host holds no authority's key")
+
+    @property
+    def station_plane(self) -> StationPlane:
+        """The listener for stations."""
+        return _need(self.station_table, "station-plane", "this host serves no stations")
+
+    @property
+    def publication(self) -> PublicationSettings:
+        """What is published."""
+        return _need(self.publication_table, "publication", "this host publishes nothing")
+
+    @property
+    def public_plane(self) -> PublicPlane:
+        """The listener for everyone."""
+        return _need(self.public_table, "public-plane", "this host serves nothing to the public")
+
+    @property
+    def public_directory(self) -> Path:
+        """What the public plane serves."""
+        return self.public_plane.directory or self.publication.directory
+
+    @property
+    def responder_key_store(self) -> KeyStoreSettings:
+        """Where the key of the OCSP responder is: its own store, or where answers are signed beforehand."""
+        public = self.public_table
+        return self.key_store if public is None or public.key_store is None else public.key_store
 
 
 def load(path: Path) -> Settings:
@@ -176,10 +320,11 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         return table.model_copy(update=changes)
 
     anchored = cast("Settings", anchor(settings))
-    url = anchored.database.url
-    if url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+    database = anchored.database_table
+    url = "" if database is None else database.url
+    if database is not None and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
         absolute = f"sqlite:///{base / url.removeprefix('sqlite:///')}"
         anchored = anchored.model_copy(
-            update={"database": anchored.database.model_copy(update={"url": absolute})}
+            update={"database_table": database.model_copy(update={"url": absolute})}
         )
     return anchored
