@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,36 +160,43 @@ def test_without_root_it_says_which_debian_packages_are_missing_and_how_to_get_t
     assert not (tmp_path / "called").exists()
 
 
+@pytest.fixture
+def asking(installed: Place) -> Iterator[Place]:
+    """The installed checkout while it asks for checkers."""
+    yield installed
+    for lock in (installed.folder / "requirements/peers").iterdir():
+        lock.unlink()
+    shutil.rmtree(installed.folder / ".tools")
+
+
 def test_a_checker_gets_an_environment_of_its_own_for_tests_and_for_nothing_else(
-    place: Place, tmp_path: Path
+    asking: Place, tmp_path: Path
 ) -> None:
     path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
-    place.lock(wheel(place.wheels, "first"))
-    place.lock_peer("doubter", wheel(place.wheels, "doubter"))
-    for options in (["--runtime", "--system"], []):
-        assert place.install(*options, PATH=path).returncode == 0
-        assert not (place.folder / ".tools/peers").exists(), options
-    done = place.install("--system", PATH=path)
+    asking.lock_peer("doubter", wheel(asking.wheels, "doubter"))
+    for options in ([], ["--runtime"], ["--runtime", "--with", "softhsm2"]):
+        assert asking.install(*options, PATH=path).returncode == 0
+        assert not (asking.folder / ".tools/peers").exists(), options
+    done = asking.install("--system", PATH=path)
     assert done.returncode == 0, done.stderr
-    assert place.imports("doubter", ".tools/peers/doubter")
-    assert not place.imports("doubter")
-    assert not place.imports("first", ".tools/peers/doubter")
-    again = place.install("--system", PATH=path)
+    assert asking.imports("doubter", ".tools/peers/doubter")
+    assert not asking.imports("doubter")
+    assert not asking.imports("first", ".tools/peers/doubter")
+    again = asking.install("--system", PATH=path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 def test_a_checker_that_cannot_be_had_is_said_and_does_not_stop_the_rest(
-    place: Place, tmp_path: Path
+    asking: Place, tmp_path: Path
 ) -> None:
     path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
-    place.lock(wheel(place.wheels, "first"))
-    place.lock_peer("another", wheel(place.wheels, "another"))
-    place.lock_peer("absent", f"absent==1 --hash=sha256:{'0' * 64}\n")
-    done = place.install("--system", PATH=path)
+    asking.lock_peer("another", wheel(asking.wheels, "another"))
+    asking.lock_peer("absent", f"absent==1 --hash=sha256:{'0' * 64}\n")
+    done = asking.install("--system", PATH=path)
     assert done.returncode == 0, done.stderr
     assert "requirements/peers/absent.txt could not be installed" in done.stderr
-    assert not (place.folder / ".tools/peers/absent/.installed").exists()
-    assert place.imports("another", ".tools/peers/another")
+    assert not (asking.folder / ".tools/peers/absent/.installed").exists()
+    assert asking.imports("another", ".tools/peers/another")
 
 
 def test_a_part_of_the_demo_asks_only_for_its_own_packages(installed: Place, tmp_path: Path) -> None:
