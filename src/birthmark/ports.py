@@ -10,7 +10,7 @@ against the facts as they are at that moment, appends the leaves of all of them,
 once, and only then answers.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,7 +18,9 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from birthmark import errors
+from birthmark.pki.articles import Finding
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade
+from birthmark.pki.crl_reading import Buffer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
 
@@ -27,16 +29,20 @@ __all__ = [
     "Clock",
     "Committed",
     "Decision",
+    "Draft",
     "Entropy",
     "Facts",
+    "Inspector",
     "KeyStore",
     "Log",
     "LogEntry",
     "Look",
     "Octets",
     "ProofOf",
+    "Publication",
     "Reads",
     "Scan",
+    "SignedAnswers",
     "Store",
     "UseCase",
     "carry",
@@ -189,6 +195,37 @@ class Entropy(Protocol):
 
     def token(self, size: int) -> bytes:
         """Return ``size`` octets from the operating system's generator."""
+        ...
+
+
+class Inspector(Protocol):
+    """A linter of certificates that is not ours: it reads and decides nothing.
+
+    Which of its findings a certificate may have is said by the waivers of its profile.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name, as waivers spell it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its version, for the record."""
+        ...
+
+    def inspect(self, certificate: bytes, issuer: bytes | None) -> tuple[Finding, ...]:
+        """Return what it finds in a certificate (DER), and between it and its issuer's; notices too.
+
+        The signature is not looked at: what is inspected may be signed by nobody.
+
+        Args:
+            certificate: DER.
+            issuer: DER; None for a certificate that is its own issuer's.
+
+        Raises:
+            errors.MalformedRequest: it is nothing that the linter can read.
+        """
         ...
 
 
@@ -346,6 +383,13 @@ class Store(Protocol):
         """
         ...
 
+    def since(self, kind: type, field: str, moment: datetime) -> Iterator[tuple[str, datetime]]:
+        """Iterate over the keys of values whose time is not before a moment, with that time, in its order.
+
+        ``Revocation.revoked_at`` has an index; no other field is asked about.
+        """
+        ...
+
     def octets(self, kind: type, field: str, *, prefix: str) -> AbstractContextManager["Octets"]:
         """Return one field of all values whose key begins with a prefix, joined in the order of the keys.
 
@@ -363,6 +407,63 @@ class Store(Protocol):
 
     def checkpoint(self) -> str:
         """Return the newest checkpoint (C2SP signed note)."""
+        ...
+
+
+class Draft(Protocol):
+    """Octets on their way to be published."""
+
+    def write(self, piece: Buffer) -> None:
+        """Append."""
+        ...
+
+    def octets(self) -> AbstractContextManager[Buffer]:
+        """Return all that was written, read in place; nothing can be appended any more."""
+        ...
+
+
+class SignedAnswers(Protocol):
+    """OCSP answers that were signed beforehand, on their way to be published."""
+
+    def put(self, answers: Iterable[tuple[str, int, bytes]]) -> None:
+        """Add or replace answers: hash algorithm of the CertID, serial number, OCSPResponse (DER)."""
+        ...
+
+
+class Publication(Protocol):
+    """What everyone may fetch: files by path, each replaced wholly and at once, or not at all.
+
+    One publisher writes at a time (``lock``); readers need none, and never see half a file.  Every method
+    raises ``errors.Unavailable`` if the directory cannot be read or written.
+    """
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the one who publishes; what an earlier one left half-done is cleared away.
+
+        Raises:
+            errors.Unavailable: another one is at it.
+        """
+        ...
+
+    def read(self, path: str) -> AbstractContextManager[Buffer | None]:
+        """Return what is published under a path, read in place; None if nothing is."""
+        ...
+
+    def draft(self) -> AbstractContextManager[Draft]:
+        """Return room for octets that nobody sees; it is gone afterwards."""
+        ...
+
+    def publish(self, path: str, pieces: Iterable[Buffer]) -> None:
+        """Replace what is published under a path; durable on return."""
+        ...
+
+    def answers(self, authority: str, *, anew: bool) -> AbstractContextManager[SignedAnswers]:
+        """Replace an authority's signed answers when the context ends without an exception.
+
+        Args:
+            authority: its id.
+            anew: begin with none, not with those that are published.
+        """
         ...
 
 
@@ -394,8 +495,8 @@ UseCase = Generator[Look | Scan | ProofOf | Sequence[Act[Any]], Any, T]
 """A use case is a dialogue with the store.
 
 It yields a ``Look`` and is sent ``Facts``, a ``Scan`` and is sent a list of values, a ``ProofOf`` and is sent
-the proof's text, or acts and is sent the list of ``Committed``.  So the same code runs under an event loop and under a command line, and does no
-I/O itself.
+the proof's text, or acts and is sent the list of ``Committed``.  So the same code runs under an event loop
+and under a command line, and does no I/O itself.
 """
 
 

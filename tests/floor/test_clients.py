@@ -45,7 +45,11 @@ def test_the_table_of_capabilities_is_the_one_that_was_agreed() -> None:
     assert shown == {
         "station": "hold issue prove read",
         "bootstrap": "issue prove",
-        "operator": ("change-authority close-run enrol-client hold open-run read revoke-client rework scrap"),
+        "operator": (
+            "approve-recall approve-run change-authority close-run enrol-client hold open-run propose-recall"
+            " read record-shipment revoke-client rework scrap"
+        ),
+        "responder": "",
         "server": "",
     }
 

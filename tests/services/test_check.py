@@ -45,7 +45,7 @@ def busy(line: Line) -> None:
     line.issue(delivered, run="R2", key="k")
     line.enrol(Role.STATION, "ST02", by=line.operator)
     act, operator = line.service.carry, line.operator.caller
-    meters = replace(line.the(Authority, "issuing-1"), id="issuing-2", scope="meter", issued=0)
+    meters = replace(line.the(Authority, "issuing-1"), id="issuing-2", scope="product=meter", issued=0)
     act(line.service.authorise.establish(operator, meters))
     act(line.service.authorise.change(operator, "issuing-2", AuthorityStatus.SUSPENDED, "audit"))
     act(line.service.runs.import_list(operator, ["serial:SPARE"]))
@@ -118,6 +118,14 @@ class Tampering:
 
 def sql(*statements: str) -> Callable[[Line], list[Statement]]:
     return lambda _line: [(statement, ()) for statement in statements]
+
+
+def line_of_d5(statement: str) -> Callable[[Line], list[Statement]]:
+    """Change what stands on the CRL for the device that was reworked."""
+    return sql(
+        f"{statement} WHERE id LIKE"  # noqa: S608
+        " (SELECT '%/' || serial FROM device_certificate WHERE device = 'serial:D5')"
+    )
 
 
 def flip(line: Line) -> list[Statement]:
@@ -203,12 +211,13 @@ TAMPERINGS: dict[str, Tampering] = {
         "serial:D3 is released, the log says otherwise",
     ),
     "a certificate taken back from its revocation": Tampering(
-        sql("UPDATE device_certificate SET revoked = NULL, revoked_at = NULL WHERE device = 'serial:D5'"),
-        "revoked or not, why or when, the log says otherwise",
+        line_of_d5("DELETE FROM revocation"),
+        "the log says it was revoked; its CRL does not",
     ),
     "a good certificate revoked": Tampering(
         sql(
-            "UPDATE device_certificate SET revoked = 'keyCompromise', revoked_at = 1 WHERE device = 'serial:D1'"
+            "INSERT INTO revocation SELECT authority || '/' || partition || '/' || serial, x'', 'keyCompromise', 1,"
+            " 'recall:1' FROM device_certificate WHERE device = 'serial:D1'"
         ),
         "serial:D1 is released and its certificate is not live",
     ),
@@ -273,7 +282,7 @@ TAMPERINGS: dict[str, Tampering] = {
     ),
     "an authority's scope": Tampering(
         sql("UPDATE authority SET scope = '*' WHERE id = 'issuing-2'"),
-        "authority issuing-2: its scope is *, the log says meter",
+        "authority issuing-2: its scope is *, the log says product=meter",
     ),
     "an authority's owner": Tampering(
         sql("UPDATE authority SET owner = 'mallory' WHERE id = 'root'"),
@@ -337,7 +346,7 @@ TAMPERINGS: dict[str, Tampering] = {
     "a re-issued attempt's certificate": Tampering(
         sql(
             "UPDATE attempt SET certificate = (SELECT serial FROM device_certificate WHERE device = 'serial:E1'"
-            " AND revoked IS NOT NULL) WHERE device = 'serial:E1'"
+            " AND serial IN (SELECT substr(id, -40) FROM revocation)) WHERE device = 'serial:E1'"
         ),
         "at serial:E1: its certificate is",
     ),
@@ -363,12 +372,24 @@ TAMPERINGS: dict[str, Tampering] = {
         "serial:D7: its reason is dirty, the log says scratched",
     ),
     "why a certificate is revoked": Tampering(
-        sql("UPDATE device_certificate SET revoked = 'keyCompromise' WHERE device = 'serial:D5'"),
+        line_of_d5("UPDATE revocation SET reason = 'keyCompromise'"),
         "revoked or not, why or when, the log says otherwise",
     ),
     "when a certificate was revoked": Tampering(
-        sql("UPDATE device_certificate SET revoked_at = revoked_at + 1 WHERE device = 'serial:D5'"),
+        line_of_d5("UPDATE revocation SET revoked_at = revoked_at + 1"),
         "revoked or not, why or when, the log says otherwise",
+    ),
+    "what the CRL says of a certificate": Tampering(
+        line_of_d5("UPDATE revocation SET entry = (SELECT hash FROM leaf WHERE idx = 0)"),
+        "is not what its reason and time come to",
+    ),
+    "a suspension put back without a word": Tampering(
+        line_of_d5("UPDATE revocation SET reason = 'removeFromCRL'"),
+        "revoked or not, why or when, the log says otherwise",
+    ),
+    "a certificate moved to another crl": Tampering(
+        sql("UPDATE device_certificate SET partition = 'none' WHERE device = 'serial:D3'"),
+        "its partition is none, the log says",
     ),
     "a certificate given to another attempt": Tampering(
         sql("UPDATE device_certificate SET attempt = 'none' WHERE device = 'serial:D3'"),

@@ -26,15 +26,17 @@ from birthmark.floor.devices import (
     IdentityRecord,
     KeyOrigin,
     KeyUse,
-    ReasonCode,
 )
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.keys import KeyLabel
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import KeyStore
 from birthmark.services.issue import Issued, IssueRequest
+from birthmark.services.revocations import line_of
 from tests.support.realm import LOG, START, Line, proof, tamper, workpiece
 
 
@@ -543,7 +545,8 @@ def test_rework_makes_a_new_attempt_and_supersedes_the_old_certificate(line: Lin
     refused(line, errors.IllegalTransition, "it is held; rework it", lambda: line.issue(workpiece("D1")))
     assert line.dispose(DeviceEvent.REWORK, device.id).state is DeviceState.ADMITTED
     old = line.the(DeviceCertificate, Certificate.from_der(first.certificate).serial_hex)
-    assert (old.revoked, old.revoked_at) == (ReasonCode.SUPERSEDED, START)
+    revocation = line.the(Revocation, line_of(old).id)
+    assert (revocation.reason, revocation.revoked_at) == (ReasonCode.SUPERSEDED, START)
     assert line.entries()[-1]["revoked"] == old.serial
 
     second = line.issue(device)
@@ -564,7 +567,7 @@ def test_scrap_is_the_end_of_a_device(line: Line) -> None:
     line.dispose(DeviceEvent.HOLD, device.id)
     line.dispose(DeviceEvent.SCRAP, device.id, reason="burnt")
     certificate = line.the(DeviceCertificate, Certificate.from_der(issued.certificate).serial_hex)
-    assert certificate.revoked is ReasonCode.CESSATION_OF_OPERATION
+    assert line.status(certificate) is ReasonCode.CESSATION_OF_OPERATION
     match = "it is scrapped; it never gets another identity"
     refused(line, errors.IllegalTransition, match, lambda: line.issue(workpiece("D1")))
     refused(line, errors.IllegalTransition, match, lambda: line.prove(proof(issued, device.key)))

@@ -141,9 +141,9 @@ def test_a_licence_signed_by_somebody_else_opens_nothing(line: Line) -> None:
 
 def test_an_authority_issues_inside_its_scope(line: Line) -> None:
     """SPEC A1."""
-    meters = replace(line.the(Authority, "issuing-1"), id="meters", scope="meter", issued=0)
+    meters = replace(line.the(Authority, "issuing-1"), id="meters", scope="product=meter", issued=0)
     line.service.carry(line.service.authorise.establish(line.operator.caller, meters))
-    with pytest.raises(errors.NotPermitted, match="authority meters issues for meter, not for car"):
+    with pytest.raises(errors.NotPermitted, match="authority meters issues for product meter, not for car"):
         open_licence(line, line.licence("R2", authority="meters"))
     assert open_licence(line, line.licence("R2", authority="meters", product="meter")).id == "R2"
 

@@ -14,11 +14,11 @@ from birthmark.floor.devices import (
     DeviceEvent,
     DeviceState,
     IdentityRecord,
-    ReasonCode,
 )
 from birthmark.floor.runs import Run
 from birthmark.ledger.proof import verify
 from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.revocation import ReasonCode
 from birthmark.services.challenges import REMEMBERED_ATTEMPTS
 from birthmark.services.issue import Issued, IssueRequest
 from birthmark.services.prove import ProveRequest
@@ -85,7 +85,7 @@ def test_a_wrong_proof_holds_the_device_until_rework(small_line: Line, case: str
     assert verify(released.token, line.vkey)["device"] == "serial:D1"
     old = line.the(DeviceCertificate, Certificate.from_der(issued.certificate).serial_hex)
     new = line.the(DeviceCertificate, Certificate.from_der(again.certificate).serial_hex)
-    assert (old.revoked, new.revoked) == (ReasonCode.SUPERSEDED, None)
+    assert (line.status(old), line.status(new)) == (ReasonCode.SUPERSEDED, None)
     assert line.the(Run, "R1").held == 0
 
 

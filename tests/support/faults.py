@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Any
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database, Reads, Row, TableShape, Writes
+from birthmark.adapters.sql.databases import Database, Query, Reads, Row, TableShape, Writes
 
 __all__ = ["Failing", "Fault", "Gate"]
 
@@ -45,6 +46,9 @@ class _Passing:
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return self.database.query(statement, parameters)
+
+    def snapshot(self) -> AbstractContextManager[Query]:
+        return self.database.snapshot()
 
     def close(self) -> None:
         self.database.close()

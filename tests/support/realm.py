@@ -34,11 +34,12 @@ from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.adapters.system import SystemEntropy
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.floor.clients import Role
-from birthmark.floor.devices import DeviceEvent, KeyOrigin
+from birthmark.floor.devices import DeviceCertificate, DeviceEvent, KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.realm import Environment, Realm
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowList, RunLicence
 from birthmark.ledger import checkpoint
 from birthmark.ledger.entry import decode
@@ -46,6 +47,7 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.possession import proof_message
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Clock, KeyStore, UseCase, carry
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
@@ -54,6 +56,7 @@ from birthmark.services.challenges import Challenges
 from birthmark.services.disposition import Disposed, dispose
 from birthmark.services.issue import Issued, IssueDevices, IssueRequest
 from birthmark.services.prove import ProveDevices, ProveRequest, Released
+from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import Runs
 
 __all__ = [
@@ -446,6 +449,11 @@ class Line:
         assert value is not None, f"there is no {kind.__name__} {key}"
         return value
 
+    def status(self, certificate: DeviceCertificate) -> ReasonCode | None:
+        """Return why a certificate is not good, or None if it is."""
+        line = line_of(certificate)
+        return status(self.service.store.look({Revocation: (line.id,)}), line)
+
     def entries(self, start: int = 0) -> list[Mapping[str, Any]]:
         """Return the log's entries."""
         return [decode(item.entry) for item in self.service.store.log.entries(start)]
@@ -466,9 +474,9 @@ def make_line(tmp_path: Path, database_url: str) -> Line:
     )
     create_realm(url, realm)
     line = Line(url=url, keys=made.keys, clock=clock, service=open_service(url, made.keys, clock))
-    for kind, name, label, der in (
-        (AuthorityKind.ROOT, "root", "", made.root),
-        (AuthorityKind.ISSUING, "issuing-1", str(ISSUING), made.issuing),
+    for kind, name, custody, label, der in (
+        (AuthorityKind.ROOT, "root", Custody.OFFLINE, str(ROOT), made.root),
+        (AuthorityKind.ISSUING, "issuing-1", Custody.SERVICE, str(ISSUING), made.issuing),
     ):
         line.service.carry(
             line.service.authorise.establish(
@@ -477,10 +485,15 @@ def make_line(tmp_path: Path, database_url: str) -> Line:
                     id=name,
                     kind=kind,
                     issuer="root",
+                    custody=custody,
                     key_label=label,
+                    profile=str(kind),
                     der=der,
                     owner="quality",
                     scope="*",
+                    profiles="*",
+                    constraints="[]",
+                    ceremony="",
                     quota=None,
                     ends_at=FOREVER,
                     status=AuthorityStatus.ACTIVE,

@@ -12,9 +12,11 @@ from datetime import datetime
 from enum import StrEnum
 
 from birthmark import errors
+from birthmark.floor.realm import Environment
 
 __all__ = [
     "CAPABILITIES",
+    "TWO_PERSON",
     "Capability",
     "Client",
     "ClientStatus",
@@ -22,6 +24,7 @@ __all__ = [
     "Role",
     "check_name",
     "require",
+    "takes_two",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -34,6 +37,8 @@ class Role(StrEnum):
     BOOTSTRAP = "bootstrap"
     OPERATOR = "operator"
     SERVER = "server"
+    RESPONDER = "responder"
+    """Signs OCSP answers for an authority; connects to nothing."""
 
 
 class Capability(StrEnum):
@@ -49,6 +54,10 @@ class Capability(StrEnum):
     ENROL_CLIENT = "enrol-client"
     REVOKE_CLIENT = "revoke-client"
     CHANGE_AUTHORITY = "change-authority"
+    PROPOSE_RECALL = "propose-recall"
+    APPROVE_RECALL = "approve-recall"
+    APPROVE_RUN = "approve-run"
+    RECORD_SHIPMENT = "record-shipment"
     READ = "read"
 
 
@@ -65,11 +74,26 @@ CAPABILITIES: Mapping[Role, frozenset[Capability]] = {
             Capability.ENROL_CLIENT,
             Capability.REVOKE_CLIENT,
             Capability.CHANGE_AUTHORITY,
+            Capability.PROPOSE_RECALL,
+            Capability.APPROVE_RECALL,
+            Capability.APPROVE_RUN,
+            Capability.RECORD_SHIPMENT,
             Capability.READ,
         }
     ),
     Role.SERVER: frozenset(),
+    Role.RESPONDER: frozenset(),
 }
+
+TWO_PERSON: Mapping[Capability, Capability] = {
+    Capability.PROPOSE_RECALL: Capability.APPROVE_RECALL,
+    Capability.OPEN_RUN: Capability.APPROVE_RUN,
+}
+"""Acts that take two people (SPEC K1): what the first may do, and what the second must be allowed to.
+
+A recall always takes both; a run does in production, and in a test realm one person opens it.  A ceremony's
+custodians stand in its file.
+"""
 
 
 class ClientStatus(StrEnum):

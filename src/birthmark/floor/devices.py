@@ -23,7 +23,6 @@ __all__ = [
     "IdentityRecord",
     "KeyOrigin",
     "KeyUse",
-    "ReasonCode",
     "move",
 ]
 
@@ -93,15 +92,6 @@ class KeyOrigin(StrEnum):
     """Made by the service, sent once inside TLS 1.3, kept nowhere."""
 
 
-class ReasonCode(StrEnum):
-    """Why a certificate is revoked (RFC 5280 section 5.3.1)."""
-
-    UNSPECIFIED = "unspecified"
-    KEY_COMPROMISE = "keyCompromise"
-    SUPERSEDED = "superseded"
-    CESSATION_OF_OPERATION = "cessationOfOperation"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One physical device, named by its hardware id."""
@@ -156,8 +146,12 @@ class DeviceCertificate:
     der: bytes
     sha256: str
     """Fingerprint of the DER encoding (hex)."""
-    revoked: ReasonCode | None
-    revoked_at: datetime | None
+    run: str
+    partition: str
+    """Partition of the authority's CRL that tells whether it is revoked (``floor.revocations``)."""
+    client: str
+    """Who asked for it, e.g. ``station:ST01``."""
+    issued_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

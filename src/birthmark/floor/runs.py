@@ -6,16 +6,26 @@ counters that the commit train moves in the same transaction as the devices they
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.clients import Role
+from birthmark.floor.authorities import (
+    Authority,
+    AuthorityKind,
+    AuthorityStatus,
+    Dimension,
+    Scope,
+    require_issuing,
+)
+from birthmark.floor.clients import Capability, Role, takes_two
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.floor.realm import Environment
+from birthmark.floor.revocations import Partitioning, partition_name
 from birthmark.ledger.entry import canonical, parse, parse_time, time_text
 
 __all__ = [
@@ -26,7 +36,9 @@ __all__ = [
     "RunStatus",
     "admit",
     "allow_list_of",
+    "require_authorised",
     "require_station",
+    "require_unbroken",
 ]
 
 _TYPE = "birthmark/run/v1"
@@ -84,6 +96,16 @@ class RunLicence:
     variables: Mapping[str, str]
     """Values for the profile's names that are the same for the whole run, e.g. the hwType of an IDevID."""
     opened_by: str
+    device_class: str = ""
+    """The class of device that is made, where the authority's scope asks for one."""
+    site: str = ""
+    """Where it is made, likewise; the stations must be of that site."""
+    region: str = ""
+    """For which region, likewise."""
+    partitioning: Partitioning = Partitioning.NONE
+    """Which CRL the certificates name."""
+    profile_sha256: str = ""
+    """Hash of the profile's file (hex): a profile changed since is not the one that was signed for."""
 
     def encode(self) -> bytes:
         """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
@@ -116,8 +138,23 @@ class RunLicence:
                 "origins": list(self.origins),
                 "variables": dict(self.variables),
                 "opened_by": self.opened_by,
+                "device_class": self.device_class,
+                "site": self.site,
+                "region": self.region,
+                "partitioning": self.partitioning,
+                "profile_sha256": self.profile_sha256,
             }
         )
+
+    @property
+    def takes_two(self) -> bool:
+        """Return whether it takes a second person's signature (SPEC C3, K1)."""
+        return self.environment != Environment.TEST or takes_two(Capability.OPEN_RUN, Environment.TEST)
+
+    @property
+    def partition(self) -> str:
+        """Return the partition of the CRL that its certificates belong to."""
+        return partition_name(self.partitioning, self.id, self.batch)
 
     @classmethod
     def decode(cls, document: bytes) -> "RunLicence":
@@ -144,6 +181,7 @@ class RunLicence:
                 not_after=parse_time(fields.pop("not_after")),
                 stations=tuple(fields.pop("stations")),
                 origins=tuple(KeyOrigin(origin) for origin in fields.pop("origins")),
+                partitioning=Partitioning(fields.pop("partitioning")),
                 **fields,
             )
             if not _is_typed(licence) or licence.encode() != document:
@@ -165,6 +203,10 @@ def _is_typed(licence: RunLicence) -> bool:
         licence.profile,
         licence.authority,
         licence.opened_by,
+        licence.device_class,
+        licence.site,
+        licence.region,
+        licence.profile_sha256,
         *licence.stations,
         *licence.variables.values(),
         *rule.wmi,
@@ -182,6 +224,8 @@ def _is_typed(licence: RunLicence) -> bool:
 class RunStatus(StrEnum):
     """Whether a run admits devices."""
 
+    PROPOSED = "proposed"
+    """Signed by one person; a second one opens it (SPEC C3, K1)."""
     OPEN = "open"
     CLOSED = "closed"
 
@@ -203,6 +247,12 @@ class Run:
     held: int
     """Devices held now."""
     scrapped: int
+    approver: str | None = None
+    """Serial number of the certificate of the second person (hex), where two open a run."""
+    approval: bytes | None = None
+    """Signature of the second person over ``document``."""
+    opening: int | None = None
+    """Log index of the entry that opened it: what was inspected and tested then stands there."""
 
 
 def admit(run: Run) -> Run:
@@ -226,3 +276,67 @@ def require_station(licence: RunLicence, role: Role, name: str) -> None:
     """
     if role is Role.STATION and name not in licence.stations:
         raise errors.NotPermitted(f"station:{name} is not allowed on run {licence.id}")
+
+
+def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:
+    """Refuse a licence that its authority, or one above, does not cover at this moment (SPEC A1, A2).
+
+    Every authority of the chain must be active and not superseded, allow the profile, have the run inside its
+    scope and outlive it.  What an authority may still issue is compared with the whole run, because a run
+    that cannot be finished stops the line in the middle; other open runs are not counted, since they may end
+    short, and each certificate is counted again when it is issued.
+
+    Args:
+        licence: of the run.
+        chain: the authority, those above it, the root last.
+
+    Raises:
+        errors.IllegalTransition: one is suspended, retired, revoked, superseded or past its end.
+        errors.NotPermitted: the run lies outside the scope, the profiles or the end date of one.
+        errors.QuotaExhausted: the authority may not issue as many any more.
+    """
+    issuing = chain[0]
+    if issuing.kind is not AuthorityKind.ISSUING:
+        raise errors.IllegalTransition(f"authority {issuing.id} is {issuing.kind}: it certifies no devices")
+    values = {
+        Dimension.PRODUCT: (licence.product,),
+        Dimension.BATCH: (licence.batch,),
+        Dimension.CLASS: (licence.device_class,),
+        Dimension.REGION: (licence.region,),
+        Dimension.SITE: (licence.site,),
+    }
+    for authority in chain:
+        if authority.status is not AuthorityStatus.ACTIVE:
+            raise errors.IllegalTransition(f"authority {authority.id} is {authority.status}")
+        if authority.successor is not None:
+            raise errors.IllegalTransition(
+                f"authority {authority.id} is superseded by {authority.successor}: open the run under that"
+            )
+        Scope.parse(authority.scope).require_covers(authority.id, values)
+        if not authority.allows(licence.profile):
+            raise errors.NotPermitted(
+                f"authority {authority.id} issues {authority.profiles}, not {licence.profile}"
+            )
+        if licence.not_after > authority.ends_at:
+            raise errors.NotPermitted(
+                f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}"
+            )
+    require_issuing(issuing, licence.not_before)
+    if issuing.quota is not None and licence.quantity > issuing.quota - issuing.issued:
+        raise errors.QuotaExhausted(
+            f"authority {issuing.id} may issue {issuing.quota - issuing.issued} more certificates, the run is"
+            f" for {licence.quantity}"
+        )
+
+
+def require_unbroken(above: Iterable[Authority]) -> None:
+    """Refuse to issue below an authority that is suspended or revoked.
+
+    A retired one issues nothing more itself; those below it go on.
+
+    Raises:
+        errors.IllegalTransition: names it.
+    """
+    for authority in above:
+        if authority.status in (AuthorityStatus.SUSPENDED, AuthorityStatus.REVOKED):
+            raise errors.IllegalTransition(f"authority {authority.id}, above the run's, is {authority.status}")

@@ -27,8 +27,10 @@ from birthmark.pki.issuance import (
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
+from birthmark.pki.revocation import ReasonCode
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain
 
 __all__ = ["Authorise", "Enrolled", "Enrolment", "make_issuing", "make_root"]
@@ -175,8 +177,9 @@ class Authorise:
             errors.IllegalTransition: it is revoked already.
             errors.NotPermitted: it is the caller itself, or the caller may not.
         """
+        held: list[Credential] = yield Scan(kind=Credential, where={"client": client})
 
-        def decide(facts: Facts, _at: datetime) -> Decision[Client]:
+        def decide(facts: Facts, at: datetime) -> Decision[Client]:
             live_client(facts, caller, Capability.REVOKE_CLIENT)
             found = facts.get(Client, client)
             if found is None:
@@ -188,7 +191,14 @@ class Authorise:
                 raise errors.NotPermitted(f"{client} cannot revoke itself: another operator does")
             revoked = replace(found, status=ClientStatus.REVOKED)
             facts.put(revoked)
-            return Decision(revoked, [("client-revoked", {"client": client, "reason": reason})])
+            because = ReasonCode.PRIVILEGE_WITHDRAWN
+            serials = [
+                one.serial
+                for one in held
+                if one.not_after > at and revoke(facts, line_of(one), because, at, "client")
+            ]
+            said = {"client": client, "reason": reason, "certificates": serials}
+            return Decision(revoked, [("client-revoked", said | {"revocation_reason": str(because)})])
 
         committed: list[Committed[Client]] = yield [
             Act(
@@ -218,6 +228,11 @@ class Authorise:
                 "authority": authority.id,
                 "authority_kind": str(authority.kind),
                 "issuer": authority.issuer,
+                "custody": str(authority.custody),
+                "profile": authority.profile,
+                "profiles": authority.profiles,
+                "constraints": authority.constraints,
+                "ceremony": authority.ceremony,
                 "subject": certificate.subject,
                 "certificate": certificate.serial_hex,
                 "certificate_sha256": certificate.fingerprint,

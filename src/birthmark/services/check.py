@@ -27,13 +27,16 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client, ClientStatus, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceState, IdentityRecord, KeyUse
 from birthmark.floor.realm import Realm
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, AllowList, Run, allow_list_of
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.entry import decode, time_text
 from birthmark.ledger.merkle import Frontier, complete_root, leaf_hash, node_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
+from birthmark.pki.revocation import ReasonCode, revoked_entry
 from birthmark.ports import Log, LogEntry, Store
+from birthmark.services.revocations import line_of
 from birthmark.services.runs import Runs
 from birthmark.services.testimony import RunSaid, Said
 
@@ -310,6 +313,11 @@ def _check_authority(report: Report, authority: Authority, said: Said) -> None:
             issuer=(authority.issuer, established.issuer),
             owner=(authority.owner, established.owner),
             scope=(authority.scope, established.scope),
+            custody=(authority.custody, established.custody),
+            profile=(authority.profile, established.profile),
+            profiles=(authority.profiles, established.profiles),
+            constraints=(authority.constraints, established.constraints),
+            ceremony=(authority.ceremony, established.ceremony),
             quota=(authority.quota, established.quota),
             end=(time_text(authority.ends_at), established.ends_at),
             status=(authority.status, said.authority_status.get(authority.id)),
@@ -364,6 +372,7 @@ def _issued_by(certificate: bytes, issuer: bytes) -> bool:
 def _check_certificates(report: Report, store: Store, said: Said, told: Progress) -> dict[str, str]:
     """Check each device certificate; return the live certificate of each device that has one."""
     authorities = {authority.id: authority for authority in _scan(report, store, Authority)}
+    revoked = _check_revocations(report, store, said)
     live: dict[str, str] = {}
     issued: Counter[str] = Counter()
     for number, certificate in enumerate(_scan(report, store, DeviceCertificate), 1):
@@ -372,7 +381,7 @@ def _check_certificates(report: Report, store: Store, said: Said, told: Progress
         authority = authorities.get(certificate.authority)
         if authority is None or not _issued_by(certificate.der, authority.der):
             report.find(f"certificate {certificate.serial} is not signed by {certificate.authority}")
-        if certificate.revoked is None:
+        if revoked.pop(line_of(certificate).id, None) is None:
             if certificate.device in live:
                 report.find(f"{certificate.device} has two live certificates")
             live[certificate.device] = certificate.serial
@@ -399,10 +408,32 @@ def _check_certificate(report: Report, certificate: DeviceCertificate, said: Sai
             device=(certificate.device, issued.device),
             attempt=(certificate.attempt, issued.attempt),
             authority=(certificate.authority, issued.authority),
+            partition=(certificate.partition, issued.partition),
+            run=(certificate.run, issued.run),
         )
-    reason, at = certificate.revoked, certificate.revoked_at
-    if said.revoked.get(certificate.serial, (None, None)) != (reason, _time(at)):
-        report.find(f"certificate {certificate.serial}: revoked or not, why or when, the log says otherwise")
+
+
+def _check_revocations(report: Report, store: Store, said: Said) -> dict[str, ReasonCode]:
+    """Check each line of a CRL; return the reason of each certificate that is not good now, by line."""
+    revoked: dict[str, ReasonCode] = {}
+    for revocation in _scan(report, store, Revocation):
+        report.counts["revocations"] += 1
+        serial = revocation.id.rpartition("/")[2]
+        reason, at = revocation.reason, revocation.revoked_at
+        if said.revoked.pop(serial, None) != (str(reason), _time(at)):
+            report.find(f"certificate {serial}: revoked or not, why or when, the log says otherwise")
+        lifted = revocation.status is None
+        try:
+            encoded = b"" if lifted else revoked_entry(int(serial, 16), at, reason)
+        except (errors.Refusal, ValueError):
+            encoded = None
+        if revocation.entry != encoded:
+            report.find(f"the CRL entry of certificate {serial} is not what its reason and time come to")
+        if revocation.status is not None:
+            revoked[revocation.id] = revocation.status
+    for serial in said.revoked:
+        report.find(f"certificate {serial}: the log says it was revoked; its CRL does not")
+    return revoked
 
 
 # --- devices, records, runs

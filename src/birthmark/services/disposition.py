@@ -19,10 +19,10 @@ from birthmark.floor.devices import (
     DeviceCertificate,
     DeviceEvent,
     DeviceState,
-    ReasonCode,
     move,
 )
 from birthmark.floor.runs import Run, require_station
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Facts, UseCase
 from birthmark.services.acts import (
     Caller,
@@ -33,6 +33,7 @@ from birthmark.services.acts import (
     outcomes,
     refuse,
 )
+from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import verified_licence
 
 __all__ = ["Disposed", "dispose"]
@@ -121,7 +122,7 @@ def _decide(
     else:
         scrapped = 1 if event is DeviceEvent.SCRAP else 0
         facts.put(replace(run, held=run.held - 1, scrapped=run.scrapped + scrapped))
-        entry |= _revoke(facts, attempt, _REVOKES[event], at)
+        entry |= _revoke(facts, attempt, event, at)
     facts.put(replace(device, state=state, reason=None if event is DeviceEvent.REWORK else reason))
     facts.put(
         Answer(
@@ -136,11 +137,10 @@ def _decide(
     return Decision(Disposed(device=device.id, state=state), [(_KIND[event], entry)])
 
 
-def _revoke(facts: Facts, attempt: Attempt, reason: ReasonCode, at: datetime) -> dict[str, Any]:
-    certificate = facts.get(DeviceCertificate, attempt.certificate)
+def _revoke(facts: Facts, attempt: Attempt, event: DeviceEvent, at: datetime) -> dict[str, Any]:
+    certificate, reason = facts.get(DeviceCertificate, attempt.certificate), _REVOKES[event]
     if certificate is None:
         raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
-    if certificate.revoked is not None:
+    if not revoke(facts, line_of(certificate), reason, at, str(event)):
         return {}
-    facts.put(replace(certificate, revoked=reason, revoked_at=at))
     return {"revoked": certificate.serial, "revocation_reason": str(reason)}

@@ -31,7 +31,6 @@ from birthmark.floor.devices import (
     DeviceState,
     KeyOrigin,
     KeyUse,
-    ReasonCode,
     move,
 )
 from birthmark.floor.runs import AllowedDevice, Run, admit
@@ -40,6 +39,7 @@ from birthmark.pki.csr import vet
 from birthmark.pki.issuance import serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import (
@@ -51,6 +51,7 @@ from birthmark.services.acts import (
     refuse,
 )
 from birthmark.services.challenges import Challenged, Challenges
+from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs
 
 __all__ = ["IssueDevices", "IssueRequest", "Issued", "check_scope"]
@@ -280,7 +281,7 @@ class IssueDevices:
         elif device.run != run.id:
             raise errors.IllegalTransition(f"{device.id} belongs to run {device.run}: it is {device.state}")
         state = move(device.id, device.state, DeviceEvent.ISSUE)
-        _certify(facts, context, prepared, prepared.attempt, at)
+        _certify(facts, context, client, prepared, prepared.attempt, at)
         facts.put(
             replace(device, state=state, attempt=prepared.attempt, attempts=device.attempts + 1, reason=None)
         )
@@ -350,8 +351,8 @@ class IssueDevices:
         # Another certificate is another issuance: it needs the run's licence like the first.
         self._runs.admitting(facts, context, client, at)
         check_scope(facts, client, context, attempt.device)
-        facts.put(replace(certificate, revoked=ReasonCode.SUPERSEDED, revoked_at=at))
-        _certify(facts, context, prepared, attempt.id, at)
+        revoke(facts, line_of(certificate), ReasonCode.SUPERSEDED, at, "reissue")
+        _certify(facts, context, client, prepared, attempt.id, at)
         facts.put(
             replace(
                 attempt,
@@ -378,6 +379,7 @@ class IssueDevices:
             "product": licence.product,
             "profile": licence.profile,
             "authority": licence.authority,
+            "partition": licence.partition,
             "certificate": prepared.serial,
             "certificate_sha256": prepared.sha256,
             "spki_sha256": prepared.spki_sha256,
@@ -386,7 +388,9 @@ class IssueDevices:
         }
 
 
-def _certify(facts: Facts, context: RunContext, prepared: _Prepared, attempt: str, at: datetime) -> None:
+def _certify(
+    facts: Facts, context: RunContext, client: Client, prepared: _Prepared, attempt: str, at: datetime
+) -> None:
     """Count and keep a certificate, and take its key for the device."""
     authority = facts.get(Authority, context.licence.authority)
     if authority is None:
@@ -407,8 +411,10 @@ def _certify(facts: Facts, context: RunContext, prepared: _Prepared, attempt: st
             attempt=attempt,
             der=prepared.certificate,
             sha256=prepared.sha256,
-            revoked=None,
-            revoked_at=None,
+            run=context.licence.id,
+            partition=context.licence.partition,
+            client=client.id,
+            issued_at=at,
         )
     )
 

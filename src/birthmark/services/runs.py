@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Dimension, Scope
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.realm import Realm
 from birthmark.floor.runs import (
@@ -62,7 +62,7 @@ def authority_chain(authority: str) -> UseCase[list[Authority]]:
         if found is None:
             raise errors.NotFound(f"there is no authority {name}")
         chain.append(found)
-        if found.kind is AuthorityKind.ROOT:
+        if found.issuer == found.id:
             return chain
         name = found.issuer
 
@@ -363,9 +363,19 @@ def _decide_open(
         raise errors.NotFound(f"there is no authority {licence.authority}")
     if authority.kind is not AuthorityKind.ISSUING or authority.status is not AuthorityStatus.ACTIVE:
         raise errors.IllegalTransition(f"authority {authority.id} is {authority.kind} and {authority.status}")
-    if authority.scope not in ("*", licence.product):
+    Scope.parse(authority.scope).require_covers(
+        authority.id,
+        {
+            Dimension.PRODUCT: (licence.product,),
+            Dimension.BATCH: (licence.batch,),
+            Dimension.CLASS: (licence.device_class,),
+            Dimension.REGION: (licence.region,),
+            Dimension.SITE: (licence.site,),
+        },
+    )
+    if not authority.allows(licence.profile):
         raise errors.NotPermitted(
-            f"authority {authority.id} issues for {authority.scope}, not for {licence.product}"
+            f"authority {authority.id} issues {authority.profiles}, not {licence.profile}"
         )
     if licence.not_after > authority.ends_at:
         raise errors.NotPermitted(f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}")

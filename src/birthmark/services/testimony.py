@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
 from birthmark.floor.devices import DeviceState
+from birthmark.pki.revocation import ReasonCode
 
 __all__ = [
     "AttemptSaid",
@@ -32,6 +33,13 @@ _DISPOSED = {
     "device-reworked": DeviceState.ADMITTED,
     "device-scrapped": DeviceState.SCRAPPED,
 }
+_RECALLED = {
+    "client-revoked": None,
+    "certificates-revoked": None,
+    "certificates-suspended": str(ReasonCode.CERTIFICATE_HOLD),
+    "certificates-reinstated": str(ReasonCode.REMOVE_FROM_CRL),
+}
+"""Kinds of entry that change many certificates, and the reason that goes with each (None: it is said)."""
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
 
 
@@ -41,6 +49,11 @@ class AuthoritySaid:
 
     kind: str
     issuer: str
+    custody: str
+    profile: str
+    profiles: str
+    constraints: str
+    ceremony: str
     owner: str
     scope: str
     quota: int | None
@@ -65,6 +78,8 @@ class CertificateSaid:
     device: str
     attempt: str
     authority: str
+    partition: str
+    run: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +167,8 @@ class Said:
             self._take_disposed(entry)
         elif kind in ("client-enrolled", "client-renewed"):
             self._take_enrolled(entry)
-        elif kind == "client-revoked":
-            self.revoked_clients.add(_text(entry, "client"))
+        elif kind in _RECALLED:
+            self._take_revoked(entry)
         elif kind == "authority-established":
             self._take_established(entry)
         elif kind in _STATUS:
@@ -176,6 +191,8 @@ class Said:
             device=device,
             attempt=attempt,
             authority=_text(entry, "authority"),
+            partition=_text(entry, "partition"),
+            run=_text(entry, "run"),
         )
         self.keys[_text(entry, "spki_sha256")] = device
         if entry["kind"] == "device-reissued":
@@ -221,6 +238,12 @@ class Said:
         if "revoked" in entry:
             self.revoked[_text(entry, "revoked")] = (_text(entry, "revocation_reason"), entry["at"])
 
+    def _take_revoked(self, entry: Entry) -> None:
+        if entry["kind"] == "client-revoked":
+            self.revoked_clients.add(_text(entry, "client"))
+        reason = _RECALLED[entry["kind"]] or _text(entry, "revocation_reason")
+        self.revoked.update(dict.fromkeys(_texts(entry, "certificates"), (reason, entry["at"])))
+
     def _take_enrolled(self, entry: Entry) -> None:
         client = _text(entry, "client")
         self.credentials[_text(entry, "certificate")] = CredentialSaid(
@@ -239,6 +262,11 @@ class Said:
         self.authorities[name] = AuthoritySaid(
             kind=_text(entry, "authority_kind"),
             issuer=_text(entry, "issuer"),
+            custody=_text(entry, "custody"),
+            profile=_text(entry, "profile"),
+            profiles=_text(entry, "profiles"),
+            constraints=_text(entry, "constraints"),
+            ceremony=_text(entry, "ceremony"),
             owner=_text(entry, "owner"),
             scope=_text(entry, "scope"),
             quota=None if _there(entry, "quota") is None else _number(entry, "quota"),
@@ -260,6 +288,13 @@ def _text(entry: Entry, name: str) -> str:
     if not isinstance(value, str):
         raise errors.MalformedRequest(f"its {name} is no text")
     return value
+
+
+def _texts(entry: Entry, name: str) -> list[str]:
+    value = _there(entry, name)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise errors.MalformedRequest(f"its {name} is no list of texts")
+    return list(value)
 
 
 def _text_or_none(entry: Entry, name: str) -> str | None:

@@ -18,23 +18,79 @@ from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.rows import MAPPINGS
 from birthmark.adapters.sql.tables import METADATA
+from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
+from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
 from birthmark.floor.realm import Environment, Realm
+from birthmark.floor.recalls import Recall, RecallStatus
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice
-from tests.support.acts import note
+from birthmark.floor.shipments import Shipped
+from birthmark.pki.revocation import ReasonCode
+from tests.support.acts import note, put
 from tests.support.realm import START, Line, libpq, make_line, workpiece
 
-APPEND_ONLY = ("realm", "leaf", "tile", "checkpoint", "identity_record", "key_use", "allowed_device")
+APPEND_ONLY = (
+    "realm",
+    "leaf",
+    "tile",
+    "checkpoint",
+    "identity_record",
+    "key_use",
+    "allowed_device",
+    "shipped",
+    "ceremony",
+)
 FROZEN = {
     "authority": "der",
     "credential": "der",
     "device_certificate": "der",
     "run": "document",
     "attempt": "device",
+    "recall": "document",
+    "key_asset": "fingerprint",
 }
-KEPT = ("head", "client", "device", "answer")
+KEPT = ("head", "client", "device", "answer", "revocation")
 KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
+KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
+
+
+REST = (
+    Shipped(device="serial:D1", consignment="C1", at=START),
+    CeremonyRecord(
+        id="c", file=b"x", file_sha256="", record=b"{}", record_sha256="", performed_at=START, leaf=0
+    ),
+    Recall(
+        id="r",
+        document=b"{}",
+        proposer="aa",
+        proposal=b"s",
+        approver=None,
+        approval=None,
+        status=RecallStatus.PROPOSED,
+        cursor="",
+        changed=0,
+        proposed_at=START,
+        approved_at=None,
+    ),
+    Revocation(id="a/p/01", entry=b"", reason=ReasonCode.REMOVE_FROM_CRL, revoked_at=START, cause="x"),
+    KeyAsset(
+        label="issuing-1",
+        store="software",
+        purpose=KeyPurpose.ISSUING_CA,
+        kind="ec-p256",
+        policy=KeyPolicy.SIGNING,
+        users="issuance",
+        fingerprint="00",
+        ceremony=None,
+        status=KeyStatus.ACTIVE,
+        created_at=START,
+        backed_up_at=None,
+        backup_sha256=None,
+    ),
+)
+"""A row for each table that a day on the line leaves empty."""
 
 
 @contextmanager
@@ -68,7 +124,7 @@ def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
             version = (
                 connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
             )
-        assert version == ["0001"]
+        assert version == ["0002"]
         wanted = {
             table.name: (
                 [
@@ -139,6 +195,7 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
     line.dispose(DeviceEvent.HOLD, "serial:D2", by=line.station)
     line.enrol(Role.STATION, "ST02", by=line.operator)
     line.service.store.submit([note() for _ in range(260)]).result(10)
+    line.service.store.submit([put(*REST)]).result(10)
     line.close()
     postgresql = "postgresql" in database_url
     everything = (*APPEND_ONLY, *FROZEN, *KEPT)
@@ -151,7 +208,11 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
             f"UPDATE {table} SET {column.name} = {column.name}" for column in METADATA.tables[table].columns
         ]
     for table, column in FROZEN.items():
-        other = f"{column} || 'x'" if column == "device" else ("'\\x00'::bytea" if postgresql else "x'00'")
+        other = (
+            f"{column} || 'x'"
+            if column in ("device", "fingerprint")
+            else ("'\\x00'::bytea" if postgresql else "x'00'")
+        )
         attempts.append(f"UPDATE {table} SET {column} = {other}")
     with connected(database_url) as connection:
         for table in everything:
@@ -177,13 +238,16 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
         "UPDATE client SET role = 'king'",
         "UPDATE device SET state = 'proved'",
         "UPDATE attempt SET state = 'released', proof = NULL",
-        "UPDATE device_certificate SET revoked = 'because'",
+        "UPDATE revocation SET reason = 'because'",
+        "UPDATE recall SET status = 'done'",
+        "UPDATE recall SET status = 'approved', approver = proposer, approval = proposal",
         "INSERT INTO head (id, size, edge, at) SELECT 2, size, edge, at FROM head",
     ],
 )
 def test_the_database_itself_refuses_what_makes_no_sense(line: Line, statement: str) -> None:
     """CHECK on enums and counters on both engines."""
     line.make("D1")
+    line.service.store.submit([put(*REST)]).result(10)
     with connected(line.url) as connection:
         with pytest.raises(DBAPIError, match=r"(?i)check|constraint"):
             connection.execute(sqlalchemy.text(statement))

@@ -16,7 +16,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,10 @@ Reads = Sequence[tuple[TableShape, Sequence[Any]]]
 Writes = Sequence[tuple[TableShape, Sequence[Row]]]
 
 
+Query = Callable[[str, Sequence[Any]], list[Row]]
+"""Run a SELECT (placeholders are ``%s``)."""
+
+
 class Broken(Exception):
     """The database refused a value, or a constraint or trigger refused a write: the train must not commit."""
 
@@ -125,6 +130,10 @@ class Database(Protocol):
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Outside any train: run a SELECT (placeholders are ``%s``)."""
+        ...
+
+    def snapshot(self) -> AbstractContextManager["Query"]:
+        """Outside any train: return a ``query`` all of whose answers are of one moment."""
         ...
 
     def close(self) -> None:
@@ -340,6 +349,23 @@ class SQLite:
         except (sqlite3.Error, *_IMPOSSIBLE) as cause:
             raise failure_of(cause) from cause
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Query]:
+        """See ``Database.snapshot``."""
+        db = self._connect()  # its own: a transaction on the thread's reader would freeze what others read
+
+        def query(statement: str, parameters: Sequence[Any]) -> list[Row]:
+            try:
+                return db.execute(statement.replace("%s", "?"), parameters).fetchall()
+            except (sqlite3.Error, *_IMPOSSIBLE) as cause:
+                raise failure_of(cause) from cause
+
+        try:
+            query("BEGIN", ())
+            yield query
+        finally:
+            db.close()
+
     def close(self) -> None:
         """See ``Database.close``."""
         if self._train is not None:
@@ -492,6 +518,25 @@ class PostgreSQL:
             return self._reader().execute(statement, parameters).fetchall()
         except (psycopg.Error, *_IMPOSSIBLE) as cause:
             raise failure_of(cause) from cause
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Query]:
+        """See ``Database.snapshot``."""
+        db = self._connect()
+
+        def query(statement: str, parameters: Sequence[Any]) -> list[Row]:
+            try:
+                return db.execute(statement.encode(), parameters, binary=True).fetchall()
+            except (psycopg.Error, *_IMPOSSIBLE) as cause:
+                raise failure_of(cause) from cause
+
+        try:
+            db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield query
+        except psycopg.Error as cause:
+            raise failure_of(cause) from cause
+        finally:
+            db.close()
 
     def close(self) -> None:
         """See ``Database.close``."""

@@ -14,9 +14,14 @@ from typing import Any, Generic, TypeVar
 
 from birthmark.floor.answers import Answer
 from birthmark.floor.authorities import Authority
+from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
+from birthmark.floor.key_assets import KeyAsset
+from birthmark.floor.recalls import Recall
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, Run
+from birthmark.floor.shipments import Shipped
 
 __all__ = ["MAPPINGS", "Mapping", "milliseconds", "moment"]
 
@@ -104,6 +109,11 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (DeviceCertificate, "device_certificate"),
         (KeyUse, "key_use"),
         (IdentityRecord, "identity_record"),
+        (Revocation, "revocation"),
+        (Recall, "recall"),
+        (Shipped, "shipped"),
+        (CeremonyRecord, "ceremony"),
+        (KeyAsset, "key_asset"),
     )
 }
 """The mapping of each kind of value."""

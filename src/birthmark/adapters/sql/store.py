@@ -17,7 +17,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as CollectionsMapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -26,12 +28,13 @@ from birthmark import errors
 from birthmark.adapters.sql.databases import Broken, Database, Row, TableShape, Writes
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
+from birthmark.adapters.sql.rows import moment as as_time
 from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import encode, time_text
 from birthmark.ledger.merkle import EMPTY_ROOT, Edge, Growth, leaf_hash
 from birthmark.ledger.proof import TlogProof
-from birthmark.ports import Act, Clock, Committed, Decision, Facts, LogEntry, Reads
+from birthmark.ports import Act, Clock, Committed, Decision, Facts, LogEntry, Octets, Reads
 
 __all__ = ["SQLStore", "read_realm"]
 
@@ -40,6 +43,7 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 _INTERNAL = "internal fault; see the service's log"
 LONGEST_TRAIN = 512
+PIECE_ROWS = 10_000
 BACKWARD_TOLERANCE = timedelta(seconds=5)
 """How far the clock may fall behind the last checkpoint (an NTP step) before the line is held."""
 
@@ -179,6 +183,46 @@ def _impossible(act: Act[Any]) -> Act[Any]:
     return replace(act, decide=decide, reads={})
 
 
+class _Octets:
+    """See ``ports.Octets``."""
+
+    __slots__ = ("_field", "_mapping", "_prefix", "_query", "_until", "as_of", "size")
+
+    def __init__(
+        self,
+        query: Callable[[str, Sequence[Any]], list[Row]],
+        mapping: Mapping[Any],
+        field: str,
+        prefix: str,
+        until: str,
+        size: int,
+        as_of: datetime,
+    ) -> None:
+        self._query = query
+        self._mapping = mapping
+        self._field = field
+        self._prefix = prefix
+        self._until = until
+        self.size = size
+        self.as_of = as_of
+
+    def pieces(self) -> Iterator[bytes]:
+        """See ``ports.Octets.pieces``."""
+        key = self._mapping.columns[0]
+        low, comparison = self._prefix, ">="
+        while True:
+            rows = self._query(
+                f"SELECT {key}, {self._field} FROM {self._mapping.table}"
+                f" WHERE {key} {comparison} %s AND {key} < %s ORDER BY {key} LIMIT {PIECE_ROWS}",
+                (low, self._until),
+            )
+            if rows:
+                yield b"".join([row[1] for row in rows])
+            if len(rows) < PIECE_ROWS:
+                return
+            low, comparison = rows[-1][0], ">"
+
+
 _Job = tuple[Sequence[Act[Any]], "Future[list[Committed[Any]]]"]
 
 
@@ -219,22 +263,71 @@ class SQLStore:
                 base.load(MAPPINGS[kind], keys, self._database.select(MAPPINGS[kind], keys))
         return _View(base, 0)
 
-    def scan(self, kind: type[V], *, after: str = "", limit: int | None = None) -> Iterator[V]:
+    def scan(
+        self,
+        kind: type[V],
+        *,
+        where: CollectionsMapping[str, str] | None = None,
+        after: str = "",
+        limit: int | None = None,
+    ) -> Iterator[V]:
         """See ``Store.scan``."""
         mapping = MAPPINGS[kind]
         key, columns = mapping.columns[0], ", ".join(mapping.columns)
         low: Any = -1 if mapping.types[0] == "bigint" and after == "" else after
-        statement = f"SELECT {columns} FROM {mapping.table} WHERE {key} > %s ORDER BY {key} LIMIT %s"
+        named = dict(where or {})
+        if not named.keys() <= set(mapping.columns):
+            raise ValueError(
+                f"{mapping.table} has no {', '.join(sorted(named.keys() - set(mapping.columns)))}"
+            )
+        conditions = "".join(f"{name} = %s AND " for name in named)
+        statement = (
+            f"SELECT {columns} FROM {mapping.table} WHERE {conditions}{key} > %s ORDER BY {key} LIMIT %s"
+        )
         left = limit
         while left is None or left > 0:
             page = 1000 if left is None else min(left, 1000)
-            rows = self._database.query(statement, (low, page))
+            rows = self._database.query(statement, (*named.values(), low, page))
             for row in rows:
                 yield mapping.value(row)
             if len(rows) < page:
                 return
             low = rows[-1][0]
             left = None if left is None else left - page
+
+    def since(self, kind: type, field: str, moment: datetime) -> Iterator[tuple[str, datetime]]:
+        """See ``Store.since``."""
+        mapping = MAPPINGS[kind]
+        key = mapping.columns[0]
+        if mapping.types[mapping.columns.index(field)] != "bigint":
+            raise ValueError(f"{mapping.table}.{field} is no time")
+        low: tuple[int, str] = (milliseconds(moment), "")
+        while True:
+            rows = self._database.query(
+                f"SELECT {field}, {key} FROM {mapping.table} WHERE ({field}, {key}) > (%s, %s)"
+                f" ORDER BY {field}, {key} LIMIT {PIECE_ROWS}",
+                low,
+            )
+            for at, found in rows:
+                yield found, as_time(at)
+            if len(rows) < PIECE_ROWS:
+                return
+            low = (rows[-1][0], rows[-1][1])
+
+    @contextmanager
+    def octets(self, kind: type, field: str, *, prefix: str) -> Iterator[Octets]:
+        """See ``Store.octets``."""
+        mapping = MAPPINGS[kind]
+        if field not in mapping.columns or not prefix or not prefix.isascii():
+            raise ValueError(f"{mapping.table} has no {field}, or {prefix!r} is no prefix")
+        key, until = mapping.columns[0], prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        with self._database.snapshot() as query:
+            (size, at), *_ = query(
+                f"SELECT (SELECT coalesce(sum(length({field})), 0) FROM {mapping.table}"
+                f" WHERE {key} >= %s AND {key} < %s), at FROM head WHERE id = 1",
+                (prefix, until),
+            )
+            yield _Octets(query, mapping, field, prefix, until, int(size), moment(at))
 
     def token(self, index: int) -> str:
         """See ``Store.token``."""

@@ -4,11 +4,14 @@ Every table of values has one key, the first field of the value it holds: a text
 ``identity_record``, which is the number of its leaf.  Times are milliseconds since 1970 in UTC.
 
 By trigger (see the migrations) no table loses a row; the rows of ``realm``, ``leaf``, ``tile``,
-``checkpoint``, ``identity_record``, ``key_use`` and ``allowed_device`` never change, and neither do the bytes
-of a certificate, the document of a run and the device of an attempt.
+``checkpoint``, ``identity_record``, ``key_use``, ``allowed_device``, ``shipped`` and ``ceremony`` never
+change, and neither do the bytes of a certificate, the document of a run or recall, the device of an attempt
+and the fingerprint of a key.
+
+Ids and partitions compare by octets on both databases: a CRL is a walk along ``revocation.id``.
 """
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, Table, Text
 
 __all__ = ["METADATA"]
 
@@ -76,14 +79,20 @@ Table(
     _key("id"),
     _text("kind"),
     _text("issuer"),
+    _text("custody"),
     _text("key_label"),
+    _text("profile"),
     _bytes("der"),
     _text("owner"),
     _text("scope"),
+    _text("profiles"),
+    _text("constraints"),
     _integer("quota", null=True),
     _integer("ends_at"),
     _text("status"),
     _integer("issued"),
+    _text("ceremony"),
+    _text("successor", null=True),
 )
 Table(
     "client",
@@ -121,6 +130,9 @@ Table(
     _integer("released"),
     _integer("held"),
     _integer("scrapped"),
+    _text("approver", null=True),
+    _bytes("approval", null=True),
+    _integer("opening", null=True),
 )
 Table("allowed_device", METADATA, _key("id"))
 Table(
@@ -161,8 +173,64 @@ Table(
     _text("attempt"),
     _bytes("der"),
     _text("sha256"),
-    _text("revoked", null=True),
-    _integer("revoked_at", null=True),
+    _text("run"),
+    _text("partition"),
+    _text("client"),
+    _integer("issued_at"),
+    Index("device_certificate_of_run", "run", "serial"),
+)
+Table(
+    "revocation",
+    METADATA,
+    _key("id"),
+    _bytes("entry"),
+    _text("reason"),
+    _integer("revoked_at"),
+    _text("cause"),
+    Index("revocation_at", "revoked_at", "id"),
+)
+Table(
+    "recall",
+    METADATA,
+    _key("id"),
+    _bytes("document"),
+    _text("proposer"),
+    _bytes("proposal"),
+    _text("approver", null=True),
+    _bytes("approval", null=True),
+    _text("status"),
+    _text("cursor"),
+    _integer("changed"),
+    _integer("proposed_at"),
+    _integer("approved_at", null=True),
+)
+Table("shipped", METADATA, _key("device"), _text("consignment"), _integer("at"))
+Table(
+    "ceremony",
+    METADATA,
+    _key("id"),
+    _bytes("file"),
+    _text("file_sha256"),
+    _bytes("record"),
+    _text("record_sha256"),
+    _integer("performed_at"),
+    _integer("leaf"),
+)
+Table(
+    "key_asset",
+    METADATA,
+    _key("label"),
+    _text("store"),
+    _text("purpose"),
+    _text("kind"),
+    _text("policy"),
+    _text("users"),
+    _text("fingerprint"),
+    _text("ceremony", null=True),
+    _text("status"),
+    _integer("created_at"),
+    _integer("backed_up_at", null=True),
+    _text("backup_sha256", null=True),
 )
 Table("key_use", METADATA, _key("spki_sha256"), _text("device"))
 Table(

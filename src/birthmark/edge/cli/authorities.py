@@ -12,7 +12,7 @@ from birthmark.edge.cli import printing
 from birthmark.edge.cli.inputs import moment, only_authority
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody, Scope
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
@@ -161,10 +161,15 @@ def _established(
         id=authority,
         kind=AuthorityKind.ISSUING,
         issuer=root.id,
+        custody=Custody.SERVICE,
         key_label=authority,
+        profile="issuing",
         der=der,
         owner=owner,
-        scope=scope,
+        scope=str(Scope.parse(scope if scope == ANY or "=" in scope else f"product={scope}")),
+        profiles=ANY,
+        constraints="[]",
+        ceremony="",
         quota=quota,
         ends_at=ends_at,
         status=AuthorityStatus.ACTIVE,

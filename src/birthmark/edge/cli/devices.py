@@ -13,9 +13,11 @@ from birthmark.edge.cli.inputs import device_id
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import session_of
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
+from birthmark.floor.revocations import Revocation
 from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.ports import carry
 from birthmark.services.disposition import dispose
+from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import authority_chain
 
 __all__ = ["devices"]
@@ -102,6 +104,8 @@ def show(
         attempts = []
         for attempt in _attempts(application, found):
             certificate = _certificate(application, attempt)
+            line = line_of(certificate)
+            revoked = status(application.store.look({Revocation: (line.id,)}), line)
             attempts.append(
                 {
                     "number": attempt.number,
@@ -112,7 +116,7 @@ def show(
                     "operator": attempt.operator,
                     "certificate": attempt.certificate,
                     "certificate_sha256": certificate.sha256,
-                    "revoked": None if certificate.revoked is None else str(certificate.revoked),
+                    "revoked": None if revoked is None else str(revoked),
                     "issued_at": attempt.issued_at,
                     "released_at": attempt.released_at,
                     "release_leaf": attempt.release_leaf,

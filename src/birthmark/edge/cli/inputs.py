@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from birthmark import errors
 from birthmark.edge.application import Application
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Dimension, Scope
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 
 __all__ = ["device_id", "moment", "only_authority", "pairs"]
@@ -57,6 +57,9 @@ def device_id(text: str) -> str:
     return f"{kind}:{HardwareIdRule(kind=HardwareIdKind(kind)).parse(hardware_id).text}"
 
 
+_PRODUCT = Dimension.PRODUCT
+
+
 def only_authority(application: Application, kind: AuthorityKind, *, product: str = "*") -> Authority:
     """Return the only active authority of a kind whose scope covers a product.
 
@@ -69,7 +72,8 @@ def only_authority(application: Application, kind: AuthorityKind, *, product: st
         for authority in application.store.scan(Authority)
         if authority.kind is kind
         and authority.status is AuthorityStatus.ACTIVE
-        and (product == "*" or authority.scope in {"*", product})
+        and authority.successor is None
+        and (product == "*" or product in Scope.parse(authority.scope).limits.get(_PRODUCT, {product}))
     ]
     if not found:
         wanted = "" if product == "*" else f" for {product}"

@@ -21,7 +21,7 @@ from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_n
 from birthmark.edge.cli.session import built, opened
 from birthmark.edge.cli.settings_text import Plan
 from birthmark.edge.station.folder import flush_directory
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
+from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.floor.clients import Role
 from birthmark.floor.realm import Realm
 from birthmark.ledger import checkpoint
@@ -181,10 +181,15 @@ def _people(application: Application, plan: Plan, place: Path, root_der: bytes, 
         id=ROOT_ID,
         kind=AuthorityKind.ROOT,
         issuer=ROOT_ID,
-        key_label="",
+        custody=Custody.OFFLINE,
+        key_label=ROOT_ID,
+        profile="root",
         der=root_der,
         owner=plan.organization,
-        scope="*",
+        scope=ANY,
+        profiles=ANY,
+        constraints="[]",
+        ceremony="",
         quota=None,
         ends_at=Certificate.from_der(root_der).not_after,
         status=AuthorityStatus.ACTIVE,
@@ -194,6 +199,8 @@ def _people(application: Application, plan: Plan, place: Path, root_der: bytes, 
         root,
         id=plan.authority,
         kind=AuthorityKind.ISSUING,
+        custody=Custody.SERVICE,
+        profile="issuing",
         key_label=str(plan.label(plan.authority)),
         der=issuing_der,
         ends_at=now + timedelta(days=AUTHORITY_DAYS),

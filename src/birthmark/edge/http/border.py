@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from birthmark.edge.application import Application
-from birthmark.ports import Look, ProofOf, UseCase
+from birthmark.ports import Look, ProofOf, Scan, UseCase
 
 __all__ = ["Border"]
 
@@ -42,10 +42,15 @@ class Border:
                 return value
             if isinstance(step, Look):
                 answer = await loop.run_in_executor(self._readers, self._store.look, step.reads)
+            elif isinstance(step, Scan):
+                answer = await loop.run_in_executor(self._readers, self._scan, step)
             elif isinstance(step, ProofOf):
                 answer = await loop.run_in_executor(self._readers, self._store.token, step.index)
             else:
                 answer = await asyncio.wrap_future(self._store.submit(step))
+
+    def _scan(self, step: Scan) -> list[Any]:
+        return list(self._store.scan(step.kind, where=step.where, after=step.after, limit=step.limit))
 
     async def read(self, function: Any, *arguments: Any) -> Any:
         """Run a read of the store or log beside the loop."""

@@ -27,14 +27,17 @@ from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.floor.clients import Capability, Client, Credential, Role, require
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent
+from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run, RunLicence
 from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import to_pem
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Facts, Look, UseCase
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued, IssueRequest
 from birthmark.services.prove import ProveRequest, Released
+from birthmark.services.revocations import line_of, status
 
 __all__ = ["StationPlane", "create_app"]
 
@@ -375,6 +378,11 @@ def _device_view(device: str) -> UseCase[models.DeviceStatus]:
         raise errors.IntegrityFailure(f"device {device} has no attempt")
     facts = yield Look({DeviceCertificate: (attempt.certificate,)})
     certificate = facts.get(DeviceCertificate, attempt.certificate)
+    revoked: ReasonCode | None = None
+    if certificate is not None:
+        line = line_of(certificate)
+        facts = yield Look({Revocation: (line.id,)})
+        revoked = status(facts, line)
     return models.DeviceStatus(
         device=row.id,
         state=row.state,
@@ -384,7 +392,7 @@ def _device_view(device: str) -> UseCase[models.DeviceStatus]:
         reason=row.reason,
         certificate=attempt.certificate,
         certificate_sha256=None if certificate is None else certificate.sha256,
-        revoked=None if certificate is None or certificate.revoked is None else str(certificate.revoked),
+        revoked=None if revoked is None else str(revoked),
         release_leaf=attempt.release_leaf,
     )
 

@@ -1,0 +1,80 @@
+"""Where a certificate stands, and how that changes: the one place that writes a CRL's lines.
+
+Revoked is for good, suspended is not (RFC 5280 section 5.3.1): a suspended certificate may be revoked or
+reinstated, a revoked one stays as it is, with the reason and the time it was first given.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from birthmark.floor.authorities import Authority
+from birthmark.floor.clients import Credential
+from birthmark.floor.devices import DeviceCertificate
+from birthmark.floor.revocations import AUTHORITIES, CLIENTS, Revocation, revocation_key
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.revocation import ReasonCode, revoked_entry
+from birthmark.ports import Facts
+
+__all__ = ["Line", "line_of", "reinstate", "revoke", "status"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Which line of which CRL is a certificate's."""
+
+    authority: str
+    """Id of the authority that issued it."""
+    partition: str
+    serial: str
+    """Serial number, lower-case hex."""
+
+    @property
+    def id(self) -> str:
+        """Id of its ``Revocation``."""
+        return revocation_key(self.authority, self.partition, self.serial)
+
+
+def line_of(certificate: DeviceCertificate | Credential | Authority) -> Line:
+    """Return the line of a device's, a client's or an authority's certificate."""
+    if isinstance(certificate, DeviceCertificate):
+        return Line(certificate.authority, certificate.partition, certificate.serial)
+    if isinstance(certificate, Credential):
+        return Line(certificate.authority, CLIENTS, certificate.serial)
+    serial = Certificate.from_der(certificate.der).serial_hex
+    return Line(certificate.issuer, AUTHORITIES, serial)
+
+
+def status(facts: Facts, line: Line) -> ReasonCode | None:
+    """Return why the certificate is not good, or None if it is."""
+    revocation = facts.get(Revocation, line.id)
+    return None if revocation is None else revocation.status
+
+
+def revoke(
+    facts: Facts,
+    line: Line,
+    reason: ReasonCode,
+    at: datetime,
+    cause: str,
+    *,
+    invalidity_date: datetime | None = None,
+) -> bool:
+    """Revoke or suspend a certificate; return whether that changed anything.
+
+    A certificate that is revoked, or suspended again, stays as it is.
+    """
+    before = status(facts, line)
+    if before is not None and (before is not ReasonCode.CERTIFICATE_HOLD or reason is before):
+        return False
+    entry = revoked_entry(int(line.serial, 16), at, reason, invalidity_date=invalidity_date)
+    facts.put(Revocation(id=line.id, entry=entry, reason=reason, revoked_at=at, cause=cause))
+    return True
+
+
+def reinstate(facts: Facts, line: Line, at: datetime, cause: str) -> bool:
+    """Lift a suspension; return whether there was one."""
+    if status(facts, line) is not ReasonCode.CERTIFICATE_HOLD:
+        return False
+    lifted = ReasonCode.REMOVE_FROM_CRL
+    facts.put(Revocation(id=line.id, entry=b"", reason=lifted, revoked_at=at, cause=cause))
+    return True
