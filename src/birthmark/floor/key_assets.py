@@ -11,7 +11,7 @@ and not a finding for each attribute.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -72,6 +72,13 @@ class KeyStatus(StrEnum):
     DESTROYED = "destroyed"
 
 
+_COPIES: Mapping[KeyPolicy, KeyPolicy] = {
+    KeyPolicy.SIGNING_WITH_BACKUP: KeyPolicy.SIGNING_RESTORED,
+    KeyPolicy.KEK: KeyPolicy.KEK_ACCEPTED,
+}
+"""How a copy is kept of a key that is kept like this."""
+
+
 class Severity(StrEnum):
     """What a finding means."""
 
@@ -87,7 +94,10 @@ class KeyAsset:
 
     label: str
     store: str
-    """Which key store holds it: the token's label, or ``software``."""
+    """Which key stores hold it, with commas: the token's label, or ``software``.
+
+    The first is where it was made, under ``policy``; the others hold copies that came in wrapped.
+    """
     purpose: KeyPurpose
     kind: str
     """A ``KeyAlgorithm``, ``SecretKind`` or ``TransportKind``."""
@@ -103,6 +113,21 @@ class KeyAsset:
     backed_up_at: datetime | None
     backup_sha256: str | None
     """SHA-256 of the newest backup file, in hexadecimal digits."""
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The names of the stores that hold it."""
+        return tuple(self.store.split(","))
+
+    def policy_in(self, store: str) -> KeyPolicy | None:
+        """Return how the key must be kept in this store; None where it should not be."""
+        if store not in self.stores:
+            return None
+        return self.policy if store == self.stores[0] else _COPIES.get(self.policy, self.policy)
+
+    def copied_to(self, store: str) -> "KeyAsset":
+        """Return the asset with a copy in one more store."""
+        return self if store in self.stores else replace(self, store=f"{self.store},{store}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +154,7 @@ class _Custody:
 _KEPT = {"token": True, "private": True, "sensitive": True}
 _BORN_HERE = {**_KEPT, "always_sensitive": True, "local": True}
 _NEVER_OUT = {**_BORN_HERE, "extractable": False, "never_extractable": True}
-_WISHES: Mapping[str, bool] = {"modifiable": False, "copyable": False}
+_WISHES: Mapping[str, bool] = {"modifiable": False}
 """Attributes that only some tokens give: a note otherwise."""
 
 _CUSTODY: Mapping[KeyPolicy, _Custody] = {
@@ -175,21 +200,20 @@ def kind_of(text: str) -> KeyAlgorithm | SecretKind | TransportKind | None:
     return next((kind for kind in (*KeyAlgorithm, *SecretKind, *TransportKind) if kind == text), None)
 
 
-def compare(
-    assets: Iterable[KeyAsset], live: Sequence[KeyAttributes], *, whole_store: bool = True
-) -> tuple[KeyFinding, ...]:
+def compare(assets: Iterable[KeyAsset], live: Sequence[KeyAttributes], store: str) -> tuple[KeyFinding, ...]:
     """Hold the assets of one store against what it says it holds; no finding is good.
 
     Args:
-        assets: of this store.
+        assets: of all stores; those of others are left out.
         live: all keys of the store (``KeyStore.inventory``).
-        whole_store: a key that is in the store and not in the table is a finding.
+        store: its name in the assets.
     """
-    return tuple(_findings({asset.label: asset for asset in assets}, live, whole_store=whole_store))
+    here = {asset.label: asset for asset in assets if store in asset.stores}
+    return tuple(_findings(here, live, store))
 
 
 def _findings(
-    assets: Mapping[str, KeyAsset], live: Sequence[KeyAttributes], *, whole_store: bool
+    assets: Mapping[str, KeyAsset], live: Sequence[KeyAttributes], store: str
 ) -> Iterator[KeyFinding]:
     if any(key.development for key in live):
         yield KeyFinding(
@@ -201,24 +225,23 @@ def _findings(
     counted = Counter(key.label for key in live)
     for label, asset in sorted(assets.items()):
         if asset.status is KeyStatus.ACTIVE and not counted[label]:
-            yield _error(label, "missing", f"the {asset.purpose} key is not in its store {asset.store}")
+            yield _error(label, "missing", f"the {asset.purpose} key is not in its store {store}")
     for label, count in sorted(counted.items()):
         if count > 1:
             yield _error(label, "ambiguous", f"{count} keys have this label")
     for key in live:
         found = assets.get(key.label)
         if found is None:
-            if whole_store:
-                yield _error(key.label, "unknown", f"a {key.key_class} key that is no asset of the realm")
+            yield _error(key.label, "unknown", f"a {key.key_class} key that is no asset of this store")
         elif found.status is KeyStatus.DESTROYED:
             yield _error(key.label, "not-destroyed", "the key was to be destroyed and is in the store")
         else:
-            yield from _differences(found, key)
+            yield from _differences(found, found.policy_in(store) or found.policy, key)
         yield from _dangers(key)
 
 
-def _differences(asset: KeyAsset, key: KeyAttributes) -> Iterator[KeyFinding]:
-    custody = _CUSTODY[asset.policy]
+def _differences(asset: KeyAsset, policy: KeyPolicy, key: KeyAttributes) -> Iterator[KeyFinding]:
+    custody = _CUSTODY[policy]
     if key.key_class is not custody.key_class:
         yield _error(key.label, "class", f"is a {key.key_class} key, should be {custody.key_class}")
         return
@@ -232,15 +255,17 @@ def _differences(asset: KeyAsset, key: KeyAttributes) -> Iterator[KeyFinding]:
             key.label, "fingerprint", f"is another key: {key.fingerprint}, should be {asset.fingerprint}"
         )
     for use in sorted(key.uses - custody.uses):
-        yield _error(key.label, "attribute", f"may {use}, which policy {asset.policy} does not allow")
+        yield _error(key.label, "attribute", f"may {use}, which policy {policy} does not allow")
     for use in sorted(custody.uses - key.uses):
-        yield _error(key.label, "attribute", f"may not {use}, which policy {asset.policy} wants")
+        yield _error(key.label, "attribute", f"may not {use}, which policy {policy} wants")
     if key.development:
         return
     for name, wanted in custody.needs.items():
         if getattr(key, name) is not wanted:
             yield _error(
-                key.label, "attribute", f"{_name(name)} is {_word(not wanted)}, should be {_word(wanted)}"
+                key.label,
+                "attribute",
+                f"{_name(name)} is {str(not wanted).lower()}, should be {str(wanted).lower()}",
             )
     for name, wanted in _WISHES.items():
         if getattr(key, name) is not wanted:
@@ -248,7 +273,7 @@ def _differences(asset: KeyAsset, key: KeyAttributes) -> Iterator[KeyFinding]:
                 label=key.label,
                 severity=Severity.NOTE,
                 rule="attribute",
-                detail=f"{_name(name)} is {_word(not wanted)}: the store does not fix the key's attributes",
+                detail=f"{_name(name)} is {str(not wanted).lower()}: the store does not fix the key's attributes",
             )
 
 
@@ -272,7 +297,3 @@ def _error(label: str, rule: str, detail: str) -> KeyFinding:
 
 def _name(attribute: str) -> str:
     return f"CKA_{attribute.upper()}"
-
-
-def _word(value: bool) -> str:  # noqa: FBT001
-    return "true" if value else "false"

@@ -1,0 +1,342 @@
+"""The keys of a realm: put on record, held against their stores, backed up and brought back (SPEC B4, B5).
+
+The key store acts first and the record follows in one commit with its log entry: what the store refuses is
+never on record, and what it did without the record is found by ``check_keys`` as a key that is no asset.
+A restored key has opened under a key-encryption key whose check value is the file's, belongs to the file's
+public key, and has signed, before anything says that it is there.
+
+Left to others: ceremonies that decide on keys, files, and who watches whom.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from birthmark import errors
+from birthmark.floor.clients import Capability
+from birthmark.floor.key_assets import (
+    KeyAsset,
+    KeyFinding,
+    KeyPolicy,
+    KeyPurpose,
+    KeyStatus,
+    compare,
+    policy_for,
+)
+from birthmark.floor.key_backups import KeyBackup
+from birthmark.floor.realm import Realm
+from birthmark.pki.attributes import SecretKind
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.possession import verify_proof
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, Store, UseCase
+from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+
+__all__ = ["KeyCustody", "check_keys"]
+
+T = TypeVar("T")
+INIT = "realm:init"
+_NO_TRIAL_BEGINS_LIKE_THIS = b"birthmark/restored-key/v1\n"
+
+
+def check_keys(store: Store, keys: KeyStore, name: str) -> tuple[KeyFinding, ...]:
+    """Hold the table against one live key store.
+
+    Args:
+        store: where the assets are on record.
+        keys: the key store.
+        name: of the key store, in the table.
+    """
+    return compare(store.scan(KeyAsset), keys.inventory(), name)
+
+
+class KeyCustody:
+    """The use cases that change what is on record of keys."""
+
+    def __init__(self, realm: Realm, clock: Clock, entropy: Entropy) -> None:
+        """Work for a realm."""
+        self._realm = realm
+        self._clock = clock
+        self._entropy = entropy
+
+    def record(self, caller: Caller | None, assets: Sequence[KeyAsset]) -> UseCase[tuple[KeyAsset, ...]]:
+        """Put keys on record; ``caller`` is None only while a realm is made.
+
+        Raises:
+            errors.IllegalTransition: a label is on record for another key.
+        """
+
+        def decide(facts: Facts, _at: datetime) -> Decision[tuple[KeyAsset, ...]]:
+            _require_may(facts, caller)
+            for asset in assets:
+                if facts.get(KeyAsset, asset.label) is not None:
+                    raise errors.IllegalTransition(f"key {asset.label} is on record already")
+                facts.put(asset)
+            return Decision(tuple(assets), [("key-recorded", _entry(asset)) for asset in assets])
+
+        labels = [asset.label for asset in assets]
+        return (yield from _commit(caller, "record-key", {"keys": labels}, labels, decide))
+
+    def adopt(  # what is decided on a key
+        self,
+        caller: Caller | None,
+        keys: KeyStore,
+        name: str,
+        label: KeyLabel,
+        purpose: KeyPurpose,
+        users: str,
+        *,
+        ceremony: str | None = None,
+    ) -> UseCase[KeyAsset]:
+        """Put a key that is in a store on record as it is there, under the policy of its purpose.
+
+        Raises:
+            errors.NotFound: the store has no such key.
+            errors.PolicyRefused: it is not kept as its purpose wants (rule ``key-custody``).
+            errors.IllegalTransition: the label is on record.
+        """
+        live = keys.attributes(label)
+        policy = policy_for(purpose, exportable=live.extractable and live.wrap_with_trusted)
+        if live.kind is SecretKind.KEK and not live.trusted and not live.development:
+            policy = KeyPolicy.KEK_ACCEPTED
+        asset = KeyAsset(
+            label=label,
+            store=name,
+            purpose=purpose,
+            kind=str(live.kind),
+            policy=policy,
+            users=users,
+            fingerprint=live.fingerprint,
+            ceremony=ceremony,
+            status=KeyStatus.ACTIVE,
+            created_at=self._clock.now(),
+            backed_up_at=None,
+            backup_sha256=None,
+        )
+        wrong = [finding for finding in compare([asset], [live], name) if finding.severity == "error"]
+        if wrong:
+            raise errors.PolicyRefused("key-custody", f"key {label}: {wrong[0].detail}")
+        (recorded,) = yield from self.record(caller, [asset])
+        return recorded
+
+    def accept(
+        self,
+        caller: Caller,
+        keys: KeyStore,
+        name: str,
+        label: KeyLabel,
+        share: bytes,
+        transport: KeyLabel,
+        check_value: str,
+    ) -> UseCase[KeyAsset]:
+        """Take a key-encryption key into a store from its share; it must be the one that was read out.
+
+        Raises:
+            errors.PolicyRefused: it has another check value (rule ``kek-check-value``), and stays in the
+                store, where nothing uses it, for the custodians to destroy.
+            errors.IllegalTransition: the label is taken, or on record for another key.
+        """
+        facts: Facts = yield Look({KeyAsset: (label,)})
+        known = facts.get(KeyAsset, label)
+        if known is not None and known.fingerprint != check_value.lower():
+            raise errors.IllegalTransition(f"key {label} is on record with check value {known.fingerprint}")
+        found = keys.accept_kek(label, share, transport)
+        if found != check_value.lower():
+            raise errors.PolicyRefused(
+                "kek-check-value", f"key {label} has check value {found}, not {check_value[:16]}"
+            )
+        if known is None:
+            return (yield from self.adopt(caller, keys, name, label, KeyPurpose.KEK, "custodians"))
+
+        def decide(facts: Facts, _at: datetime) -> Decision[KeyAsset]:
+            _require_may(facts, caller)
+            asset = _active(facts, label).copied_to(name)
+            facts.put(asset)
+            entry = {"key": label, "key_store": name, "fingerprint": found}
+            return Decision(asset, [("key-accepted", entry)])
+
+        return (yield from _commit(caller, "accept-key", {"key": label}, [label], decide))
+
+    def back_up(
+        self, caller: Caller, keys: KeyStore, name: str, label: KeyLabel, kek: KeyLabel
+    ) -> UseCase[bytes]:
+        """Wrap a key under a key-encryption key and return its backup file, which is in the log.
+
+        Raises:
+            errors.NotFound: the key is not on record, or not in the store.
+            errors.IllegalTransition: it was destroyed.
+            errors.PolicyRefused: it may not leave its store, or not under this key (see ``KeyStore.wrap``).
+            errors.IntegrityFailure: the store holds another key under this label.
+        """
+        facts: Facts = yield Look({KeyAsset: (label, kek)})
+        asset, kek_asset = _active(facts, label), _active(facts, kek)
+        spki, live_kek = keys.public_key(label), keys.attributes(kek)
+        for recorded, found in ((asset, sha256(spki).hexdigest()), (kek_asset, live_kek.fingerprint)):
+            if recorded.fingerprint != found:
+                raise errors.IntegrityFailure(f"key {recorded.label} in {name} is not the one on record")
+        backup = KeyBackup(
+            realm=self._realm.name,
+            label=label,
+            purpose=asset.purpose,
+            algorithm=KeyAlgorithm(asset.kind),
+            users=asset.users,
+            subject_public_key_info=spki,
+            store=name,
+            kek=kek,
+            kek_check_value=live_kek.fingerprint,
+            wrapped=keys.wrap(label, kek),
+            made_at=self._clock.now(),
+        )
+        content = backup.to_bytes()
+        digest = sha256(content).hexdigest()
+
+        def decide(facts: Facts, at: datetime) -> Decision[bytes]:
+            _require_may(facts, caller)
+            known = _active(facts, label)
+            facts.put(replace(known, backed_up_at=at, backup_sha256=digest))
+            entry = {"key": label, "key_store": name, "kek": kek, "kek_check_value": backup.kek_check_value}
+            return Decision(
+                content,
+                [("key-backed-up", {**entry, "fingerprint": backup.fingerprint, "backup_sha256": digest})],
+            )
+
+        return (yield from _commit(caller, "back-up-key", {"key": label}, [label], decide))
+
+    def restore(
+        self, caller: Caller, keys: KeyStore, name: str, content: bytes, kek: KeyLabel | None = None
+    ) -> UseCase[KeyAsset]:
+        """Bring a key back from its backup file into a store that holds the key-encryption key.
+
+        1. The file is one of this realm, and of the key that is on record under its label, if any is.
+        2. The store's key-encryption key has the check value in the file.
+        3. The wrapped key opens under it, and belongs to the public key in the file.
+        4. The key signs a fresh message, and the public key in the file verifies it.
+        5. The store is on record as one that holds the key.
+
+        A restore that was cut short after step 3 is finished by doing it again.
+
+        Raises:
+            errors.MalformedRequest: the file is no backup, or does not open.
+            errors.PolicyRefused: it is another realm's (rule ``realm``), or the key-encryption key is another
+                one (``kek-check-value``).
+            errors.IllegalTransition: the label is taken by another key.
+            errors.IntegrityFailure: what was wrapped is not the key the file says.
+        """
+        backup = KeyBackup.from_bytes(content)
+        label = KeyLabel(backup.label)
+        if backup.realm != self._realm.name:
+            raise errors.PolicyRefused("realm", f"the backup is of realm {backup.realm[:64]}")
+        facts: Facts = yield Look({KeyAsset: (label,)})
+        _require_same(facts.get(KeyAsset, label), backup)
+        opener = KeyLabel(backup.kek) if kek is None else kek
+        _require_check_value(keys, opener, backup)
+        if label not in keys.labels():
+            keys.unwrap(label, backup.subject_public_key_info, backup.wrapped, opener)
+        elif keys.attributes(label).fingerprint != backup.fingerprint:
+            raise errors.IllegalTransition(f"there is another key {label} in {name} already")
+        trial = _NO_TRIAL_BEGINS_LIKE_THIS + self._entropy.token(32)
+        try:
+            verify_proof(backup.subject_public_key_info, keys.sign(label, trial), trial)
+        except errors.ProofFailed as wrong:
+            raise errors.IntegrityFailure(f"key {label} does not sign as its public key says") from wrong
+        digest = sha256(content).hexdigest()
+
+        def decide(facts: Facts, at: datetime) -> Decision[KeyAsset]:
+            _require_may(facts, caller)
+            known = facts.get(KeyAsset, label)
+            _require_same(known, backup)
+            asset = _restored(backup, name, digest, at) if known is None else known.copied_to(name)
+            facts.put(asset)
+            entry = {
+                "key": label,
+                "key_store": name,
+                "fingerprint": asset.fingerprint,
+                "backup_sha256": digest,
+            }
+            return Decision(asset, [("key-restored", entry)])
+
+        return (yield from _commit(caller, "restore-key", {"key": label}, [label], decide))
+
+
+def _commit(
+    caller: Caller | None,
+    request: str,
+    said: Mapping[str, Any],
+    labels: Sequence[str],
+    decide: Callable[[Facts, datetime], Decision[T]],
+) -> UseCase[T]:
+    committed: list[Committed[T]] = yield [
+        Act(
+            actor=INIT if caller is None else caller.client.id,
+            decide=decide,
+            refuse=refuse(caller, request, said),
+            reads={KeyAsset: labels, **({} if caller is None else client_reads(caller))},
+        )
+    ]
+    return outcomes(committed)[0]
+
+
+def _require_may(facts: Facts, caller: Caller | None) -> None:
+    if caller is not None:
+        live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+
+
+def _active(facts: Facts, label: str) -> KeyAsset:
+    asset = facts.get(KeyAsset, label)
+    if asset is None:
+        raise errors.NotFound(f"key {label} is not on record: see 'birthmark keys adopt'")
+    if asset.status is not KeyStatus.ACTIVE:
+        raise errors.IllegalTransition(f"key {label} is {asset.status}")
+    return asset
+
+
+def _require_same(asset: KeyAsset | None, backup: KeyBackup) -> None:
+    if asset is None:
+        return
+    if asset.fingerprint != backup.fingerprint:
+        raise errors.IllegalTransition(f"key {asset.label} on record is another than the backup's")
+    if asset.status is not KeyStatus.ACTIVE:
+        raise errors.IllegalTransition(f"key {asset.label} is {asset.status}")
+
+
+def _require_check_value(keys: KeyStore, kek: KeyLabel, backup: KeyBackup) -> None:
+    live = keys.attributes(kek)
+    if live.kind is not SecretKind.KEK:
+        raise errors.PolicyRefused("kek", f"{kek} is no key-encryption key")
+    if live.fingerprint != backup.kek_check_value:
+        raise errors.PolicyRefused(
+            "kek-check-value",
+            f"key-encryption key {kek} has check value {live.fingerprint}, "
+            f"the backup was made under {backup.kek_check_value[:16]}",
+        )
+
+
+def _restored(backup: KeyBackup, name: str, digest: str, at: datetime) -> KeyAsset:
+    return KeyAsset(
+        label=backup.label,
+        store=name,
+        purpose=backup.purpose,
+        kind=str(backup.algorithm),
+        policy=KeyPolicy.SIGNING_RESTORED,
+        users=backup.users,
+        fingerprint=backup.fingerprint,
+        ceremony=None,
+        status=KeyStatus.ACTIVE,
+        created_at=at,
+        backed_up_at=backup.made_at,
+        backup_sha256=digest,
+    )
+
+
+def _entry(asset: KeyAsset) -> dict[str, Any]:
+    return {
+        "key": asset.label,
+        "key_store": asset.store,
+        "purpose": str(asset.purpose),
+        "key_kind": asset.kind,
+        "policy": str(asset.policy),
+        "users": asset.users,
+        "fingerprint": asset.fingerprint,
+        "ceremony": asset.ceremony,
+    }
