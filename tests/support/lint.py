@@ -1,4 +1,4 @@
-"""Second opinions on certificates: pkilint, and OpenSSL's strict path validation.
+"""Second opinions on what we sign: pkilint, and OpenSSL's strict path validation.
 
 pkilint runs in this process, through the entry points of its own commands, because starting it takes longer
 than linting.  A finding is a pair of severity and code; what a profile waives is for the test to take off, so
@@ -24,12 +24,28 @@ Finding = tuple[str, str]
 
 def pkilint_findings(certificate: bytes) -> list[Finding]:
     """Return what ``lint_pkix_cert lint -s NOTICE`` finds in a certificate (DER)."""
-    return _lint("lint_pkix_cert", [certificate])
+    return _lint("lint_pkix_cert", [to_pem(certificate)])
 
 
 def pkilint_pair_findings(issuer: bytes, subject: bytes) -> list[Finding]:
     """Return what ``lint_pkix_signer_signee_cert_chain`` finds between an issuer and a subject (DER)."""
-    return _lint("lint_pkix_signer_signee_cert_chain", [issuer, subject])
+    return _lint("lint_pkix_signer_signee_cert_chain", [to_pem(issuer), to_pem(subject)])
+
+
+def lint_crl(crl: bytes, *, of_authorities: bool = False) -> list[Finding]:
+    """Return what ``lint_crl lint -p PKIX -s NOTICE`` finds in a CRL (DER).
+
+    Args:
+        crl: the list.
+        of_authorities: it is a list of revoked authorities (pkilint's ARL).
+    """
+    kind = "ARL" if of_authorities else "CRL"
+    return _lint("lint_crl", [to_pem(crl, "X509 CRL")], "-t", kind, "-p", "PKIX")
+
+
+def lint_ocsp_response(response: bytes) -> list[Finding]:
+    """Return what ``lint_ocsp_response lint -s NOTICE`` finds in an OCSP response (DER)."""
+    return _lint("lint_ocsp_response", [to_pem(response, "OCSP RESPONSE")])
 
 
 def unwaived(findings: list[Finding], profile: Profile) -> list[Finding]:
@@ -38,18 +54,18 @@ def unwaived(findings: list[Finding], profile: Profile) -> list[Finding]:
     return [finding for finding in findings if finding[1] not in waived]
 
 
-def _lint(command: str, certificates: list[bytes]) -> list[Finding]:
+def _lint(command: str, documents: list[str], *options: str) -> list[Finding]:
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # pkilint's and its libraries' deprecations are not our findings
         main = __import__(f"pkilint.bin.{command}", fromlist=["main"]).main
         paths = []
-        for index, certificate in enumerate(certificates):
+        for index, document in enumerate(documents):
             path = Path(folder) / f"{index}.pem"
-            path.write_text(to_pem(certificate))
+            path.write_text(document)
             paths.append(str(path))
         output = StringIO()
         with redirect_stdout(output):
-            count = main(["lint", "-s", "NOTICE", "-f", "JSON", *paths])
+            count = main(["lint", *options, "-s", "NOTICE", "-f", "JSON", *paths])
     report = json.loads(output.getvalue())
     findings = [
         (description["severity"], description["code"])
