@@ -26,6 +26,7 @@ VIN = "1M8GDM9AXKP042788"
 
 VARIABLES = {
     "authority": "Line 1 Issuing CA",
+    "certificate_policy": "1.3.6.1.4.1.32473.2.1",
     "dns_names": "factory.example line-1.factory.example localhost",
     "environment_mark": " TEST",
     "hardware_id": VIN,
@@ -35,9 +36,14 @@ VARIABLES = {
     "operator": "operator-17",
     "organization": "Example Motors",
     "organizational_unit": "Line 1",
+    "product_id": "80A1",
+    "product_uri": "https://products.example/line-1/",
     "realm": "Lab",
+    "responder": "Line 1 OCSP Responder",
     "run": "run-2026-0042",
+    "signer": "Boot loader signing 1",
     "station": "station-3",
+    "vendor_id": "FFF1",
 }
 
 LEAF_PROFILES = ("bootstrap", "idevid", "operator", "server", "station", "vehicle")

@@ -19,14 +19,18 @@ OIDS = {
     Attribute.DC: NameOID.DOMAIN_COMPONENT,
     Attribute.CN: NameOID.COMMON_NAME,
     Attribute.SERIAL_NUMBER: NameOID.SERIAL_NUMBER,
+    Attribute.MATTER_VID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.1"),
+    Attribute.MATTER_PID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.2"),
 }
 PRINTABLE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?"
 
 
 def value_of(attribute: Attribute) -> st.SearchStrategy[str]:
     kind = ATTRIBUTES[attribute]
-    if kind.tag == der.PRINTABLE_STRING:
-        alphabet: st.SearchStrategy[str] = st.sampled_from(PRINTABLE)
+    if kind.longest == 4:
+        alphabet: st.SearchStrategy[str] = st.sampled_from("0123456789ABCDEF")
+    elif kind.tag == der.PRINTABLE_STRING:
+        alphabet = st.sampled_from(PRINTABLE)
     elif kind.tag == der.IA5_STRING:
         alphabet = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
     else:
@@ -66,6 +70,9 @@ def test_values_are_found_again(name: names.Name) -> None:
         (Attribute.CN, "a\0b", r"'\x00' is not allowed there"),
         (Attribute.CN, "a\ud800", "is not allowed there"),
         (Attribute.O, "a\u202eb", "is not allowed there"),
+        (Attribute.MATTER_VID, "fff1", "'f' is not allowed there"),
+        (Attribute.MATTER_VID, "FFF", "must have 4 characters, has 3"),
+        (Attribute.MATTER_PID, "0x80", "'x' is not allowed there"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(attribute: Attribute, value: str, complaint: str) -> None:

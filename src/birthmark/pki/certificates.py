@@ -36,7 +36,11 @@ _PEM = re.compile(
     r"-----BEGIN (?P<label>[A-Z0-9 ]{1,40})-----[ \t]*\r?\n"
     r"(?P<body>[A-Za-z0-9+/=\r\n]*)-----END (?P=label)-----"
 )
-_ATTRIBUTE_NAMES = {NameOID.SERIAL_NUMBER: "serialNumber"}
+_ATTRIBUTE_NAMES = {
+    NameOID.SERIAL_NUMBER: "serialNumber",
+    x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.1"): "matterVID",
+    x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.2"): "matterPID",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

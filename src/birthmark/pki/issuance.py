@@ -10,8 +10,7 @@ Nothing here decides whether a certificate may exist: ``lint.permit`` reads the 
 ``sign_certificate`` takes its permit only.
 """
 
-import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -23,15 +22,19 @@ from cryptography.x509.oid import AuthorityInformationAccessOID
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der, names
 from birthmark.pki.algorithms import ALGORITHMS, key_identifier, recognise, throwaway_key
+from birthmark.pki.alternativenames import alternative_name_der, alternative_name_x509
 from birthmark.pki.certificates import TBSCertificate, assemble
+from birthmark.pki.constraints import Constraint
+from birthmark.pki.constraints import check as check_constraints
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import IssuancePermit
-from birthmark.pki.profiles import (
+from birthmark.pki.nameconstraints import NAME_OIDS, name_constraints_x509
+from birthmark.pki.profilelanguage import (
+    BasicConstraints,
     Extension,
     KeyUsage,
     Profile,
-    SubjectAlternativeName,
     SubjectAttribute,
     TextTemplate,
 )
@@ -51,7 +54,6 @@ NO_WELL_DEFINED_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """RFC 5280 section 4.1.2.5."""
 
 _VERSION_3 = bytes.fromhex("a003020102")
-_HARDWARE_MODULE_NAME = "1.3.6.1.5.5.7.8.4"
 _FIRST_UTC_TIME = 1950
 _FIRST_GENERALIZED_TIME = 2050
 
@@ -136,6 +138,10 @@ class Template:
     """Relative distinguished names: encoded where constant."""
     extensions: tuple[bytes | Extension, ...] = field(repr=False)
     """Extensions: encoded where constant; neighbours joined."""
+    late: tuple[Constraint, ...]
+    """Constraints on the variables that come with each device."""
+    decided: frozenset[str]
+    """Variables that ``compile_template`` was not given, and whose extensions are left out for that."""
 
     def fill(
         self,
@@ -157,12 +163,16 @@ class Template:
             not_after: an earlier end than the profile's, where the profile allows it.
 
         Raises:
-            MalformedRequest: a variable is missing or does not fit its field, or the key is in none of our
-                encodings.
-            PolicyRefused: the times have no encoding.
+            MalformedRequest: a variable is missing, comes too late or does not fit its field, or the key is
+                in none of our encodings.
+            PolicyRefused: the times have no encoding, or a variable breaks a constraint (``rule`` names it).
         """
         start, end = _validity(self.profile, not_before, not_after)
         values = {**variables, **self.constants}
+        if not self.decided.isdisjoint(variables):
+            raise MalformedRequest(f"too late for {', '.join(sorted(self.decided & variables.keys()))}")
+        if self.late:
+            check_constraints(self.late, values)
         subject = b"".join(
             [part if isinstance(part, bytes) else _relative_name(part, values) for part in self.subject]
         )
@@ -188,33 +198,44 @@ class Template:
 
     def _extension(self, extension: Extension, values: Mapping[str, str], spki: bytes) -> bytes:
         if extension is Extension.SUBJECT_KEY_IDENTIFIER:
-            return _extension_der(self.profile, extension, der.encode(der.OCTET_STRING, key_identifier(spki)))
+            identifier = key_identifier(spki, self.profile.subject_key_identifier_method)
+            return _extension_der(self.profile, extension, der.encode(der.OCTET_STRING, identifier))
         alternative = self.profile.subject_alternative_name
         if alternative is None:
             raise RuntimeError(f"{extension} is constant and was not compiled")
-        return _extension_der(self.profile, extension, _alternative_name_der(alternative, values))
+        return _extension_der(self.profile, extension, alternative_name_der(alternative, values))
 
 
-def compile_template(profile: Profile, issuer: Issuer, variables: Mapping[str, str]) -> Template:
+def compile_template(
+    profile: Profile,
+    issuer: Issuer,
+    variables: Mapping[str, str],
+    constraints: Sequence[Constraint] = (),
+) -> Template:
     """Encode all of a certificate that does not change from device to device.
 
     Args:
         profile: of an end entity; certification authorities are made by ``build_reference``.
         issuer: who will sign.
-        variables: the values that are the same for all; what is missing must come with ``Template.fill``.
+        variables: the values that are the same for all; what is missing must come with ``Template.fill``, or
+            is left out for good (locations and policies that the profile marks optional).
+        constraints: of the authority's licence, beside the profile's own.
 
     Raises:
         MalformedRequest: a value does not fit its field, or one that must be known beforehand is missing
-            (CRL, OCSP and issuer locations).
+            (CRL, OCSP and issuer locations, policies).
+        PolicyRefused: a value breaks a constraint (``rule`` names it).
     """
     if profile.is_ca:
         raise ValueError(f"profile {profile.name} is for authorities: use build_reference")
+    every = (*profile.constraints, *constraints)
+    check_constraints(every, variables)
     subject = tuple(
         _relative_name(attribute, variables) if attribute.value.variables <= variables.keys() else attribute
         for attribute in profile.subject
     )
     extensions: list[bytes | Extension] = []
-    for extension in profile.extensions:
+    for extension in profile.extensions_for(variables):
         part = _constant_extension(profile, issuer, extension, variables)
         if isinstance(part, bytes) and extensions and isinstance(extensions[-1], bytes):
             extensions[-1] += part
@@ -227,6 +248,8 @@ def compile_template(profile: Profile, issuer: Issuer, variables: Mapping[str, s
         authority=ALGORITHMS[issuer.key_algorithm].signature_algorithm + issuer.subject,
         subject=subject,
         extensions=tuple(extensions),
+        late=tuple(constraint for constraint in every if constraint.variable not in variables),
+        decided=profile.early_variables - variables.keys(),
     )
 
 
@@ -246,7 +269,7 @@ def _constant_extension(
         needed = frozenset[str]().union(*(template.variables for template in alternative.templates()))
         if not needed <= variables.keys():
             return extension
-        return _extension_der(profile, extension, _alternative_name_der(alternative, variables))
+        return _extension_der(profile, extension, alternative_name_der(alternative, variables))
     if extension is Extension.AUTHORITY_KEY_IDENTIFIER:
         value = der.encode(der.SEQUENCE, der.encode(0x80, issuer.key_identifier))
         return _extension_der(profile, extension, value)
@@ -256,60 +279,6 @@ def _constant_extension(
 def _extension_der(profile: Profile, extension: Extension, value: bytes) -> bytes:
     critical = b"\x01\x01\xff" if profile.critical(extension) else b""
     return der.encode(der.SEQUENCE, der.oid(extension), critical, der.encode(der.OCTET_STRING, value))
-
-
-def _alternative_name_der(alternative: SubjectAlternativeName, variables: Mapping[str, str]) -> bytes:
-    if alternative.hardware_type is not None and alternative.hardware_serial is not None:
-        name = _hardware_module_name(alternative.hardware_type, alternative.hardware_serial, variables)
-        other = der.encode(0xA0, der.oid(_HARDWARE_MODULE_NAME), der.encode(0xA0, name))
-        return der.encode(der.SEQUENCE, other)
-    dns_names, addresses = _hosts(alternative, variables)
-    return der.encode(
-        der.SEQUENCE,
-        *(der.encode(0x82, name.encode("ascii")) for name in dns_names),
-        *(der.encode(0x87, address.packed) for address in addresses),
-    )
-
-
-def _hardware_module_name(kind: TextTemplate, serial: TextTemplate, variables: Mapping[str, str]) -> bytes:
-    """HardwareModuleName ::= SEQUENCE { hwType OBJECT IDENTIFIER, hwSerialNum OCTET STRING } (RFC 4108)."""
-    text = serial.render(variables)
-    if not text or not text.isascii():
-        raise MalformedRequest(f"hardware serial {text!r} is empty or not ascii")
-    return der.encode(
-        der.SEQUENCE, der.oid(kind.render(variables)), der.encode(der.OCTET_STRING, text.encode("ascii"))
-    )
-
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def _hosts(
-    alternative: SubjectAlternativeName, variables: Mapping[str, str]
-) -> tuple[list[str], list[_Address]]:
-    dns_names = alternative.dns_names.render(variables).split() if alternative.dns_names else []
-    texts = alternative.ip_addresses.render(variables).split() if alternative.ip_addresses else []
-    for name in dns_names:
-        labels = name.split(".")
-        if len(name) > 253 or not all(_is_label(label) for label in labels):
-            raise MalformedRequest(f"{name!r} is no dns name (RFC 1034 section 3.5)")
-    try:
-        addresses = [ipaddress.ip_address(text) for text in texts]
-    except ValueError as error:
-        raise MalformedRequest(str(error)) from error
-    if not dns_names and not addresses:
-        raise MalformedRequest("a server certificate needs a dns name or an ip address")
-    return dns_names, addresses
-
-
-def _is_label(label: str) -> bool:
-    return (
-        1 <= len(label) <= 63
-        and label.isascii()
-        and label.replace("-", "a").isalnum()
-        and not label.startswith("-")
-        and not label.endswith("-")
-    )
 
 
 # --- the way of ceremonies: the library's builder ---
@@ -324,11 +293,13 @@ def build_reference(
     not_before: datetime,
     variables: Mapping[str, str],
     not_after: datetime | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> TBSCertificate:
     """Return what ``compile_template`` and ``fill`` return, built by ``x509.CertificateBuilder``.
 
     For authorities, and as the second opinion on templates.  Arguments and errors as there.
     """
+    check_constraints((*profile.constraints, *constraints), variables)
     start, end = _validity(profile, not_before, not_after)
     if start.year < _FIRST_UTC_TIME:
         raise PolicyRefused("validity", f"{start.isoformat()} is before 1950 and has no encoding")
@@ -351,7 +322,7 @@ def build_reference(
         )
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MalformedRequest(f"cannot be certified: {error}") from error
-    for extension in profile.extensions:
+    for extension in profile.extensions_for(variables):
         value = _x509_extension(profile, issuer, extension, variables, subject_public_key_info)
         builder = builder.add_extension(value, critical=profile.critical(extension))
     hash_algorithm = ALGORITHMS[issuer.key_algorithm].hash_algorithm
@@ -371,21 +342,24 @@ def build_root(
     not_before: datetime,
     variables: Mapping[str, str],
     not_after: datetime | None = None,
+    constraints: Sequence[Constraint] = (),
 ) -> TBSCertificate:
     """Return the self-signed certificate of a new root: its own name, key and validity are its issuer's.
 
     Raises:
         MalformedRequest: as ``build_reference``.
+        PolicyRefused: as ``build_reference``.
     """
     algorithm = recognise(subject_public_key_info)
     if algorithm is None:
-        raise MalformedRequest("a root's key is P-256, P-384 or Ed25519")
+        raise MalformedRequest("a root's key is in none of our encodings")
     start, end = _validity(profile, not_before, not_after)
     itself = Issuer(
         key_label=key_label,
         key_algorithm=algorithm,
         subject=names.encode(_subject(profile, variables)),
-        key_identifier=key_identifier(subject_public_key_info),
+        key_identifier=key_identifier(subject_public_key_info, profile.subject_key_identifier_method),
+        subject_public_key_info=subject_public_key_info,
         not_before=start,
         not_after=end,
         path_len_constraint=None,
@@ -399,23 +373,12 @@ def build_root(
         not_before=not_before,
         not_after=not_after,
         variables=variables,
+        constraints=constraints,
     )
 
 
 def _x509_name(name: names.Name) -> x509.Name:
-    return x509.Name([x509.NameAttribute(_NAME_OIDS[attribute], value) for attribute, value in name])
-
-
-_NAME_OIDS = {
-    names.Attribute.C: x509.NameOID.COUNTRY_NAME,
-    names.Attribute.ST: x509.NameOID.STATE_OR_PROVINCE_NAME,
-    names.Attribute.L: x509.NameOID.LOCALITY_NAME,
-    names.Attribute.O: x509.NameOID.ORGANIZATION_NAME,
-    names.Attribute.OU: x509.NameOID.ORGANIZATIONAL_UNIT_NAME,
-    names.Attribute.DC: x509.NameOID.DOMAIN_COMPONENT,
-    names.Attribute.CN: x509.NameOID.COMMON_NAME,
-    names.Attribute.SERIAL_NUMBER: x509.NameOID.SERIAL_NUMBER,
-}
+    return x509.Name([x509.NameAttribute(NAME_OIDS[attribute], value) for attribute, value in name])
 
 
 def _x509_extension(
@@ -423,25 +386,12 @@ def _x509_extension(
 ) -> x509.ExtensionType:
     alternative = profile.subject_alternative_name
     if extension is Extension.SUBJECT_ALTERNATIVE_NAME and alternative is not None:
-        return _x509_alternative_name(alternative, variables)
+        return alternative_name_x509(alternative, variables)
     if extension is Extension.SUBJECT_KEY_IDENTIFIER:
-        return x509.SubjectKeyIdentifier(key_identifier(spki))
+        return x509.SubjectKeyIdentifier(key_identifier(spki, profile.subject_key_identifier_method))
     if extension is Extension.AUTHORITY_KEY_IDENTIFIER:
         return x509.AuthorityKeyIdentifier(issuer.key_identifier, None, None)
     return _plain_extension(profile, extension, variables)
-
-
-def _x509_alternative_name(
-    alternative: SubjectAlternativeName, variables: Mapping[str, str]
-) -> x509.SubjectAlternativeName:
-    if alternative.hardware_type is not None and alternative.hardware_serial is not None:
-        name = _hardware_module_name(alternative.hardware_type, alternative.hardware_serial, variables)
-        kind = x509.ObjectIdentifier(_HARDWARE_MODULE_NAME)
-        return x509.SubjectAlternativeName([x509.OtherName(kind, name)])
-    dns_names, addresses = _hosts(alternative, variables)
-    return x509.SubjectAlternativeName(
-        [*(x509.DNSName(name) for name in dns_names), *(x509.IPAddress(address) for address in addresses)]
-    )
 
 
 def _plain_extension(
@@ -450,8 +400,13 @@ def _plain_extension(
     """Return an extension that depends on neither key nor device."""
     match extension:
         case Extension.BASIC_CONSTRAINTS if profile.basic_constraints is not None:
-            constraints = profile.basic_constraints
-            return x509.BasicConstraints(constraints.ca, constraints.path_len_constraint)
+            return x509.BasicConstraints(
+                profile.basic_constraints.ca, _path_len(profile.basic_constraints, variables)
+            )
+        case Extension.NAME_CONSTRAINTS if profile.name_constraints is not None:
+            return name_constraints_x509(profile.name_constraints, variables)
+        case Extension.OCSP_NO_CHECK:
+            return x509.OCSPNoCheck()
         case Extension.KEY_USAGE:
             bits = [usage in profile.key_usage for usage in KeyUsage]
             # As many bits as KeyUsage takes; mypy cannot count them.
@@ -472,14 +427,24 @@ def _plain_extension(
             return x509.AuthorityInformationAccess(
                 [
                     x509.AccessDescription(method, _uri(template, variables))
-                    for method, template in (
-                        (AuthorityInformationAccessOID.OCSP, profile.ocsp_responder),
-                        (AuthorityInformationAccessOID.CA_ISSUERS, profile.ca_issuers),
+                    for method, key, template in (
+                        (AuthorityInformationAccessOID.OCSP, "ocsp-responder", profile.ocsp_responder),
+                        (AuthorityInformationAccessOID.CA_ISSUERS, "ca-issuers", profile.ca_issuers),
                     )
-                    if template is not None
+                    if template is not None and profile.wants(key, template, variables)
                 ]
             )
     raise RuntimeError(f"profile {profile.name} has no {extension.name}")
+
+
+def _path_len(constraints: BasicConstraints, variables: Mapping[str, str]) -> int | None:
+    template = constraints.path_len
+    if template is None or not template.has_values(variables):
+        return constraints.path_len_constraint
+    text = template.render(variables)
+    if not text.isascii() or not text.isdigit() or int(text) > 16:
+        raise MalformedRequest(f"path length {text!r} is not 0 to 16")
+    return int(text)
 
 
 def _uri(template: TextTemplate, variables: Mapping[str, str]) -> x509.UniformResourceIdentifier:

@@ -20,8 +20,16 @@ from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der
 from birthmark.pki.algorithms import ALGORITHMS, key_identifier, recognise
 from birthmark.pki.certificates import TBSCertificate
+from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.nameconstraints import FORM_TAGS, complaint, read_limits
 from birthmark.pki.names import ATTRIBUTES
-from birthmark.pki.profiles import Extension, KeyUsage, Profile
+from birthmark.pki.profilelanguage import (
+    Extension,
+    KeyUsage,
+    Profile,
+    SubjectAlternativeName,
+    Subtree,
+)
 
 __all__ = ["RULES", "IssuancePermit", "Reading", "Rule", "permit", "read"]
 
@@ -119,50 +127,106 @@ def _moment(tag: int, contents: bytes) -> datetime:
 
 
 class _ExpectedAttribute(NamedTuple):
-    """One attribute of the subject: type (DER), string tag, fewest and most characters."""
+    """One attribute of the subject."""
 
     oid: bytes
     tag: int
     shortest: int
     longest: int
+    alphabet: frozenset[str] | None
     optional: bool
+    as_issuer: bool
+
+
+class _ExpectedName(NamedTuple):
+    """One form of subjectAltName."""
+
+    tag: int
+    kind: bytes
+    """Type of an otherName (DER), else empty."""
+    inside: tuple[list[int], ...]
+    """Tags inside of an otherName's SEQUENCE: one of these."""
+    fewest: int
+    most: int
 
 
 class _Expected(NamedTuple):
     """The octets that every certificate of a profile shares."""
 
-    extensions: tuple[bytes, ...]
-    """extnIDs (DER), in order."""
-    criticality: tuple[bool, ...]
-    values: dict[bytes, bytes]
-    """extnValue contents by extnID (DER), for the extensions that are the same in every certificate."""
+    criticality: dict[tuple[bytes, ...], tuple[bool, ...]]
+    """What is critical, by the extnIDs (DER), in order, of each choice of extensions that may be left out."""
+    values: tuple[tuple[bytes, bytes], ...]
+    """extnID (DER) and extnValue contents of the extensions that are the same in every certificate."""
     subject: tuple[_ExpectedAttribute, ...]
+    names: tuple[_ExpectedName, ...]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _expected(profile: Profile) -> _Expected:
     values = {Extension.KEY_USAGE: _key_usage(profile.key_usage)}
     if profile.extended_key_usage:
         purposes = [der.oid(text) for text in profile.extended_key_usage]
         values[Extension.EXTENDED_KEY_USAGE] = der.encode(der.SEQUENCE, *purposes)
-    if profile.certificate_policies:
+    if profile.certificate_policies and not any(text.variables for text in profile.certificate_policies):
         policies = [der.encode(der.SEQUENCE, der.oid(text.source)) for text in profile.certificate_policies]
         values[Extension.CERTIFICATE_POLICIES] = der.encode(der.SEQUENCE, *policies)
-    if (constraints := profile.basic_constraints) is not None:
+    if (constraints := profile.basic_constraints) is not None and constraints.path_len is None:
         ca = b"\x01\x01\xff" if constraints.ca else b""
         path_len = constraints.path_len_constraint
         limit = b"" if path_len is None else der.integer(path_len)
         values[Extension.BASIC_CONSTRAINTS] = der.encode(der.SEQUENCE, ca, limit)
-    kinds = [(ATTRIBUTES[part.attribute], part.optional) for part in profile.subject]
+    if profile.ocsp_no_check:
+        values[Extension.OCSP_NO_CHECK] = b"\x05\x00"
+    variants = [
+        tuple(extension for extension in profile.extensions if extension not in lacking)
+        for lacking in _subsets(
+            [extension for extension in profile.extensions if profile.may_lack(extension)]
+        )
+    ]
+    kinds = [(ATTRIBUTES[part.attribute], part) for part in profile.subject]
     return _Expected(
-        extensions=tuple(der.oid(extension) for extension in profile.extensions),
-        criticality=tuple(profile.critical(extension) for extension in profile.extensions),
-        values={der.oid(extension): value for extension, value in values.items()},
+        criticality={
+            tuple(der.oid(extension) for extension in variant): tuple(map(profile.critical, variant))
+            for variant in variants
+        },
+        values=tuple((der.oid(extension), value) for extension, value in values.items()),
         subject=tuple(
-            _ExpectedAttribute(kind.oid, kind.tag, kind.shortest, kind.longest, optional)
-            for kind, optional in kinds
+            _ExpectedAttribute(
+                kind.oid, kind.tag, kind.shortest, kind.longest, kind.alphabet, part.optional, part.as_issuer
+            )
+            for kind, part in kinds
         ),
+        names=_expected_names(profile.subject_alternative_name),
     )
+
+
+def _subsets(items: list[Extension]) -> list[frozenset[Extension]]:
+    found: list[frozenset[Extension]] = [frozenset()]
+    for item in items:
+        found += [subset | {item} for subset in found]
+    return found
+
+
+def _expected_names(alternative: SubjectAlternativeName | None) -> tuple[_ExpectedName, ...]:
+    """Return the forms in the order in which they are written."""
+    if alternative is None:
+        return ()
+    many, found = 1 << 16, []
+    if alternative.hardware_type is not None:
+        inside = ([der.OID, der.OCTET_STRING],)
+        found.append(_ExpectedName(0xA0, _HARDWARE_MODULE_NAME, inside, 1, 1))
+    if alternative.permanent_identifier is not None:
+        fewest = 0 if "permanent-identifier" in alternative.optional else 1
+        bare, assigned = [der.UTF8_STRING], [der.UTF8_STRING, der.OID]
+        choices = (bare,) if alternative.assigner is None else (bare, assigned)
+        found.append(_ExpectedName(0xA0, _PERMANENT_IDENTIFIER, choices, fewest, 1))
+    if alternative.dns_names is not None:
+        found.append(_ExpectedName(0x82, b"", (), 0, many))
+    if alternative.uris is not None:
+        found.append(_ExpectedName(0x86, b"", (), 0 if "uris" in alternative.optional else 1, many))
+    if alternative.ip_addresses is not None:
+        found.append(_ExpectedName(0x87, b"", (), 0, many))
+    return tuple(found)
 
 
 def _key_usage(usages: tuple[KeyUsage, ...]) -> bytes:
@@ -185,7 +249,11 @@ _CRL_DISTRIBUTION_POINTS = der.oid(Extension.CRL_DISTRIBUTION_POINTS)
 _AUTHORITY_INFORMATION_ACCESS = der.oid(Extension.AUTHORITY_INFORMATION_ACCESS)
 _SUBJECT_KEY_IDENTIFIER = der.oid(Extension.SUBJECT_KEY_IDENTIFIER)
 _AUTHORITY_KEY_IDENTIFIER = der.oid(Extension.AUTHORITY_KEY_IDENTIFIER)
+_BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
+_NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
+_CERTIFICATE_POLICIES = der.oid(Extension.CERTIFICATE_POLICIES)
 _HARDWARE_MODULE_NAME = der.oid("1.3.6.1.5.5.7.8.4")
+_PERMANENT_IDENTIFIER = der.oid("1.3.6.1.5.5.7.8.3")
 _HTTP = (b"http://", b"https://")
 _OCSP, _CA_ISSUERS = der.oid("1.3.6.1.5.5.7.48.1"), der.oid("1.3.6.1.5.5.7.48.2")
 
@@ -231,13 +299,34 @@ def issuer_is_the_authoritys_subject(seen: Reading, tbs: TBSCertificate) -> str 
 
 def only_a_root_names_itself(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 section 3.2: self-issued is a root, or a change of key that we do not issue."""
-    if tbs.issuer.certificate is None:
-        return (
-            None
-            if seen.issuer == seen.subject and tbs.profile.is_ca
-            else "a root's issuer is not its subject"
-        )
+    if (tbs.issuer.certificate is None) != tbs.profile.self_signed:
+        return f"profile {tbs.profile.name} is {'' if tbs.profile.self_signed else 'not '}for roots"
+    if tbs.profile.self_signed:
+        return None if seen.issuer == seen.subject else "a root's issuer is not its subject"
     return "subject and issuer are the same" if seen.issuer == seen.subject else None
+
+
+def issuer_is_one_the_profile_names(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """SPEC G1: a standard's chain is made of that standard's authorities, as the profile lists them.
+
+    An issuer of which nobody says what profile its certificate was made with is none of them.
+    """
+    listed = tbs.profile.issued_by
+    if not listed or tbs.issuer.profile in listed:
+        return None
+    return f"the issuer's own profile is {tbs.issuer.profile or 'unknown'}, not {' or '.join(listed)}"
+
+
+def issuers_key_is_allowed(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """SPEC G1, A6: some standards say which algorithms sign, or that none weaker than the subject's does."""
+    profile, issuer = tbs.profile, tbs.issuer.key_algorithm
+    if profile.issuer_key_algorithms and issuer not in profile.issuer_key_algorithms:
+        return f"the issuer's key is {issuer}; allowed are {', '.join(profile.issuer_key_algorithms)}"
+    if profile.issuer_at_least_as_strong:
+        subject = recognise(seen.subject_public_key_info)
+        if subject is not None and ALGORITHMS[issuer].strength < ALGORITHMS[subject].strength:
+            return f"the issuer's key, {issuer}, is weaker than the subject's, {subject}"
+    return None
 
 
 def times_are_encoded_by_year(seen: Reading, tbs: TBSCertificate) -> str | None:
@@ -261,7 +350,13 @@ def validity_lies_within_the_issuers(seen: Reading, tbs: TBSCertificate) -> str 
     if seen.not_before < tbs.issuer.not_before:
         return f"notBefore {seen.not_before:%Y-%m-%d} is before the issuer's {tbs.issuer.not_before:%Y-%m-%d}"
     if seen.not_after > tbs.issuer.not_after:
-        return f"notAfter {seen.not_after:%Y-%m-%d} is after the issuer's {tbs.issuer.not_after:%Y-%m-%d}"
+        remedy = (
+            "give an earlier end" if tbs.profile.shorter_validity else "its profile allows no earlier end"
+        )
+        return (
+            f"notAfter {seen.not_after:%Y-%m-%d} is after the issuer's {tbs.issuer.not_after:%Y-%m-%d}: "
+            f"a certificate never outlives its issuer; {remedy}"
+        )
     return None
 
 
@@ -298,12 +393,45 @@ def subject_is_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
                 return f"subject has {kind.hex()} where the profile has {part.oid.hex()}"
         else:
             return f"subject has {kind.hex()} more than the profile"
-        length = len(octets[value_start:value_stop].decode("utf-8", "replace"))
-        if string_tag != part.tag or not part.shortest <= length <= part.longest:
-            return f"subject: {kind.hex()} has tag {string_tag:02x} and {length} characters"
+        text = octets[value_start:value_stop].decode("utf-8", "replace")
+        if string_tag != part.tag or not part.shortest <= len(text) <= part.longest:
+            return f"subject: {kind.hex()} has tag {string_tag:02x} and {len(text)} characters"
+        if part.alphabet is not None and not part.alphabet.issuperset(text):
+            return f"subject: {kind.hex()} has characters that it may not have"
     if not all(part.optional for part in expected):
         return "subject lacks an attribute of the profile"
     return None
+
+
+def subject_agrees_with_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """SPEC G1: where a profile says as-issuer, the attribute is the issuer's, if the issuer has it.
+
+    Matter core specification section 6.2.3.1: the VID of DAC, PAI and PAA, and the PID of DAC and PAI, agree.
+    """
+    for part in _expected(tbs.profile).subject:
+        if part.as_issuer:
+            above = _values_of(tbs.issuer.subject, part.oid)
+            if above and _values_of(seen.subject, part.oid) != above:
+                return f"subject: {part.oid.hex()} is not the issuer's"
+    return None
+
+
+def _values_of(name: bytes, kind: bytes) -> list[bytes]:
+    """Return the values (DER) of one attribute in a Name."""
+    found = []
+    _, _, start, stop = der.only(name, der.SEQUENCE)
+    for _, _, set_start, set_stop in der.children(name, start, stop):
+        for _, _, content, end in der.children(name, set_start, set_stop):
+            if name.startswith(kind, content):
+                found.append(name[content + len(kind) : end])
+    return found
+
+
+def names_are_within_the_issuers_constraints(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """RFC 5280 section 4.2.1.10 and 6.1.3 (b) and (c): of the issuer, and of every authority above it."""
+    if not tbs.issuer.name_limits:
+        return None
+    return complaint(tbs.issuer.name_limits, seen.subject, seen.extensions.get(_SUBJECT_ALTERNATIVE_NAME))
 
 
 def empty_subject_has_a_critical_alternative(seen: Reading, tbs: TBSCertificate) -> str | None:
@@ -322,38 +450,100 @@ def key_algorithm_is_allowed(seen: Reading, tbs: TBSCertificate) -> str | None:
 
 def subject_key_is_not_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | None:
     """Only a root certifies its own key: anything else would give an authority's power away."""
-    itself = key_identifier(seen.subject_public_key_info) == tbs.issuer.key_identifier
+    itself = seen.subject_public_key_info == tbs.issuer.subject_public_key_info
     is_root = tbs.issuer.certificate is None
     return None if itself == is_root else "the subject's key is the issuer's, or a root's is not its own"
 
 
 def extensions_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
-    """SPEC G1: these extensions and no others, in this order (RFC 5280 section 4.2: none twice)."""
-    return None if tuple(seen.extensions) == _expected(tbs.profile).extensions else "extensions are others"
+    """SPEC G1: these extensions, less optional ones, in this order (RFC 5280 section 4.2: none twice)."""
+    return None if tuple(seen.extensions) in _expected(tbs.profile).criticality else "extensions are others"
 
 
 def criticality_is_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 section 4.2.1 says what is critical; the profile decides where that is left open."""
-    return None if seen.criticality == _expected(tbs.profile).criticality else "criticality is another"
+    expected = _expected(tbs.profile).criticality[tuple(seen.extensions)]
+    return None if seen.criticality == expected else "criticality is another"
 
 
 def constant_extensions_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
-    """RFC 5280 sections 4.2.1.3, .4, .9 and .12: usages, policies and constraints are the profile's."""
-    for identifier, value in _expected(tbs.profile).values.items():
-        if seen.extensions[identifier] != value:
-            found = seen.extensions[identifier].hex()
-            return f"extension {identifier.hex()} is {found}, not {value.hex()}"
+    """RFC 5280 sections 4.2.1.3, .4, .9 and .12, RFC 6960 section 4.2.2.2.1: they are the profile's."""
+    for identifier, value in _expected(tbs.profile).values:
+        found = seen.extensions.get(identifier, value)
+        if found != value:
+            return f"extension {identifier.hex()} is {found.hex()}, not {value.hex()}"
     return None
+
+
+def policies_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """RFC 5280 section 4.2.1.4: as many policies as the profile has, without qualifiers, and none twice."""
+    value = seen.extensions.get(_CERTIFICATE_POLICIES)
+    if value is None:
+        return None
+    _, _, start, stop = der.only(value, der.SEQUENCE)
+    found = [value[content:end] for _, _, content, end in der.children(value, start, stop)]
+    listed = tbs.profile.certificate_policies
+    if len(found) != len(listed) or len(set(found)) != len(found):
+        return f"there are {len(found)} policies, the profile has {len(listed)}"
+    for policy, template in zip(found, listed, strict=True):
+        der.only(policy, der.OID)
+        if not template.variables and policy != der.oid(template.source):
+            return f"policy {policy.hex()} is not the profile's"
+    return None
+
+
+def basic_constraints_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """RFC 5280 section 4.2.1.9: where the profile leaves it open, pathLen is 0 to 16."""
+    constraints = tbs.profile.basic_constraints
+    if constraints is None or constraints.path_len is None:
+        return None  # constant_extensions_are_the_profiles has compared it
+    limit = _path_length(seen)
+    return None if limit is not None and limit <= 16 else f"pathLen is {limit}, not 0 to 16"
+
+
+def name_constraints_have_the_profiles_form(seen: Reading, tbs: TBSCertificate) -> str | None:
+    """RFC 5280 section 4.2.1.10: subtrees of the profile's forms and no others, in its order."""
+    constraints, value = tbs.profile.name_constraints, seen.extensions.get(_NAME_CONSTRAINTS)
+    if constraints is None or value is None:
+        return None
+    limits = read_limits(value)
+    for found, expected in (
+        (limits.permitted, constraints.permitted),
+        (limits.excluded, constraints.excluded),
+    ):
+        if list(dict.fromkeys(tag for tag, _ in found)) != _forms(expected):
+            return "name constraints are of other forms than the profile's"
+    return None
+
+
+def _forms(trees: tuple[Subtree, ...]) -> list[int]:
+    return list(dict.fromkeys(FORM_TAGS[tree.form] for tree in trees))
+
+
+def _path_length(seen: Reading) -> int | None:
+    """Return pathLen of an authority's basicConstraints; a ca = false is refused as malformed here."""
+    value = seen.extensions[_BASIC_CONSTRAINTS]
+    _, _, start, stop = der.only(value, der.SEQUENCE)
+    parts = der.children(value, start, stop)
+    if [part[0] for part in parts] not in ([der.BOOLEAN], [der.BOOLEAN, der.INTEGER]):
+        raise MalformedRequest("basicConstraints are not an authority's")
+    if value[parts[0][2] : parts[0][3]] != b"\xff":
+        raise MalformedRequest("cA is not TRUE")
+    if len(parts) == 1:
+        return None
+    octets = value[parts[1][2] : parts[1][3]]
+    if len(octets) != 1 or octets[0] & 0x80:
+        raise MalformedRequest(f"pathLen is {octets.hex()}")
+    return octets[0]
 
 
 def path_length_is_within_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 section 4.2.1.9: pathLen counts the authorities that may follow."""
-    constraints, limit = tbs.profile.basic_constraints, tbs.issuer.path_len_constraint
-    if constraints is None or not constraints.ca or limit is None:
+    limit = tbs.issuer.path_len_constraint
+    if limit is None or not tbs.profile.is_ca:
         return None
-    if constraints.path_len_constraint is None or constraints.path_len_constraint >= limit:
-        return f"the issuer's pathLen is {limit}"
-    return None
+    own = _path_length(seen)
+    return f"the issuer's pathLen is {limit}" if own is None or own >= limit else None
 
 
 def authority_key_identifier_is_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | None:
@@ -364,30 +554,47 @@ def authority_key_identifier_is_the_issuers(seen: Reading, tbs: TBSCertificate) 
 
 
 def subject_key_identifier_is_of_the_key(seen: Reading, tbs: TBSCertificate) -> str | None:
-    """RFC 5280 section 4.2.1.2, method 1: SHA-1 of the subject's public key."""
+    """RFC 5280 section 4.2.1.2: of the subject's public key, by the profile's method."""
     value = seen.extensions.get(_SUBJECT_KEY_IDENTIFIER)
-    if value is None or value == der.encode(der.OCTET_STRING, key_identifier(seen.subject_public_key_info)):
+    if value is None:
+        return None
+    expected = key_identifier(seen.subject_public_key_info, tbs.profile.subject_key_identifier_method)
+    if value == der.encode(der.OCTET_STRING, expected):
         return None
     return "subjectKeyIdentifier is not the key's"
 
 
 def alternative_name_has_the_profiles_form(seen: Reading, tbs: TBSCertificate) -> str | None:
-    """RFC 5280 section 4.2.1.6: host names only, or (RFC 4108 section 5) exactly one hardwareModuleName."""
-    alternative = tbs.profile.subject_alternative_name
+    """RFC 5280 section 4.2.1.6, RFC 4108 section 5, RFC 4043: the profile's forms, in its order."""
     value = seen.extensions.get(_SUBJECT_ALTERNATIVE_NAME)
-    if alternative is None or value is None:
+    if value is None:
         return None
     _, _, start, stop = der.only(value, der.SEQUENCE)
-    if alternative.hardware_type is None:
-        tags = {name[0] for name in der.children(value, start, stop)}
-        return None if tags and tags <= {0x82, 0x87} else "subjectAltName is not host names alone"
-    _, _, start, stop = der.only(value, 0xA0, start, stop)
-    if not value.startswith(_HARDWARE_MODULE_NAME, start):
-        return "subjectAltName is no hardwareModuleName"
-    _, _, start, stop = der.only(value, 0xA0, start + len(_HARDWARE_MODULE_NAME), stop)
+    found = der.children(value, start, stop)
+    position = 0
+    for form in _expected(tbs.profile).names:
+        count = 0
+        while position < len(found) and count < form.most and _is_of(form, value, found[position]):
+            position += 1
+            count += 1
+        if count < form.fewest:
+            return "subjectAltName lacks a name of the profile's"
+    return (
+        None if position == len(found) > 0 else "subjectAltName has none, or other names than the profile's"
+    )
+
+
+def _is_of(form: _ExpectedName, value: bytes, name: der.Element) -> bool:
+    tag, _, start, stop = name
+    if tag != form.tag or start == stop:
+        return False
+    if not form.kind:
+        return tag == 0x87 or value[start:stop].isascii()
+    if not value.startswith(form.kind, start):
+        return False
+    _, _, start, stop = der.only(value, 0xA0, start + len(form.kind), stop)
     _, _, start, stop = der.only(value, der.SEQUENCE, start, stop)
-    kinds = [part[0] for part in der.children(value, start, stop)]
-    return None if kinds == [der.OID, der.OCTET_STRING] else "subjectAltName is no hardwareModuleName"
+    return [part[0] for part in der.children(value, start, stop)] in form.inside
 
 
 def locations_are_http(seen: Reading, tbs: TBSCertificate) -> str | None:
@@ -402,21 +609,45 @@ def locations_are_http(seen: Reading, tbs: TBSCertificate) -> str | None:
     value = seen.extensions.get(_AUTHORITY_INFORMATION_ACCESS)
     if value is not None:
         _, _, start, stop = der.only(value, der.SEQUENCE)
+        methods = []
         for _, _, access_start, access_stop in der.children(value, start, stop):
             parts = der.children(value, access_start, access_stop)
             if [part[0] for part in parts] != [der.OID, 0x86] or not value.startswith(_HTTP, parts[1][2]):
                 return "an access location is not http"
-            if value[parts[0][1] : parts[0][3]] not in {_OCSP, _CA_ISSUERS}:
-                return "an access method is neither ocsp nor caIssuers"
+            methods.append(value[parts[0][1] : parts[0][3]])
+        if methods not in _access_methods(tbs.profile):
+            return "the access methods are not the profile's ocsp and caIssuers"
     return None
+
+
+@lru_cache(maxsize=256)
+def _access_methods(profile: Profile) -> list[list[bytes]]:
+    """Return what the access methods may be, in order."""
+    choices: list[list[bytes]] = [[]]
+    for method, key, template in (
+        (_OCSP, "ocsp-responder", profile.ocsp_responder),
+        (_CA_ISSUERS, "ca-issuers", profile.ca_issuers),
+    ):
+        if template is not None:
+            there = [[*choice, method] for choice in choices]
+            choices = choices + there if key in profile.optional else there
+    return [choice for choice in choices if choice]
 
 
 def size_is_within_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """SPEC G1: devices have room for so much; counted with the longest signature and its wrapping."""
-    row = ALGORITHMS[tbs.issuer.key_algorithm]
-    size = 4 + len(seen.octets) + len(row.signature_algorithm) + 3 + row.signature_size
+    size = len(seen.octets) + _WRAPPING[tbs.issuer.key_algorithm]
     limit = tbs.profile.max_der_size
     return None if size <= limit else f"the certificate may have {size} octets, the profile allows {limit}"
+
+
+_WRAPPING: dict[KeyAlgorithm, int] = {
+    algorithm: 4
+    + len(row.signature_algorithm)
+    + len(der.encode(der.BIT_STRING, bytes(1 + row.signature_size)))
+    for algorithm, row in ALGORITHMS.items()
+}
+"""What comes around a TBSCertificate of 256 octets or more: SEQUENCE, algorithm, longest signature."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -426,21 +657,28 @@ RULES: tuple[Rule, ...] = (
     signature_algorithm_is_the_issuers,
     issuer_is_the_authoritys_subject,
     only_a_root_names_itself,
+    issuer_is_one_the_profile_names,
+    issuers_key_is_allowed,
     times_are_encoded_by_year,
     validity_is_ordered,
     validity_lies_within_the_issuers,
     validity_is_the_profiles,
     empty_subject_has_a_critical_alternative,
     subject_is_the_profiles,
+    subject_agrees_with_the_issuers,
     key_algorithm_is_allowed,
     subject_key_is_not_the_issuers,
     extensions_are_the_profiles,
     criticality_is_the_profiles,
     constant_extensions_are_the_profiles,
+    policies_are_the_profiles,
+    basic_constraints_are_the_profiles,
     path_length_is_within_the_issuers,
+    name_constraints_have_the_profiles_form,
     authority_key_identifier_is_the_issuers,
     subject_key_identifier_is_of_the_key,
     alternative_name_has_the_profiles_form,
+    names_are_within_the_issuers_constraints,
     locations_are_http,
     size_is_within_the_profiles,
 )

@@ -2,8 +2,8 @@
 
 A ``Name`` is its attributes in order, one attribute a relative distinguished name.  ``encode`` writes exactly
 the octets ``cryptography`` would: PrintableString for C and serialNumber, IA5String for DC, else UTF8String.
-It is stricter in one place: ``cryptography`` puts any text into a PrintableString, we refuse what does not
-belong there.  Sizes are RFC 5280 appendix A.1's upper bounds.
+It is stricter in two places: ``cryptography`` puts any text into a PrintableString, we refuse what does not
+belong there, and what Matter's ids cannot have.  Sizes are RFC 5280 appendix A.1's upper bounds.
 
 Names we read may be anybody's: ``attribute_values`` looks for one attribute and passes over what it does not
 know.  Comparing names is comparing their octets, as RFC 5280 section 7.1 does for names of one encoder.
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Attribute(StrEnum):
-    """Attribute types, spelled as RFC 4519 spells them."""
+    """Attribute types, spelled as RFC 4519 spells them; those of Matter have no spelling there."""
 
     C = "C"
     ST = "ST"
@@ -38,6 +38,10 @@ class Attribute(StrEnum):
     DC = "DC"
     CN = "CN"
     SERIAL_NUMBER = "serialNumber"
+    MATTER_VID = "matterVID"
+    """Vendor id of Matter 1.x section 6.1.1: four capital hex digits."""
+    MATTER_PID = "matterPID"
+    """Product id of the same."""
 
 
 Name = tuple[tuple[Attribute, str], ...]
@@ -56,10 +60,21 @@ class AttributeType:
     """Fewest characters."""
     longest: int
     """Most characters."""
+    alphabet: frozenset[str] | None
+    """The characters it may have; None for those of its string type that can be printed."""
 
 
-def _attribute_type(dotted: str, tag: int, longest: int, shortest: int = 1) -> AttributeType:
-    return AttributeType(oid=der.oid(dotted), tag=tag, shortest=shortest, longest=longest)
+_PRINTABLE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
+"""The characters of a PrintableString (X.680 section 41.4)."""
+_CAPITAL_HEX = frozenset("0123456789ABCDEF")
+
+
+def _attribute_type(
+    dotted: str, tag: int, longest: int, shortest: int = 1, alphabet: frozenset[str] | None = None
+) -> AttributeType:
+    if tag == der.PRINTABLE_STRING:
+        alphabet = _PRINTABLE
+    return AttributeType(oid=der.oid(dotted), tag=tag, shortest=shortest, longest=longest, alphabet=alphabet)
 
 
 ATTRIBUTES: Mapping[Attribute, AttributeType] = {
@@ -71,10 +86,9 @@ ATTRIBUTES: Mapping[Attribute, AttributeType] = {
     Attribute.DC: _attribute_type("0.9.2342.19200300.100.1.25", der.IA5_STRING, 63),
     Attribute.CN: _attribute_type("2.5.4.3", der.UTF8_STRING, 64),
     Attribute.SERIAL_NUMBER: _attribute_type("2.5.4.5", der.PRINTABLE_STRING, 64),
+    Attribute.MATTER_VID: _attribute_type("1.3.6.1.4.1.37244.2.1", der.UTF8_STRING, 4, 4, _CAPITAL_HEX),
+    Attribute.MATTER_PID: _attribute_type("1.3.6.1.4.1.37244.2.2", der.UTF8_STRING, 4, 4, _CAPITAL_HEX),
 }
-
-_PRINTABLE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
-"""The characters of a PrintableString (X.680 section 41.4)."""
 
 _CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 """String types of other people's names: UTF8String, PrintableString, TeletexString, IA5String, BMPString."""
@@ -90,8 +104,9 @@ def encode_attribute(attribute: Attribute, value: str) -> bytes:
     if not kind.shortest <= len(value) <= kind.longest:
         bounds = f"{kind.shortest} to {kind.longest}" if kind.shortest < kind.longest else str(kind.longest)
         raise MalformedRequest(f"{attribute} {value!r}: must have {bounds} characters, has {len(value)}")
-    if kind.tag == der.PRINTABLE_STRING:
-        refused = None if _PRINTABLE.issuperset(value) else next(c for c in value if c not in _PRINTABLE)
+    alphabet = kind.alphabet
+    if alphabet is not None:
+        refused = None if alphabet.issuperset(value) else next(c for c in value if c not in alphabet)
     elif kind.tag == der.IA5_STRING:
         refused = next((c for c in value if not (c.isascii() and c.isprintable())), None)
     else:

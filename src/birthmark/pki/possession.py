@@ -9,12 +9,10 @@ That a challenge is fresh and used once is the use case's business.
 
 import re
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.exceptions import InvalidSignature
 
 from birthmark.errors import MalformedRequest, ProofFailed
-from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.algorithms import verify
 
 __all__ = ["proof_message", "verify_proof"]
 
@@ -52,26 +50,17 @@ def verify_proof(spki_der: bytes, signature: bytes, message: bytes) -> None:
 
     Args:
         spki_der: SubjectPublicKeyInfo (DER) of the certificate that was installed.
-        signature: DER Ecdsa-Sig-Value (RFC 3279 section 2.2.3) with SHA-256 for P-256 and SHA-384 for P-384,
-            or 64 octets of Ed25519.
+        signature: DER Ecdsa-Sig-Value (RFC 3279 section 2.2.3) with SHA-256 for P-256, SHA-384 for P-384 and
+            SHA-512 for P-521; 64 octets of Ed25519 or 114 of Ed448 (RFC 8032); or RSASSA-PKCS1-v1_5 with
+            SHA-256 (RFC 8017), as long as the modulus.
         message: from ``proof_message``.
 
     Raises:
         ProofFailed: it did not, whatever the reason.
     """
-    algorithm = recognise(spki_der)
-    if algorithm is None:
-        raise ProofFailed("the key is not an uncompressed P-256 or P-384 point or an Ed25519 key")
-    hash_algorithm = ALGORITHMS[algorithm].hash_algorithm
     try:
-        key = load_der_public_key(spki_der)
-        if isinstance(key, ec.EllipticCurvePublicKey) and hash_algorithm is not None:
-            key.verify(signature, message, ec.ECDSA(hash_algorithm))
-        elif isinstance(key, ed25519.Ed25519PublicKey):
-            key.verify(signature, message)
-        else:
-            raise ProofFailed(f"a key of another kind than {algorithm}")
+        verify(spki_der, signature, message)
     except InvalidSignature as error:
         raise ProofFailed("the device's signature does not verify with the certified key") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ProofFailed("the certified key is no point of its curve") from error
+    except MalformedRequest as error:
+        raise ProofFailed(f"the certified key cannot be used: {error}") from error
