@@ -326,6 +326,10 @@ class Log(Protocol):
         """Return the root of the complete subtree of leaves [index·2^level, (index+1)·2^level)."""
         ...
 
+    def hashes(self, level: int, start: int, end: int) -> list[bytes]:
+        """Return the nodes [start, end) of level 8·``level``: the contents of tiles (C2SP tlog-tiles)."""
+        ...
+
 
 class Octets(Protocol):
     """One field of many values, joined, as of one moment; never in memory as a whole."""
@@ -383,8 +387,8 @@ class Store(Protocol):
         """
         ...
 
-    def since(self, kind: type, field: str, moment: datetime) -> Iterator[tuple[str, datetime]]:
-        """Iterate over the keys of values whose time is not before a moment, with that time, in its order.
+    def since(self, kind: type, field: str, start: datetime) -> Iterator[tuple[str, datetime]]:
+        """Iterate over the keys of values whose time is not before ``start``, with that time, in its order.
 
         ``Revocation.revoked_at`` has an index; no other field is asked about.
         """
@@ -455,6 +459,10 @@ class Publication(Protocol):
 
     def publish(self, path: str, pieces: Iterable[Buffer]) -> None:
         """Replace what is published under a path; durable on return."""
+        ...
+
+    def withdraw(self, folder: str) -> None:
+        """Remove everything published under a folder, if there is anything."""
         ...
 
     def answers(self, authority: str, *, anew: bool) -> AbstractContextManager[SignedAnswers]:

@@ -154,6 +154,8 @@ class PublicationSettings(_Table):
     """How often ``birthmark publish --watch`` looks."""
     partitions: bool = True
     """Publish the CRLs of runs and batches that were partitioned."""
+    log_entries: bool = False
+    """Publish what the log's entries say: every device, for everyone.  Their hashes are published anyway."""
     ocsp: bool = False
     """Sign answers for every certificate beforehand (RFC 5019)."""
     ocsp_hours: int = Field(default=72, ge=1, le=24 * 366)
@@ -254,7 +256,9 @@ class Settings(_Table):
     @property
     def key_store(self) -> KeyStoreSettings:
         """Where the authorities' keys and the log's are."""
-        return _need(self.key_store_table, "key-store", "this host holds no authority's key")
+        if self.key_store_table is None:
+            raise errors.NotFound("the settings have no [key-store]: this host holds no authority's key")
+        return self.key_store_table
 
     @property
     def station_plane(self) -> StationPlane:
@@ -279,8 +283,8 @@ class Settings(_Table):
     @property
     def responder_key_store(self) -> KeyStoreSettings:
         """Where the key of the OCSP responder is: its own store, or where answers are signed beforehand."""
-        public = self.public_table
-        return self.key_store if public is None or public.key_store is None else public.key_store
+        own = None if self.public_table is None else self.public_table.key_store
+        return own or self.key_store
 
 
 def load(path: Path) -> Settings:

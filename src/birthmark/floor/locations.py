@@ -19,8 +19,10 @@ __all__ = [
     "LOG_PREFIX",
     "OCSP_PATH",
     "Locations",
+    "answers_path",
     "certificate_path",
     "crl_path",
+    "responder_path",
 ]
 
 CHECKPOINT_PATH = "log/checkpoint"
@@ -59,6 +61,24 @@ def certificate_path(authority: str) -> str:
         errors.MalformedRequest: the name has a character that paths here do not have.
     """
     return f"ca/{_segment(authority)}.cer"
+
+
+def responder_path(responder: str, authority: str) -> str:
+    """Return the path of the certificate (DER) with which a responder speaks for an authority.
+
+    Raises:
+        errors.MalformedRequest: a name has a character that paths here do not have.
+    """
+    return f"responders/{_segment(responder)}/{_segment(authority)}.cer"
+
+
+def answers_path(authority: str) -> str:
+    """Return the path of an authority's OCSP answers that were signed beforehand; a file for servers.
+
+    Raises:
+        errors.MalformedRequest: the name has a character that paths here do not have.
+    """
+    return f"answers/{_segment(authority)}.sqlite"
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,10 @@ class LogReader:
         hashes = _hashes(self._database.query, tile_level, index << height, (index + 1) << height)
         return complete_root(hashes)
 
+    def hashes(self, level: int, start: int, end: int) -> list[bytes]:
+        """Return the nodes [start, end) of level 8·``level``."""
+        return _hashes(self._database.query, level, start, end)
+
     def size(self) -> int:
         """Return the number of entries."""
         (row,) = self._database.query("SELECT size FROM head WHERE id = 1")
