@@ -9,10 +9,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from birthmark.pki.algorithms import ALGORITHMS
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.ocsp import Responder
-from tests.pki.sample import ISSUING_KEY, Realm, private_key, serial
+from tests.pki.sample import FOUNDED, ISSUING_KEY, Realm, private_key, serial
 
 RESPONDER_KEY = KeyLabel("responder")
-ENDS = datetime(2027, 1, 1, tzinfo=UTC)
+ENDS = datetime(2099, 1, 1, tzinfo=UTC)
 
 
 def responder_der(
@@ -33,7 +33,7 @@ def responder_der(
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Line 1 OCSP Responder")]))
         .issuer_name(issuer.subject)
         .serial_number(serial("responder"))
-        .not_valid_before(datetime(2026, 11, 1, tzinfo=UTC))
+        .not_valid_before(FOUNDED)
         .not_valid_after(ENDS)
         .public_key(key.public_key())
         .add_extension(x509.KeyUsage(*usage), critical=True)
