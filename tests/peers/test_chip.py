@@ -1,6 +1,6 @@
 """The Matter SDK's verifier accepts certificates as its specification has them, and no others."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
