@@ -1,6 +1,7 @@
 """Responders to answer with: certificates that an authority of the sample realm gave for OCSP signing."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -15,6 +16,7 @@ RESPONDER_KEY = KeyLabel("responder")
 ENDS = datetime(2099, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=32)
 def responder_der(
     ours: Realm,
     algorithm: KeyAlgorithm | None = None,
