@@ -5,8 +5,10 @@ which costs several times all the others.  The subject and the wished-for extens
 certificate (SPEC C8); the names are shown so that a use case can see whether the request is for the device it
 admitted.
 
-Keys that are known to everybody are refused: those of RFC 9500, and Ed25519 keys of small order, for which
-anyone can make signatures.  Further ones may be given by the caller.
+Keys that are known to everybody are refused: those of RFC 9500, private keys of the number one, and Edwards
+keys of small order, for which anyone can make signatures.  An RSA key must have one of our sizes, the
+exponent 65537 and a modulus without the marks of generators that are known to be broken (``rsakeys``).
+Further keys may be given by the caller.
 """
 
 from collections.abc import Collection
@@ -24,14 +26,23 @@ from birthmark.pki.algorithms import ALGORITHMS, recognise
 from birthmark.pki.certificates import from_pem
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import Attribute, attribute_values
+from birthmark.pki.rsakeys import weakness
 
-__all__ = ["PUBLICLY_KNOWN", "SMALL_ORDER", "VettedRequest", "vet"]
+__all__ = ["PUBLICLY_KNOWN", "SMALL_ORDER", "SMALL_ORDER_448", "VettedRequest", "vet"]
 
 PUBLICLY_KNOWN = frozenset(
     {
-        # RFC 9500 section 2.3, testECCP256 and testECCP384: the private keys are printed there.
+        # RFC 9500, testECCP256, testECCP384, testECCP521 and testRSA2048: the private keys are printed there.
         "b2b04340cfaee616ec9c2c62d261b208e54bb197498df52e8cadede23ac0ba5e",
         "c4c10105a0be0ed4dd3354428dc38a9bfee64da141ce16e75c94eda272f9dd3a",
+        "acb1b8327fef995e2458fdf5e3c33b2dc0749feabd6a894cb9bda9d70ac06c24",
+        "8fb6bad671cfe698393c453357da61b56d757ab8c0f3fb9c87f2849e63131878",
+        # The private key is the number one (algorithms.throwaway_key): P-256, P-384, P-521, Ed25519, Ed448.
+        "5cd252fb0ce8932436faf8ccd1040981b89ee4ad6b9fe9e2a2b7e71aacb27cd3",
+        "29f8fe74f38c49d49810cec736a26732a30bff2e64827b709a1c63340d4f7181",
+        "dcaa139396632a8daba1ba49ceccce0c417786f014698a06221b083d77754bda",
+        "1300ab5783848215efd5623772c6750e429f26a6f9f0388b3cad7eb67976f774",
+        "3dbfb39052589353762e40635c9ecb91b6a9d6138fece1fdc6996225aec65a51",
     }
 )
 """SHA-256 of SubjectPublicKeyInfo (DER), lower-case hex."""
@@ -54,8 +65,23 @@ SMALL_ORDER = frozenset(
 )
 """Encodings of the Ed25519 points of small order (32 octets)."""
 
+SMALL_ORDER_448 = frozenset(
+    bytes.fromhex(y + sign)
+    for y in (
+        # Points whose order divides 4 (RFC 8032 section 5.2.3): y = 1, -1 and 0; then 0 and 1 not reduced.
+        *("01" + "00" * 55, "fe" + "ff" * 27 + "fe" + "ff" * 27, "00" * 56),
+        *("ff" * 28 + "fe" + "ff" * 27, "00" * 28 + "ff" * 28),
+    )
+    for sign in ("00", "80")
+)
+"""Encodings of the Ed448 points of small order (57 octets)."""
+
+_SMALL_ORDER = {KeyAlgorithm.ED25519: SMALL_ORDER, KeyAlgorithm.ED448: SMALL_ORDER_448}
+
 _ECDSA = frozenset(bytes.fromhex(f"300a06082a8648ce3d0403{last}") for last in ("02", "03", "04"))
 """ecdsa-with-SHA256, -384, -512 (RFC 5758 section 3.2): tools often sign P-384 requests with SHA-256."""
+_RSASSA = frozenset(bytes.fromhex(f"300d06092a864886f70d0101{last}0500") for last in ("0b", "0c", "0d"))
+"""sha256-, sha384- and sha512WithRSAEncryption (RFC 4055 section 5)."""
 
 _PEM_LABELS = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
 _RSA_KEY = bytes.fromhex("06092a864886f70d010101")
@@ -95,8 +121,8 @@ def vet(
         TooLarge: more than ``max_size`` octets.
         MalformedRequest: not exactly one PKCS #10 request.
         PolicyRefused: the key is of a kind not allowed ("key-algorithm"), known to others ("known-key"), no
-            point of its curve ("weak-key"), the signature is of a kind not allowed ("request-signature"),
-            or it does not verify ("proof-of-possession").
+            point of its curve or a bad RSA modulus ("weak-key"), the signature is of a kind not allowed
+            ("request-signature"), or it does not verify ("proof-of-possession").
     """
     if len(csr_bytes) > max_size:
         raise TooLarge(f"the request has {len(csr_bytes)} octets, the limit is {max_size}")
@@ -112,7 +138,8 @@ def vet(
     spki = octets[key[1] : key[3]]
     spki_sha256 = sha256(spki).hexdigest()
     key_algorithm = _key_algorithm(spki, allowed)
-    _refuse_known(spki, spki_sha256, blocked_spki)
+    _refuse_known(spki_sha256, blocked_spki)
+    _refuse_weak(spki, key_algorithm)
     _refuse_signature_algorithm(octets[algorithm[1] : algorithm[3]], key_algorithm)
     name = octets[subject[1] : subject[3]]
     common_names = attribute_values(name, Attribute.CN)
@@ -160,29 +187,41 @@ def _key_algorithm(spki: bytes, allowed: Collection[KeyAlgorithm]) -> KeyAlgorit
 def _describe(spki: bytes) -> str:
     """Say what kind of key it is, for a refusal."""
     if _RSA_KEY not in spki[:32]:
-        return "neither rsa nor an uncompressed point of P-256 or P-384 nor ed25519"
+        return "neither rsa nor an uncompressed point of P-256, P-384 or P-521 nor ed25519 or ed448"
     try:
         key = load_der_public_key(spki)
     except (ValueError, UnsupportedAlgorithm):
         return "a broken rsa key"
-    return f"rsa of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else "no rsa key"
+    if not isinstance(key, rsa.RSAPublicKey):
+        return "no rsa key"
+    exponent = key.public_numbers().e
+    return f"rsa of {key.key_size} bits" + ("" if exponent == 65537 else f" with the exponent {exponent}")
 
 
-def _refuse_known(spki: bytes, spki_sha256: str, blocked_spki: Collection[str]) -> None:
+def _refuse_known(spki_sha256: str, blocked_spki: Collection[str]) -> None:
     if spki_sha256 in PUBLICLY_KNOWN:
-        raise PolicyRefused("known-key", f"the key {spki_sha256} is a published test key (RFC 9500)")
+        raise PolicyRefused("known-key", f"the key {spki_sha256} is known to everybody (RFC 9500)")
     if spki_sha256 in blocked_spki:
         raise PolicyRefused("known-key", f"the key {spki_sha256} is blocked")
-    ed25519 = ALGORITHMS[KeyAlgorithm.ED25519].spki_prefix
-    if spki.startswith(ed25519) and spki[len(ed25519) :] in SMALL_ORDER:
-        raise PolicyRefused("weak-key", "the ed25519 key has small order: anyone can sign for it")
+
+
+def _refuse_weak(spki: bytes, algorithm: KeyAlgorithm) -> None:
+    row = ALGORITHMS[algorithm]
+    if algorithm in _SMALL_ORDER and spki[len(row.spki_prefix) :] in _SMALL_ORDER[algorithm]:
+        raise PolicyRefused("weak-key", f"the {algorithm} key has small order: anyone can sign for it")
+    if row.key_suffix:
+        modulus = spki[len(row.spki_prefix) + len(row.key_prefix) : -len(row.key_suffix)]
+        found = weakness(int.from_bytes(modulus))
+        if found is not None:
+            raise PolicyRefused("weak-key", f"the {algorithm} key is weak: {found}")
 
 
 def _refuse_signature_algorithm(identifier: bytes, key_algorithm: KeyAlgorithm) -> None:
-    if key_algorithm is KeyAlgorithm.ED25519:
-        fits = identifier == ALGORITHMS[key_algorithm].signature_algorithm
+    row = ALGORITHMS[key_algorithm]
+    if row.hash_algorithm is None:
+        fits = identifier == row.signature_algorithm
     else:
-        fits = identifier in _ECDSA
+        fits = identifier in (_RSASSA if row.key_suffix else _ECDSA)
     if not fits:
         raise PolicyRefused(
             "request-signature",
