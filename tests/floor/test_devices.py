@@ -1,6 +1,8 @@
 """The states of a device: what may follow what, and nothing else (SPEC C4)."""
 
 import itertools
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -94,8 +96,11 @@ def test_the_record_in_the_log_says_everything_the_record_knows_but_its_own_plac
         challenge=b"\x0a",
         proof=b"\x0b",
     )
-    document = record.document()
+    assert set(record.document()) == set(IdentityRecord.__slots__) - {"leaf", "further"}
+    further = {"profile": "tpm-iak", "certificate": "04"}
+    document = replace(record, further=json.dumps({"further": [further]})).document()
     assert set(document) == set(IdentityRecord.__slots__) - {"leaf"}
+    assert document["further"] == [further]
     assert document["released_at"] == "2026-11-22T10:00:00.123Z"
     assert document["challenge"] == "0a"
     assert document["proof"] == "0b"

@@ -5,6 +5,7 @@ it. The only way into RELEASED is from PROVED, and the only way into PROVED is a
 deleted: a device's history is its list of attempts.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -132,6 +133,13 @@ class Attempt:
     """The signature that proved possession (DER Ecdsa-Sig-Value, or 64 octets for Ed25519)."""
     released_at: datetime | None
     release_leaf: int | None
+    further: str = ""
+    """Serial numbers of the further certificates to prove (hex), separated by spaces (SPEC C5)."""
+
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        """Return the serial numbers of all certificates to prove."""
+        return (self.certificate, *self.further.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +199,14 @@ class IdentityRecord:
     released_at: datetime
     challenge: bytes
     proof: bytes
+    further: str = ""
+    """Further credentials of the device: canonical JSON, under ``further`` a list of profile, certificate,
+    certificate_sha256, spki_sha256 and proof each; empty for none."""
 
     def document(self) -> dict[str, object]:
         """Return the record as it stands in the log entry of the release (its own index apart)."""
-        return {
+        further: dict[str, object] = json.loads(self.further or "{}")
+        return further | {
             "device": self.device,
             "attempt": self.attempt,
             "attempt_number": self.attempt_number,

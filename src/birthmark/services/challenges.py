@@ -7,15 +7,30 @@ again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from birthmark import errors
 from birthmark.floor.devices import Attempt, DeviceCertificate
 from birthmark.pki.certificates import Certificate
 from birthmark.ports import Facts, Look, UseCase
 
-__all__ = ["Challenged", "Challenges"]
+__all__ = ["Challenged", "Challenges", "Provable"]
 
 REMEMBERED_ATTEMPTS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Provable:
+    """A certificate whose key the device must show."""
+
+    serial: str
+    sha256: str
+    spki: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, certificate: Certificate) -> Self:
+        """Return what must be shown for a certificate."""
+        return cls(certificate.serial_hex, certificate.fingerprint, certificate.subject_public_key_info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +40,13 @@ class Challenged:
     device: str
     run: str
     challenge: bytes = field(repr=False)
-    serial: str
-    sha256: str
-    spki: bytes = field(repr=False)
+    provable: tuple[Provable, ...]
+    """The device's certificates, in the order of the run's profiles; at least one."""
+
+    @property
+    def serials(self) -> tuple[str, ...]:
+        """Return the serial numbers of the certificates."""
+        return tuple(one.serial for one in self.provable)
 
 
 class Challenges:
@@ -55,20 +74,19 @@ class Challenges:
             return known
         facts: Facts = yield Look({Attempt: missing})
         found = [attempt for attempt in (facts.get(Attempt, key) for key in missing) if attempt is not None]
-        facts = yield Look({DeviceCertificate: [attempt.certificate for attempt in found]})
+        facts = yield Look({DeviceCertificate: [one for attempt in found for one in attempt.certificates]})
         for attempt in found:
-            stored = facts.get(DeviceCertificate, attempt.certificate)
-            if stored is None:
-                raise errors.IntegrityFailure(
-                    f"certificate {attempt.certificate} of attempt {attempt.id} is gone"
-                )
+            provable = []
+            for serial in attempt.certificates:
+                stored = facts.get(DeviceCertificate, serial)
+                if stored is None:
+                    raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+                provable.append(Provable.of(Certificate.from_der(stored.der)))
             known[attempt.id] = Challenged(
                 device=attempt.device,
                 run=attempt.run,
                 challenge=attempt.challenge,
-                serial=stored.serial,
-                sha256=stored.sha256,
-                spki=Certificate.from_der(stored.der).subject_public_key_info,
+                provable=tuple(provable),
             )
             self.remember(attempt.id, known[attempt.id])
         return known

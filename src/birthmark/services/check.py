@@ -12,10 +12,12 @@ the hashes of the log's edge beside its head (what is signed over changed ones c
 who also holds the log's key can write another history: what contradicts that are the checkpoints of others.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -27,15 +29,24 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client, ClientStatus, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceState, IdentityRecord, KeyUse
 from birthmark.floor.realm import Realm
+from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, AllowList, Run, allow_list_of
+from birthmark.floor.shipments import Shipped
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.entry import decode, time_text
 from birthmark.ledger.merkle import Frontier, complete_root, leaf_hash, node_hash
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.pki.revocation import ReasonCode, revoked_entry
+from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Log, LogEntry, Store
+from birthmark.services.check_recalls import (
+    EARLIER,
+    Recalled,
+    check_recalls,
+    check_shipments,
+    crl_entry_of,
+)
 from birthmark.services.revocations import line_of
 from birthmark.services.runs import Runs
 from birthmark.services.testimony import RunSaid, Said
@@ -108,6 +119,10 @@ def check(
     _check_devices(report, store, said, certificates, told)
     _check_records(report, store, said, told)
     _check_runs(report, store, realm, said)
+    check_recalls(
+        report.find, realm, _scan(report, store, Recall), partial(_get, store, Credential), said.recalls
+    )
+    check_shipments(report.find, _scan(report, store, Shipped), said.shipped)
     return report
 
 
@@ -369,11 +384,12 @@ def _issued_by(certificate: bytes, issuer: bytes) -> bool:
     return True
 
 
-def _check_certificates(report: Report, store: Store, said: Said, told: Progress) -> dict[str, str]:
-    """Check each device certificate; return the live certificate of each device that has one."""
+def _check_certificates(report: Report, store: Store, said: Said, told: Progress) -> dict[str, set[str]]:
+    """Check each device certificate; return the live certificates of each device that has any."""
     authorities = {authority.id: authority for authority in _scan(report, store, Authority)}
     revoked = _check_revocations(report, store, said)
-    live: dict[str, str] = {}
+    recalled = Recalled(said)
+    live: dict[str, set[str]] = defaultdict(set)
     issued: Counter[str] = Counter()
     for number, certificate in enumerate(_scan(report, store, DeviceCertificate), 1):
         issued[certificate.authority] += 1
@@ -381,10 +397,11 @@ def _check_certificates(report: Report, store: Store, said: Said, told: Progress
         authority = authorities.get(certificate.authority)
         if authority is None or not _issued_by(certificate.der, authority.der):
             report.find(f"certificate {certificate.serial} is not signed by {certificate.authority}")
-        if revoked.pop(line_of(certificate).id, None) is None:
-            if certificate.device in live:
-                report.find(f"{certificate.device} has two live certificates")
-            live[certificate.device] = certificate.serial
+        reason = revoked.pop(line_of(certificate).id, None)
+        for recall in recalled.missing(certificate, reason):
+            report.find(f"recall {recall} is done; it left out certificate {certificate.serial}")
+        if reason is None:
+            live[certificate.device].add(certificate.serial)
         if number % PROGRESS_EVERY == 0:
             told("certificates", number)
     report.counts["certificates"] = issued.total()
@@ -410,6 +427,8 @@ def _check_certificate(report: Report, certificate: DeviceCertificate, said: Sai
             authority=(certificate.authority, issued.authority),
             partition=(certificate.partition, issued.partition),
             run=(certificate.run, issued.run),
+            client=(certificate.client, issued.client),
+            time=(time_text(certificate.issued_at), issued.issued_at),
         )
 
 
@@ -419,15 +438,13 @@ def _check_revocations(report: Report, store: Store, said: Said) -> dict[str, Re
     for revocation in _scan(report, store, Revocation):
         report.counts["revocations"] += 1
         serial = revocation.id.rpartition("/")[2]
-        reason, at = revocation.reason, revocation.revoked_at
-        if said.revoked.pop(serial, None) != (str(reason), _time(at)):
+        was = said.revoked.pop(serial, None)
+        now = (str(revocation.reason), _time(revocation.revoked_at))
+        if was is None or now != (was.reason, was.at):
             report.find(f"certificate {serial}: revoked or not, why or when, the log says otherwise")
-        lifted = revocation.status is None
-        try:
-            encoded = b"" if lifted else revoked_entry(int(serial, 16), at, reason)
-        except (errors.Refusal, ValueError):
-            encoded = None
-        if revocation.entry != encoded:
+        if was is not None and revocation.cause not in (was.cause, EARLIER):
+            report.find(f"certificate {serial}: {revocation.cause} revoked it, the log says {was.cause}")
+        if revocation.entry != crl_entry_of(revocation, None if was is None else was.invalidity_date):
             report.find(f"the CRL entry of certificate {serial} is not what its reason and time come to")
         if revocation.status is not None:
             revoked[revocation.id] = revocation.status
@@ -440,7 +457,9 @@ def _check_revocations(report: Report, store: Store, said: Said) -> dict[str, Re
 # ------------------------------------------------------------------------------------------
 
 
-def _check_devices(report: Report, store: Store, said: Said, live: Mapping[str, str], told: Progress) -> None:
+def _check_devices(
+    report: Report, store: Store, said: Said, live: Mapping[str, set[str]], told: Progress
+) -> None:
     attempts: dict[str, Attempt] = {attempt.id: attempt for attempt in _scan(report, store, Attempt)}
     of_device: Counter[str] = Counter(attempt.device for attempt in attempts.values())
     records = {record.attempt: record for record in _scan(report, store, IdentityRecord)}
@@ -454,7 +473,10 @@ def _check_devices(report: Report, store: Store, said: Said, live: Mapping[str, 
         if of_device[device.id] != device.attempts:
             report.find(f"{device.id} counts {device.attempts} attempts, {of_device[device.id]} are there")
         released = device.state is DeviceState.RELEASED
-        if released and live.get(device.id) != attempt.certificate:
+        good, wanted = live.get(device.id, set()), set(attempt.certificates)
+        if good - wanted:
+            report.find(f"{device.id} has two live certificates")
+        if released and wanted - good - said.recalled:
             report.find(f"{device.id} is released and its certificate is not live")
         if released and (attempt.state is not DeviceState.RELEASED or attempt.id not in records):
             report.find(f"{device.id} is released without proof or record")
@@ -512,6 +534,7 @@ def _check_attempt(report: Report, attempt: Attempt, said: Said) -> None:
         origin=(attempt.origin, was.origin),
         state=(attempt.state, was.state),
         certificate=(attempt.certificate, was.certificate),
+        further=(attempt.further, was.further),
         time=(time_text(attempt.issued_at), was.issued_at),
         entry=(attempt.issue_leaf, was.issue_leaf),
         challenge=(challenge, record.get("challenge") if record else challenge),
@@ -521,24 +544,46 @@ def _check_attempt(report: Report, attempt: Attempt, said: Said) -> None:
     )
 
 
+def _document(record: IdentityRecord) -> Mapping[str, object]:
+    try:
+        return record.document()
+    except (ValueError, TypeError):
+        return {}
+
+
+def _further(record: IdentityRecord) -> list[tuple[str, str, bytes]]:
+    """Return serial number, fingerprint and proof of each further credential; nothing of what is not one."""
+    try:
+        listed = json.loads(record.further)["further"] if record.further else []
+        return [
+            (one["certificate"], one["certificate_sha256"], bytes.fromhex(one["proof"])) for one in listed
+        ]
+    except (ValueError, KeyError, TypeError):
+        return []  # another than the log says, which is told where the two are compared
+
+
+def _check_proof(
+    report: Report, store: Store, record: IdentityRecord, serial: str, digest: str, signature: bytes
+) -> None:
+    certificate = _get(store, DeviceCertificate, serial)
+    if certificate is None or certificate.sha256 != digest:
+        report.find(f"record {record.leaf} names certificate {serial}, which is another or gone")
+        return
+    message = proof_message(attempt=record.attempt, certificate_sha256=digest, challenge=record.challenge)
+    try:
+        verify_proof(Certificate.from_der(certificate.der).subject_public_key_info, signature, message)
+    except errors.Refusal as refusal:
+        report.find(f"the proof of {record.device} does not verify: {refusal}")
+
+
 def _check_records(report: Report, store: Store, said: Said, told: Progress) -> None:
     """Each record stands in the log, and its proof verifies under its certificate's key."""
     for number, record in enumerate(_scan(report, store, IdentityRecord), 1):
-        if said.released.pop(record.leaf, None) != record.document():
+        if said.released.pop(record.leaf, None) != _document(record):
             report.find(f"record {record.leaf} of {record.device} is not what the log says was released")
-        certificate = _get(store, DeviceCertificate, record.certificate)
-        if certificate is None or certificate.sha256 != record.certificate_sha256:
-            report.find(
-                f"record {record.leaf} names certificate {record.certificate}, which is another or gone"
-            )
-            continue
-        message = proof_message(
-            attempt=record.attempt, certificate_sha256=record.certificate_sha256, challenge=record.challenge
-        )
-        try:
-            verify_proof(Certificate.from_der(certificate.der).subject_public_key_info, record.proof, message)
-        except errors.Refusal as refusal:
-            report.find(f"the proof of {record.device} does not verify: {refusal}")
+        first = (record.certificate, record.certificate_sha256, record.proof)
+        for serial, digest, signature in (first, *_further(record)):
+            _check_proof(report, store, record, serial, digest, signature)
         if number % PROGRESS_EVERY == 0:
             told("records", number)
         report.counts["records"] = number

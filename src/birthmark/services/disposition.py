@@ -111,7 +111,8 @@ def _decide(
     run, attempt = facts.get(Run, device.run), facts.get(Attempt, device.attempt)
     if run is None or attempt is None:
         raise errors.IntegrityFailure(f"device {device.id} has no run or attempt")
-    licence = verified_licence(run, facts.get(Credential, run.signer))
+    approver = None if run.approver is None else facts.get(Credential, run.approver)
+    licence = verified_licence(run, facts.get(Credential, run.signer), approver)
     require_station(licence, client.role, client.name)
     state = move(device.id, device.state, event)
     entry: dict[str, Any] = {"device": device.id, "run": run.id, "attempt": attempt.id, "reason": reason}
@@ -138,9 +139,11 @@ def _decide(
 
 
 def _revoke(facts: Facts, attempt: Attempt, event: DeviceEvent, at: datetime) -> dict[str, Any]:
-    certificate, reason = facts.get(DeviceCertificate, attempt.certificate), _REVOKES[event]
-    if certificate is None:
-        raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
-    if not revoke(facts, line_of(certificate), reason, at, str(event)):
-        return {}
-    return {"revoked": certificate.serial, "revocation_reason": str(reason)}
+    reason, serials = _REVOKES[event], []
+    for serial in attempt.certificates:
+        certificate = facts.get(DeviceCertificate, serial)
+        if certificate is None:
+            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+        if revoke(facts, line_of(certificate), reason, at, str(event)):
+            serials.append(serial)
+    return {"certificates": serials, "revocation_reason": str(reason)} if serials else {}

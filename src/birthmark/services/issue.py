@@ -33,10 +33,11 @@ from birthmark.floor.devices import (
     KeyUse,
     move,
 )
+from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.runs import AllowedDevice, Run, admit
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
-from birthmark.pki.issuance import serial_number, sign_certificate
+from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
 from birthmark.pki.revocation import ReasonCode
@@ -50,11 +51,11 @@ from birthmark.services.acts import (
     live_client,
     refuse,
 )
-from birthmark.services.challenges import Challenged, Challenges
+from birthmark.services.challenges import Challenged, Challenges, Provable
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs
 
-__all__ = ["IssueDevices", "IssueRequest", "Issued", "check_scope"]
+__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate", "check_scope"]
 
 CHALLENGE_SIZE = 32
 
@@ -68,10 +69,26 @@ class IssueRequest:
     """Certification request (DER or PEM) for a key born in the device; None to have the key delivered."""
     key: str
     """Idempotency key, 1 to 64 characters chosen by the client."""
+    further_csrs: tuple[bytes, ...] = ()
+    """Certification requests for the run's further profiles, in their order; none if keys are delivered."""
 
     def digest(self, run: str) -> str:
         """Return what tells this request from another under the same key."""
-        return sha256(repr(("issue", run, self.hardware_id, self.csr)).encode()).hexdigest()
+        asked: tuple[object, ...] = ("issue", run, self.hardware_id, self.csr)
+        if self.further_csrs:
+            asked += self.further_csrs
+        return sha256(repr(asked).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedCertificate:
+    """One certificate of a device."""
+
+    profile: str
+    certificate: bytes = field(repr=False)
+    """DER."""
+    private_key: SecretBytes | None
+    """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,25 +104,65 @@ class Issued:
     challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
+    further: tuple[IssuedCertificate, ...] = ()
+    """One for each further profile of the run: proved with the same challenge, released with the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
+class _Certified:
     """A signed certificate that nobody has seen yet."""
 
-    device: str
-    attempt: str
+    profile: str
     certificate: bytes = field(repr=False)
     serial: str
     sha256: str
     spki: bytes = field(repr=False)
     spki_sha256: str
-    challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
+
+    def said(self) -> dict[str, str]:
+        """Return what the log says of it."""
+        return {
+            "profile": self.profile,
+            "certificate": self.serial,
+            "certificate_sha256": self.sha256,
+            "spki_sha256": self.spki_sha256,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """All that one device gets."""
+
+    device: str
+    attempt: str
+    challenge: bytes = field(repr=False)
+    first: _Certified
+    further: tuple[_Certified, ...]
 
     @property
     def origin(self) -> KeyOrigin:
-        return KeyOrigin.BORN if self.private_key is None else KeyOrigin.DELIVERED
+        return KeyOrigin.BORN if self.first.private_key is None else KeyOrigin.DELIVERED
+
+    @property
+    def all(self) -> tuple[_Certified, ...]:
+        return (self.first, *self.further)
+
+    def issued(self, chain: tuple[bytes, ...], attempt: str) -> Issued:
+        return Issued(
+            device=self.device,
+            attempt=attempt,
+            certificate=self.first.certificate,
+            chain=chain,
+            challenge=self.challenge,
+            private_key=self.first.private_key,
+            further=tuple(
+                IssuedCertificate(
+                    profile=one.profile, certificate=one.certificate, private_key=one.private_key
+                )
+                for one in self.further
+            ),
+        )
 
 
 class IssueDevices:
@@ -148,21 +205,15 @@ class IssueDevices:
         if isinstance(answer, Exception):
             raise answer
         issued: Issued = answer
-        if isinstance(prepared, _Prepared) and prepared.certificate == issued.certificate:
-            serial, sha256_hex, spki = prepared.serial, prepared.sha256, prepared.spki
-        else:  # a repeated request was answered with the certificate on record
-            certificate = Certificate.from_der(issued.certificate)
-            serial, sha256_hex = certificate.serial_hex, certificate.fingerprint
-            spki = certificate.subject_public_key_info
+        if isinstance(prepared, _Prepared) and prepared.first.certificate == issued.certificate:
+            proved = tuple(Provable(one.serial, one.sha256, one.spki) for one in prepared.all)
+        else:  # a repeated request was answered with the certificates on record
+            ders = (issued.certificate, *(one.certificate for one in issued.further))
+            proved = tuple(Provable.of(Certificate.from_der(der)) for der in ders)
         self._challenges.remember(
             issued.attempt,
             Challenged(
-                device=issued.device,
-                run=context.licence.id,
-                challenge=issued.challenge,
-                serial=serial,
-                sha256=sha256_hex,
-                spki=spki,
+                device=issued.device, run=context.licence.id, challenge=issued.challenge, provable=proved
             ),
         )
         return issued
@@ -189,8 +240,11 @@ class IssueDevices:
             Authority: (context.licence.authority,),
         }
         if isinstance(prepared, _Prepared):
-            reads |= {Device: (prepared.device,), KeyUse: (prepared.spki_sha256,)}
-            reads |= {Attempt: (prepared.attempt,), DeviceCertificate: (prepared.serial,)}
+            reads |= {Device: (prepared.device,), Attempt: (prepared.attempt,)}
+            reads |= {
+                KeyUse: [one.spki_sha256 for one in prepared.all],
+                DeviceCertificate: [one.serial for one in prepared.all],
+            }
             if context.licence.allow_list is not None:
                 reads[AllowedDevice] = (AllowedDevice.key(context.licence.allow_list, prepared.device),)
         return Act(
@@ -209,13 +263,35 @@ class IssueDevices:
         origin = KeyOrigin.DELIVERED if request.csr is None else KeyOrigin.BORN
         if origin not in licence.origins:
             raise errors.NotPermitted(f"run {licence.id} does not allow {origin} keys")
+        wanted = len(context.further) if request.csr is not None else 0
+        if len(request.further_csrs) != wanted:
+            raise errors.MalformedRequest(
+                f"run {licence.id} wants {wanted} further certification requests, not"
+                f" {len(request.further_csrs)}"
+            )
+        csrs = (request.csr, *(request.further_csrs or (None,) * len(context.further)))
+        templates = (context.template, *context.further)
+        certified = [
+            self._certify(template, csr, hardware_id) for template, csr in zip(templates, csrs, strict=True)
+        ]
+        if len({one.spki_sha256 for one in certified}) != len(certified):
+            raise errors.PolicyRefused("key-is-unique", "each certificate of a device needs a key of its own")
+        return _Prepared(
+            device=f"{hardware_id.kind}:{hardware_id.text}",
+            attempt=self._entropy.token(16).hex(),
+            challenge=self._entropy.token(CHALLENGE_SIZE),
+            first=certified[0],
+            further=tuple(certified[1:]),
+        )
+
+    def _certify(self, template: Template, csr: bytes | None, hardware_id: HardwareId) -> _Certified:
         private_key: SecretBytes | None = None
-        if request.csr is None:
+        if csr is None:
             made = ec.generate_private_key(ec.SECP256R1())
             spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             private_key = SecretBytes(made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
         else:
-            vetted = vet(request.csr, allowed=context.template.profile.subject_key_algorithms)
+            vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
             spki = vetted.subject_public_key_info
             for name in (vetted.subject_common_name, vetted.subject_serial_number):
                 if name is not None and name.upper() != hardware_id.text.upper():
@@ -223,22 +299,20 @@ class IssueDevices:
                         "csr-names-the-device",
                         f"the certification request names {name}, not {hardware_id.text}",
                     )
-        tbs = context.template.fill(
+        tbs = template.fill(
             serial_number=serial_number(self._entropy.token(20)),
             subject_public_key_info=spki,
             not_before=self._clock.now(),
             variables={"hardware_id": hardware_id.text},
         )
         certificate = sign_certificate(permit(tbs), self._sign)
-        return _Prepared(
-            device=f"{hardware_id.kind}:{hardware_id.text}",
-            attempt=self._entropy.token(16).hex(),
+        return _Certified(
+            profile=template.profile.name,
             certificate=certificate,
             serial=serial_hex(tbs.serial_number),
             sha256=fingerprint(certificate),
             spki=spki,
             spki_sha256=sha256(spki).hexdigest(),
-            challenge=self._entropy.token(CHALLENGE_SIZE),
             private_key=private_key,
         )
 
@@ -296,12 +370,13 @@ class IssueDevices:
                 origin=prepared.origin,
                 state=state,
                 challenge=prepared.challenge,
-                certificate=prepared.serial,
+                certificate=prepared.first.serial,
                 issued_at=at,
                 issue_leaf=facts.next_leaf,
                 proof=None,
                 released_at=None,
                 release_leaf=None,
+                further=" ".join(one.serial for one in prepared.further),
             )
         )
         facts.put(
@@ -315,7 +390,7 @@ class IssueDevices:
             )
         )
         entry = self._issue_entry(context, prepared, prepared.attempt, device.attempts + 1)
-        return Decision(_issued(context, prepared, prepared.attempt), [("device-issued", entry)])
+        return Decision(prepared.issued(context.chain, prepared.attempt), [("device-issued", entry)])
 
     def _issue_again(
         self,
@@ -328,18 +403,25 @@ class IssueDevices:
     ) -> Decision[Issued]:
         """Answer a repeated request: with the same certificate, or with a new key for a delivered one."""
         attempt = facts.get(Attempt, attempt_id)
-        certificate = None if attempt is None else facts.get(DeviceCertificate, attempt.certificate)
-        if attempt is None or certificate is None:
+        if attempt is None:
             raise errors.IntegrityFailure(f"attempt {attempt_id} was answered and is gone")
+        certificates = [facts.get(DeviceCertificate, serial) for serial in attempt.certificates]
+        held = [certificate for certificate in certificates if certificate is not None]
+        if len(held) != len(certificates):
+            raise errors.IntegrityFailure(f"a certificate of attempt {attempt_id} is gone")
         said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "issue"}
         if attempt.origin is KeyOrigin.BORN:
             issued = Issued(
                 device=attempt.device,
                 attempt=attempt.id,
-                certificate=certificate.der,
+                certificate=held[0].der,
                 chain=context.chain,
                 challenge=attempt.challenge,
                 private_key=None,
+                further=tuple(
+                    IssuedCertificate(profile=template.profile.name, certificate=one.der, private_key=None)
+                    for template, one in zip(context.further, held[1:], strict=True)
+                ),
             )
             return Decision(issued, [("answer-repeated", said)])
         if attempt.state is not DeviceState.ISSUED:
@@ -351,26 +433,29 @@ class IssueDevices:
         # Another certificate is another issuance: it needs the run's licence like the first.
         self._runs.admitting(facts, context, client, at)
         check_scope(facts, client, context, attempt.device)
-        revoke(facts, line_of(certificate), ReasonCode.SUPERSEDED, at, "reissue")
+        because = ReasonCode.SUPERSEDED
+        lost = [one.serial for one in held if revoke(facts, line_of(one), because, at, "reissue")]
         _certify(facts, context, client, prepared, attempt.id, at)
         facts.put(
             replace(
                 attempt,
-                certificate=prepared.serial,
+                certificate=prepared.first.serial,
                 challenge=prepared.challenge,
                 issued_at=at,
                 issue_leaf=facts.next_leaf,
+                further=" ".join(one.serial for one in prepared.further),
             )
         )
         entry = self._issue_entry(context, prepared, attempt.id, attempt.number)
-        entry |= {"superseded": certificate.serial, "reason": str(ReasonCode.SUPERSEDED)}
-        return Decision(_issued(context, prepared, attempt.id), [("device-reissued", entry)])
+        entry |= {"certificates": lost, "revocation_reason": str(because)}
+        return Decision(prepared.issued(context.chain, attempt.id), [("device-reissued", entry)])
 
     def _issue_entry(
         self, context: RunContext, prepared: _Prepared, attempt: str, number: int
     ) -> dict[str, Any]:
         licence = context.licence
-        return {
+        further = [one.said() for one in prepared.further]
+        return ({"further": further} if further else {}) | {
             "device": prepared.device,
             "attempt": attempt,
             "attempt_number": number,
@@ -380,9 +465,9 @@ class IssueDevices:
             "profile": licence.profile,
             "authority": licence.authority,
             "partition": licence.partition,
-            "certificate": prepared.serial,
-            "certificate_sha256": prepared.sha256,
-            "spki_sha256": prepared.spki_sha256,
+            "certificate": prepared.first.serial,
+            "certificate_sha256": prepared.first.sha256,
+            "spki_sha256": prepared.first.spki_sha256,
             "origin": str(prepared.origin),
             "key_store": "development" if self._keys.development else "token",
         }
@@ -391,43 +476,34 @@ class IssueDevices:
 def _certify(
     facts: Facts, context: RunContext, client: Client, prepared: _Prepared, attempt: str, at: datetime
 ) -> None:
-    """Count and keep a certificate, and take its key for the device."""
+    """Count and keep the certificates, and take their keys for the device."""
     authority = facts.get(Authority, context.licence.authority)
     if authority is None:
         raise errors.IntegrityFailure(
             f"authority {context.licence.authority} of run {context.licence.id} is gone"
         )
-    facts.put(count_issuance(authority, at))
-    used = facts.get(KeyUse, prepared.spki_sha256)
-    if used is None:
-        facts.put(KeyUse(spki_sha256=prepared.spki_sha256, device=prepared.device))
-    elif used.device != prepared.device:
-        raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
-    facts.put(
-        DeviceCertificate(
-            serial=prepared.serial,
-            authority=authority.id,
-            device=prepared.device,
-            attempt=attempt,
-            der=prepared.certificate,
-            sha256=prepared.sha256,
-            run=context.licence.id,
-            partition=context.licence.partition,
-            client=client.id,
-            issued_at=at,
+    for one in prepared.all:
+        authority = count_issuance(authority, at)
+        used = facts.get(KeyUse, one.spki_sha256)
+        if used is None:
+            facts.put(KeyUse(spki_sha256=one.spki_sha256, device=prepared.device))
+        elif used.device != prepared.device:
+            raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
+        facts.put(
+            DeviceCertificate(
+                serial=one.serial,
+                authority=authority.id,
+                device=prepared.device,
+                attempt=attempt,
+                der=one.certificate,
+                sha256=one.sha256,
+                run=context.licence.id,
+                partition=context.licence.partition,
+                client=client.id,
+                issued_at=at,
+            )
         )
-    )
-
-
-def _issued(context: RunContext, prepared: _Prepared, attempt: str) -> Issued:
-    return Issued(
-        device=prepared.device,
-        attempt=attempt,
-        certificate=prepared.certificate,
-        chain=context.chain,
-        challenge=prepared.challenge,
-        private_key=prepared.private_key,
-    )
+    facts.put(authority)
 
 
 def check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:

@@ -24,7 +24,9 @@ from birthmark.floor.devices import (
     IdentityRecord,
     move,
 )
+from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import Run
+from birthmark.ledger.entry import canonical
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.ports import Act, Committed, Decision, Facts, ProofOf, UseCase
 from birthmark.services.acts import (
@@ -37,6 +39,7 @@ from birthmark.services.acts import (
 )
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.issue import check_scope
+from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import RunContext, Runs
 
 __all__ = ["ProveDevices", "ProveRequest", "Released"]
@@ -53,12 +56,15 @@ class ProveRequest:
     """Over ``pki.possession.proof_message``."""
     key: str
     """Idempotency key."""
+    further: tuple[tuple[str, bytes], ...] = ()
+    """Fingerprint and signature for each further certificate, in the order of the run's profiles."""
 
     def digest(self) -> str:
         """Return what tells this request from another under the same key."""
-        return sha256(
-            repr(("prove", self.attempt, self.certificate_sha256, self.signature)).encode()
-        ).hexdigest()
+        asked: tuple[object, ...] = ("prove", self.attempt, self.certificate_sha256, self.signature)
+        if self.further:
+            asked += self.further
+        return sha256(repr(asked).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +92,7 @@ class ProveDevices:
         challenged = yield from self._challenges.recall([request.attempt for request in requests])
         contexts: dict[str, RunContext] = {}
         for run in {found.run for found in challenged.values()}:
-            contexts[run] = yield from self._runs.context(run)
+            contexts[run] = yield from self._runs.known(run)
         acts = [
             self._prove_act(caller, contexts, challenged.get(request.attempt), request)
             for request in requests
@@ -124,8 +130,12 @@ class ProveDevices:
             reads |= {
                 Device: (challenged.device,),
                 Run: (challenged.run,),
-                DeviceCertificate: (challenged.serial,),
+                DeviceCertificate: challenged.serials,
             }
+            licence = contexts[challenged.run].licence
+            reads[Revocation] = [
+                revocation_key(licence.authority, licence.partition, serial) for serial in challenged.serials
+            ]
             fields |= {"device": challenged.device, "run": challenged.run}
         return Act(
             actor=caller.client.id,
@@ -154,7 +164,7 @@ class ProveDevices:
         if earlier is not None:
             said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": "prove"}
             return Decision(attempt, [("answer-repeated", said)])
-        if attempt.challenge != challenged.challenge or attempt.certificate != challenged.serial:
+        if attempt.challenge != challenged.challenge or attempt.certificates != challenged.serials:
             raise _StaleChallenge("the attempt got another challenge meanwhile")
         context = contexts[attempt.run]
         self._runs.working(context, client)
@@ -170,11 +180,12 @@ class ProveDevices:
         proved = move(device.id, device.state, DeviceEvent.PROVE)
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
+        _require_good(facts, attempt)
         state = move(device.id, proved, DeviceEvent.RELEASE)
         released = replace(
             attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
         )
-        record = _record(facts, context, client, caller, released, challenged, at)
+        record = _record(facts, context, client, caller, released, challenged, request, at)
         facts.put(replace(device, state=state))
         facts.put(replace(run, released=run.released + 1))
         facts.put(released)
@@ -187,20 +198,41 @@ class _StaleChallenge(errors.Unavailable):
     """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
 
 
+def _require_good(facts: Facts, attempt: Attempt) -> None:
+    """Refuse to release a device one of whose certificates was recalled since it was issued."""
+    for serial in attempt.certificates:
+        certificate = facts.get(DeviceCertificate, serial)
+        if certificate is None:
+            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+        reason = status(facts, line_of(certificate))
+        if reason is not None:
+            raise errors.IllegalTransition(
+                f"the certificate of {attempt.device} is revoked ({reason}): hold the device and rework it"
+            )
+
+
 def _released(attempt: Attempt, token: str) -> Released:
     return Released(device=attempt.device, attempt=attempt.id, token=token)
 
 
 def _check_proof(challenged: Challenged, request: ProveRequest) -> errors.ProofFailed | None:
-    if request.certificate_sha256 != challenged.sha256:
-        return errors.ProofFailed("the certificate read back from the device is not the one that was issued")
-    message = proof_message(
-        attempt=request.attempt, certificate_sha256=challenged.sha256, challenge=challenged.challenge
-    )
-    try:
-        verify_proof(challenged.spki, request.signature, message)
-    except errors.ProofFailed as failure:
-        return failure
+    shown = ((request.certificate_sha256, request.signature), *request.further)
+    if len(shown) != len(challenged.provable):
+        return errors.ProofFailed(
+            f"the device has {len(challenged.provable)} certificates and shows {len(shown)} keys"
+        )
+    for provable, (read_back, signature) in zip(challenged.provable, shown, strict=True):
+        if read_back != provable.sha256:
+            return errors.ProofFailed(
+                "the certificate read back from the device is not the one that was issued"
+            )
+        message = proof_message(
+            attempt=request.attempt, certificate_sha256=provable.sha256, challenge=challenged.challenge
+        )
+        try:
+            verify_proof(provable.spki, signature, message)
+        except errors.ProofFailed as failure:
+            return failure
     return None
 
 
@@ -256,9 +288,23 @@ def _record(
     caller: Caller,
     attempt: Attempt,
     challenged: Challenged,
+    request: ProveRequest,
     at: datetime,
 ) -> IdentityRecord:
     licence = context.licence
+    first, *others = challenged.provable
+    further = [
+        {
+            "profile": profile,
+            "certificate": one.serial,
+            "certificate_sha256": one.sha256,
+            "spki_sha256": sha256(one.spki).hexdigest(),
+            "proof": signature.hex(),
+        }
+        for profile, one, (_, signature) in zip(
+            licence.further_profiles, others, request.further, strict=True
+        )
+    ]
     return IdentityRecord(
         leaf=facts.next_leaf,
         device=attempt.device,
@@ -270,8 +316,8 @@ def _record(
         profile=licence.profile,
         authority=licence.authority,
         certificate=attempt.certificate,
-        certificate_sha256=challenged.sha256,
-        spki_sha256=sha256(challenged.spki).hexdigest(),
+        certificate_sha256=first.sha256,
+        spki_sha256=sha256(first.spki).hexdigest(),
         origin=attempt.origin,
         site=client.site,
         line=client.line,
@@ -282,4 +328,5 @@ def _record(
         released_at=at,
         challenge=attempt.challenge,
         proof=attempt.proof or b"",
+        further=canonical({"further": further}).decode() if further else "",
     )

@@ -8,12 +8,16 @@ made, is refused: for an auditor that is a finding, never a crash.  Nothing here
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
-from birthmark.floor.devices import DeviceState
-from birthmark.pki.revocation import ReasonCode
+from birthmark.floor.devices import DeviceEvent, DeviceState
+from birthmark.floor.recalls import RecallOrder
+from birthmark.floor.runs import RunLicence
+from birthmark.ledger.entry import parse_time
+from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 
 __all__ = [
     "AttemptSaid",
@@ -21,6 +25,7 @@ __all__ = [
     "CertificateSaid",
     "CredentialSaid",
     "DeviceSaid",
+    "RevokedSaid",
     "RunSaid",
     "Said",
 ]
@@ -33,13 +38,12 @@ _DISPOSED = {
     "device-reworked": DeviceState.ADMITTED,
     "device-scrapped": DeviceState.SCRAPPED,
 }
-_RECALLED = {
-    "client-revoked": None,
-    "certificates-revoked": None,
-    "certificates-suspended": str(ReasonCode.CERTIFICATE_HOLD),
-    "certificates-reinstated": str(ReasonCode.REMOVE_FROM_CRL),
+_CAUSE = {
+    "device-reworked": str(DeviceEvent.REWORK),
+    "device-scrapped": str(DeviceEvent.SCRAP),
 }
-"""Kinds of entry that change many certificates, and the reason that goes with each (None: it is said)."""
+_OF_MANY = frozenset({"client-revoked", "devices-shipped"} | CARRIED_OUT.keys() | ORDERED)
+"""Kinds of entry about many certificates or devices at once."""
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
 
 
@@ -80,6 +84,19 @@ class CertificateSaid:
     authority: str
     partition: str
     run: str
+    client: str
+    issued_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokedSaid:
+    """Why a certificate is on a CRL, or was taken off it, after the last entry about it."""
+
+    reason: str
+    at: str
+    cause: str
+    """As ``Revocation.cause``."""
+    invalidity_date: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +119,7 @@ class AttemptSaid:
     operator: str | None
     origin: str
     certificate: str
+    further: str
     issued_at: str
     issue_leaf: int
     state: DeviceState = DeviceState.ISSUED
@@ -140,14 +158,20 @@ class Said:
     attempts: dict[str, AttemptSaid] = field(default_factory=dict)
     certificates: dict[str, CertificateSaid] = field(default_factory=dict)
     """By serial number."""
-    revoked: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Serial number to reason and time."""
+    revoked: dict[str, RevokedSaid] = field(default_factory=dict)
+    """By serial number."""
+    recalls: RecallsSaid = field(default_factory=RecallsSaid)
+    shipped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Device to consignment and time."""
+    recalled: set[str] = field(default_factory=set)
+    """Serial numbers that a recall named: released devices whose certificates need not be good."""
     keys: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each device's SubjectPublicKeyInfo to the device."""
     released: dict[int, Entry] = field(default_factory=dict)
     """Log index to record."""
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
+    _batches: dict[str, str] = field(default_factory=dict)
 
     def take(self, index: int, entry: Entry) -> None:
         """Take in an entry that ``ledger.entry.decode`` has read.
@@ -167,8 +191,8 @@ class Said:
             self._take_disposed(entry)
         elif kind in ("client-enrolled", "client-renewed"):
             self._take_enrolled(entry)
-        elif kind in _RECALLED:
-            self._take_revoked(entry)
+        elif kind in _OF_MANY:
+            self._take_of_many(entry)
         elif kind == "authority-established":
             self._take_established(entry)
         elif kind in _STATUS:
@@ -186,20 +210,26 @@ class Said:
 
     def _take_issued(self, index: int, entry: Entry) -> None:
         device, attempt, serial = (_text(entry, name) for name in ("device", "attempt", "certificate"))
-        self.certificates[serial] = CertificateSaid(
-            sha256=_text(entry, "certificate_sha256"),
-            device=device,
-            attempt=attempt,
-            authority=_text(entry, "authority"),
-            partition=_text(entry, "partition"),
-            run=_text(entry, "run"),
-        )
-        self.keys[_text(entry, "spki_sha256")] = device
+        made = [entry, *_objects(entry, "further")]
+        for one in made:
+            self.certificates[_text(one, "certificate")] = CertificateSaid(
+                sha256=_text(one, "certificate_sha256"),
+                device=device,
+                attempt=attempt,
+                authority=_text(entry, "authority"),
+                partition=_text(entry, "partition"),
+                run=_text(entry, "run"),
+                client=entry["actor"],
+                issued_at=entry["at"],
+            )
+            self.keys[_text(one, "spki_sha256")] = device
+        further = " ".join(_text(one, "certificate") for one in made[1:])
         if entry["kind"] == "device-reissued":
             # The attempt stays who began it; its certificate, and when and where that was issued, are new.
             again = _known(self.attempts, "attempt", attempt)
             again.certificate, again.issued_at, again.issue_leaf = serial, entry["at"], index
-            self.revoked[_text(entry, "superseded")] = (_text(entry, "reason"), entry["at"])
+            again.further = further
+            self._take_revoked(entry, "reissue")
             return
         said = AttemptSaid(
             device=device,
@@ -209,6 +239,7 @@ class Said:
             operator=entry.get("operator"),
             origin=_text(entry, "origin"),
             certificate=serial,
+            further=further,
             issued_at=entry["at"],
             issue_leaf=index,
         )
@@ -235,14 +266,82 @@ class Said:
         device.reason = None if device.state is DeviceState.ADMITTED else reason
         if device.state is DeviceState.HELD:
             attempt.state = DeviceState.HELD
-        if "revoked" in entry:
-            self.revoked[_text(entry, "revoked")] = (_text(entry, "revocation_reason"), entry["at"])
+        if "certificates" in entry:
+            self._take_revoked(entry, _CAUSE[entry["kind"]])
 
-    def _take_revoked(self, entry: Entry) -> None:
-        if entry["kind"] == "client-revoked":
+    def _take_of_many(self, entry: Entry) -> None:
+        kind: str = entry["kind"]
+        if kind in ORDERED:
+            self._take_order(entry)
+        elif kind in CARRIED_OUT:
+            self._take_recalled(entry)
+        elif kind == "client-revoked":
             self.revoked_clients.add(_text(entry, "client"))
-        reason = _RECALLED[entry["kind"]] or _text(entry, "revocation_reason")
-        self.revoked.update(dict.fromkeys(_texts(entry, "certificates"), (reason, entry["at"])))
+            self._take_revoked(entry, "client")
+        else:
+            gone = (_text(entry, "consignment"), entry["at"])
+            self.shipped |= dict.fromkeys(_texts(entry, "devices"), gone)
+
+    def _take_revoked(self, entry: Entry, cause: str) -> None:
+        since = None if "invalidity_date" not in entry else _text(entry, "invalidity_date")
+        said = RevokedSaid(
+            reason=_text(entry, "revocation_reason"), at=entry["at"], cause=cause, invalidity_date=since
+        )
+        self.revoked |= dict.fromkeys(_texts(entry, "certificates"), said)
+
+    def _take_recalled(self, entry: Entry) -> None:
+        """Take in what was done under an order, if it is what two people ordered."""
+        kind, recall, serials = entry["kind"], _text(entry, "recall"), _texts(entry, "certificates")
+        order = self.recalls.carried_out(
+            recall, kind, _text(entry, "revocation_reason"), entry.get("invalidity_date"), len(serials)
+        )
+        approved_at = self.recalls.approved_at(recall)
+        if kind == "authority-revoked":
+            authority = _text(entry, "authority")
+            if authority != order.selection.value:
+                raise errors.MalformedRequest(f"recall {recall[:64]} chooses another authority")
+            self.authority_status[authority] = AuthorityStatus.REVOKED
+        else:
+            for serial in serials:
+                self._require_chosen(order, approved_at, serial)
+            self.recalled.update(serials)
+        self._take_revoked(entry, f"recall:{recall}")
+
+    def _require_chosen(self, order: RecallOrder, approved_at: datetime, serial: str) -> None:
+        certificate = _known(self.certificates, "certificate", serial)
+        issued_at = parse_time(certificate.issued_at)
+        if issued_at > approved_at or not order.selection.chooses(
+            device=certificate.device,
+            run=certificate.run,
+            batch=self.batch(certificate.run),
+            authority=certificate.authority,
+            client=certificate.client,
+            issued_at=issued_at,
+        ):
+            raise errors.MalformedRequest(f"recall {order.id} does not choose certificate {serial[:64]}")
+
+    def batch(self, run: str) -> str:
+        """Return the batch that a run's licence names."""
+        if run not in self._batches:
+            licence = _known(self.runs, "run", run).licence
+            self._batches[run] = RunLicence.decode(licence.encode()).batch
+        return self._batches[run]
+
+    def _take_order(self, entry: Entry) -> None:
+        kind, recall, at = entry["kind"], _text(entry, "recall"), entry["at"]
+        if kind == "recall-proposed":
+            signed = (_text(entry, "signer"), _text(entry, "signature"))
+            self.recalls.propose(recall, _text(entry, "order"), signed, at)
+        elif kind == "recall-approved":
+            proposal, approval = (
+                (_text(entry, who), _text(entry, what))
+                for who, what in (("proposer", "proposal"), ("approver", "approval"))
+            )
+            self.recalls.approve(recall, _text(entry, "order"), proposal, approval, at)
+        elif kind == "recall-withdrawn":
+            self.recalls.withdraw(recall)
+        else:
+            self.recalls.finish(recall, _number(entry, "changed"))
 
     def _take_enrolled(self, entry: Entry) -> None:
         client = _text(entry, "client")
@@ -294,6 +393,14 @@ def _texts(entry: Entry, name: str) -> list[str]:
     value = _there(entry, name)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise errors.MalformedRequest(f"its {name} is no list of texts")
+    return list(value)
+
+
+def _objects(entry: Entry, name: str) -> list[Entry]:
+    """Return a list of objects that may be left out."""
+    value = entry.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise errors.MalformedRequest(f"its {name} is no list of objects")
     return list(value)
 
 

@@ -28,7 +28,6 @@ from birthmark import errors
 from birthmark.adapters.sql.databases import Broken, Database, Row, TableShape, Writes
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
-from birthmark.adapters.sql.rows import moment as as_time
 from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import encode, time_text
@@ -295,13 +294,13 @@ class SQLStore:
             low = rows[-1][0]
             left = None if left is None else left - page
 
-    def since(self, kind: type, field: str, moment: datetime) -> Iterator[tuple[str, datetime]]:
+    def since(self, kind: type, field: str, start: datetime) -> Iterator[tuple[str, datetime]]:
         """See ``Store.since``."""
         mapping = MAPPINGS[kind]
         key = mapping.columns[0]
         if mapping.types[mapping.columns.index(field)] != "bigint":
             raise ValueError(f"{mapping.table}.{field} is no time")
-        low: tuple[int, str] = (milliseconds(moment), "")
+        low: tuple[int, str] = (milliseconds(start), "")
         while True:
             rows = self._database.query(
                 f"SELECT {field}, {key} FROM {mapping.table} WHERE ({field}, {key}) > (%s, %s)"
@@ -309,7 +308,7 @@ class SQLStore:
                 low,
             )
             for at, found in rows:
-                yield found, as_time(at)
+                yield found, moment(at)
             if len(rows) < PIECE_ROWS:
                 return
             low = (rows[-1][0], rows[-1][1])

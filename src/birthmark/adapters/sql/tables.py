@@ -163,6 +163,7 @@ Table(
     _bytes("proof", null=True),
     _integer("released_at", null=True),
     _integer("release_leaf", null=True),
+    _text("further"),
 )
 Table(
     "device_certificate",
@@ -258,6 +259,7 @@ Table(
     _integer("released_at"),
     _bytes("challenge"),
     _bytes("proof"),
+    _text("further"),
 )
 Table(
     "answer",

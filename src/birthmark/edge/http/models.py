@@ -14,6 +14,8 @@ __all__ = [
     "Checkpoint",
     "DeviceStatus",
     "Disposal",
+    "FurtherCertificate",
+    "FurtherProof",
     "GangIssue",
     "GangIssueResult",
     "GangProve",
@@ -73,18 +75,34 @@ class Problem(BaseModel):
     rule: str | None = Field(default=None, description="For policy-refused: the rule that forbids it.")
 
 
+_CSR = Field(
+    max_length=16384,
+    description="PKCS#10 (PEM or base64 DER) for a key born in the device; without it, delivered.",
+)
+MOST_FURTHER = 7
+
+
 class Issue(_Body):
     """Ask for a device's identity."""
 
     hardware_id: HardwareId
     idempotency_key: IdempotencyKey
-    csr: Annotated[
-        str | None,
+    csr: Annotated[str | None, _CSR] = None
+    further_csrs: Annotated[
+        list[Annotated[str, _CSR]],
         Field(
-            max_length=16384,
-            description="PKCS#10 (PEM or base64 DER) for a key born in the device; without it, delivered.",
+            max_length=MOST_FURTHER,
+            description="One for each further profile of the run, in their order; none if delivered.",
         ),
-    ] = None
+    ] = []
+
+
+class FurtherCertificate(_Body):
+    """A further certificate of the same device, for a key of its own."""
+
+    profile: str
+    certificate: str = Field(description="PEM.")
+    private_key: str | None = Field(default=None, description="PKCS#8 PEM of a delivered key.")
 
 
 class IssueResult(_Body):
@@ -100,6 +118,26 @@ class IssueResult(_Body):
         default=None,
         description="PKCS#8 PEM of a delivered key: sent once, kept nowhere.",
     )
+    further: list[FurtherCertificate] = Field(
+        default=[],
+        description="For the run's further profiles, in their order; each is proved with the same challenge.",
+    )
+
+
+_Signature = Annotated[
+    Base64,
+    Field(
+        max_length=1000,
+        description="By the device's key over 'birthmark/proof/v1', attempt, certificate, challenge.",
+    ),
+]
+
+
+class FurtherProof(_Body):
+    """Show that the device holds the key of a further certificate."""
+
+    certificate_sha256: Sha256
+    signature: _Signature
 
 
 class Prove(_Body):
@@ -107,10 +145,11 @@ class Prove(_Body):
 
     attempt: AttemptId
     certificate_sha256: Sha256 = Field(description="Of the certificate (DER) as read back from the device.")
-    signature: Base64 = Field(
-        max_length=400,
-        description="By the device's key over 'birthmark/proof/v1', attempt, certificate, challenge.",
-    )
+    signature: _Signature
+    further: Annotated[
+        list[FurtherProof],
+        Field(max_length=MOST_FURTHER, description="One for each further certificate, in their order."),
+    ] = []
     idempotency_key: IdempotencyKey
 
 
@@ -202,6 +241,9 @@ class RunStatusView(_Body):
     not_after: str
     hardware_id_kind: str
     origins: list[str]
+    further_profiles: list[str] = Field(
+        description="Each device gets one more certificate of each of these, for a key of its own."
+    )
 
 
 class Checkpoint(_Body):

@@ -33,6 +33,7 @@ from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Facts, Look, UseCase
+from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued, IssueRequest
@@ -246,7 +247,6 @@ class StationPlane:
         for der in issued.chain:
             if der not in self._chain_pem:
                 self._chain_pem[der] = to_pem(der)
-        private_key = issued.private_key
         return models.IssueResult.model_construct(
             device=issued.device,
             attempt=issued.attempt,
@@ -254,7 +254,15 @@ class StationPlane:
             certificate=to_pem(issued.certificate),
             chain=[self._chain_pem[der] for der in issued.chain],
             challenge=base64.b64encode(issued.challenge).decode(),
-            private_key=None if private_key is None else to_pem(private_key.reveal(), "PRIVATE KEY"),
+            private_key=_key_pem(issued.private_key),
+            further=[
+                models.FurtherCertificate.model_construct(
+                    profile=one.profile,
+                    certificate=to_pem(one.certificate),
+                    private_key=_key_pem(one.private_key),
+                )
+                for one in issued.further
+            ],
         )
 
     # --- refusing
@@ -314,18 +322,24 @@ def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type=_JSON)
 
 
+def _key_pem(private_key: SecretBytes | None) -> str | None:
+    return None if private_key is None else to_pem(private_key.reveal(), "PRIVATE KEY")
+
+
+def _csr(text: str) -> bytes:
+    try:
+        return text.encode("ascii") if "-----BEGIN" in text else base64.b64decode(text, validate=True)
+    except (UnicodeEncodeError, binascii.Error, ValueError):
+        return b""  # the use case refuses it, under its idempotency key
+
+
 def _issue_request(body: models.Issue) -> IssueRequest:
-    csr: bytes | None = None
-    if body.csr is not None:
-        try:
-            csr = (
-                body.csr.encode("ascii")
-                if "-----BEGIN" in body.csr
-                else base64.b64decode(body.csr, validate=True)
-            )
-        except (UnicodeEncodeError, binascii.Error, ValueError):
-            csr = b""  # the use case refuses it, under its idempotency key
-    return IssueRequest(hardware_id=body.hardware_id, csr=csr, key=body.idempotency_key)
+    return IssueRequest(
+        hardware_id=body.hardware_id,
+        csr=None if body.csr is None else _csr(body.csr),
+        further_csrs=tuple(_csr(text) for text in body.further_csrs),
+        key=body.idempotency_key,
+    )
 
 
 def _prove_request(body: models.Prove) -> ProveRequest:
@@ -333,6 +347,7 @@ def _prove_request(body: models.Prove) -> ProveRequest:
         attempt=body.attempt,
         certificate_sha256=body.certificate_sha256,
         signature=base64.b64decode(body.signature),
+        further=tuple((one.certificate_sha256, base64.b64decode(one.signature)) for one in body.further),
         key=body.idempotency_key,
     )
 
@@ -364,6 +379,7 @@ def _run_view(run: str) -> UseCase[models.RunStatusView]:
         not_after=time_text(licence.not_after),
         hardware_id_kind=licence.hardware_id.kind,
         origins=[str(origin) for origin in licence.origins],
+        further_profiles=list(licence.further_profiles),
     )
 
 

@@ -54,6 +54,8 @@ INSERT INTO device_certificate SELECT c.serial, c.authority, c.device, c.attempt
     'all', a.client, a.issued_at FROM device_certificate_0001 c JOIN attempt a ON a.id = c.attempt;
 """
 _NEW = """
+ALTER TABLE attempt ADD COLUMN further TEXT NOT NULL DEFAULT '';
+ALTER TABLE identity_record ADD COLUMN further TEXT NOT NULL DEFAULT '';
 CREATE INDEX device_certificate_of_run ON device_certificate (run, serial);
 CREATE TABLE revocation (
     id TEXT {octets} NOT NULL PRIMARY KEY, entry {bytes} NOT NULL, reason TEXT NOT NULL CHECK (reason IN (
