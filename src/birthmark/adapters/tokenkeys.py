@@ -274,8 +274,9 @@ def make_trusted_kek(
             {
                 Attribute.TOKEN: True,
                 Attribute.PRIVATE: True,
-                Attribute.EXTRACTABLE: False,
-                Attribute.MODIFIABLE: False,
+                # Where it is false already, SoftHSM refuses to be told so.
+                **({Attribute.EXTRACTABLE: False} if recipients else {}),
+                Attribute.MODIFIABLE: False,  # last: SoftHSM heeds it from there on
             }
         )
         kek.destroy()

@@ -273,7 +273,7 @@ def _differences(asset: KeyAsset, policy: KeyPolicy, key: KeyAttributes) -> Iter
                 label=key.label,
                 severity=Severity.NOTE,
                 rule="attribute",
-                detail=f"{_name(name)} is {str(not wanted).lower()}: the store does not fix the key's attributes",
+                detail=f"{_name(name)} is {str(not wanted).lower()}: the store does not fix it",
             )
 
 
