@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -25,10 +26,13 @@ def responder_der(
     ocsp_signing: bool = True,
     digital_signature: bool = True,
     purposes: bool = True,
+    curve: ec.EllipticCurve | None = None,
 ) -> bytes:
     """A responder's certificate (DER) with a key of this algorithm, the realm's by default."""
     issuer = x509.load_der_x509_certificate(ours.issuing_der)
     key = private_key(algorithm or ours.algorithm, RESPONDER_KEY)
+    if curve is not None:
+        key = ec.derive_private_key(4711, curve)
     usage = [digital_signature, not digital_signature, *[False] * 7]
     builder = (
         x509.CertificateBuilder()

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birthmark.errors import IntegrityFailure, MalformedRequest, PolicyRefused, TooLarge
-from birthmark.pki import profiles
+from birthmark.pki import der, profiles
 from birthmark.pki.algorithms import ALGORITHMS
-from birthmark.pki.certificates import to_pem
+from birthmark.pki.certificates import assemble, to_pem
 from birthmark.pki.crl import (
     Covers,
     CRLScope,
@@ -297,6 +297,13 @@ def test_the_number_grows_with_the_clock() -> None:
         crl_number(datetime(1969, 12, 31, tzinfo=UTC))
 
 
+@pytest.mark.parametrize("number", [-1, 1 << 159])
+def test_a_number_of_more_than_20_octets_is_refused(number: int) -> None:
+    """RFC 5280 section 5.2.3."""
+    with pytest.raises(PolicyRefused, match="20 octets"):
+        frame(terms_of(realm(P256), number=number), 0)
+
+
 def test_a_list_of_four_gibibytes_is_too_large() -> None:
     with pytest.raises(TooLarge, match="4 GiB"):
         frame(terms_of(realm(P256)), 1 << 32)
@@ -351,6 +358,29 @@ def test_the_lists_of_others_are_read_too() -> None:
     partial = builder.add_extension(some_reasons, critical=True).sign(key, hashed)  # type: ignore[arg-type]
     with pytest.raises(MalformedRequest, match="something else"):
         read_crl(partial.public_bytes(Encoding.DER))
+
+
+def test_what_is_no_list_is_not_read() -> None:
+    ours = realm(P256)
+    crl, terms = crl_of(ours), terms_of(ours)
+    outside, algorithm = b"\x30\x00", ALGORITHMS[P256].signature_algorithm
+    around = frame(terms, 2)
+    tbs = around.prefix + b"\x05\x00" + around.suffix
+    plain = around.suffix.replace(b"\x06\x03\x55\x1d\x14\x04", b"\x06\x03\x55\x1d\x14\x05")
+    for octets, complaint in (
+        (crl + outside, "one sequence"),
+        (b"\x04\x00", "one sequence"),
+        (der.encode(der.SEQUENCE, tbs), "list, algorithm and signature"),
+        (assemble(outside, algorithm, b""), "not version"),
+        (assemble(tbs, ALGORITHMS[KeyAlgorithm.ED25519].signature_algorithm, b""), "in the signed part"),
+        (assemble(around.prefix + b"\x05\x00" + plain, algorithm, b""), "identifier, criticality and value"),
+    ):
+        with pytest.raises(MalformedRequest, match=complaint):
+            read_crl(octets)
+    nonsense = assemble(tbs, algorithm, ours.sign(ISSUING_KEY, tbs))
+    assert read_crl(nonsense).entries_size == 2, "the entries are not looked at"
+    with pytest.raises(MalformedRequest, match="not a CRL"):
+        verify_crl(nonsense, ours.issuing)
 
 
 @given(st.binary(max_size=300))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp as library
 from hypothesis import given, settings
@@ -294,6 +295,8 @@ def test_only_whom_the_authority_delegated_to_responds(
 def test_what_is_no_certificate_does_not_respond() -> None:
     with pytest.raises(MalformedRequest):
         Responder.from_certificate(RESPONDER_KEY, b"\x30\x00", OURS.issuing)
+    with pytest.raises(MalformedRequest, match="none of our encodings"):
+        Responder.from_certificate(RESPONDER_KEY, responder_der(OURS, curve=ec.SECP224R1()), OURS.issuing)
     with pytest.raises(PolicyRefused, match="no certificate yet"):
         Responder.from_certificate(
             RESPONDER_KEY, responder_der(OURS), replace(OURS.issuing, certificate=None)
