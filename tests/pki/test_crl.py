@@ -38,6 +38,7 @@ from tests.support.programs import need
 
 P256 = KeyAlgorithm.EC_P256
 ALL_KINDS = (P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519)
+OTHER_KINDS = (KeyAlgorithm.EC_P521, KeyAlgorithm.ED448, KeyAlgorithm.RSA_3072)
 SHARD, OTHER_SHARD = "http://pki.example/crl/1.crl", "http://pki.example/crl/2.crl"
 DELTAS = "http://pki.example/crl/delta.crl"
 WEEK = timedelta(days=7)
@@ -184,7 +185,7 @@ def test_openssl_and_pkilint_accept_every_scope(scope: str, algorithm: KeyAlgori
         assert lint_crl(crl, of_authorities=scope == "authorities") == []
 
 
-@pytest.mark.parametrize("algorithm", ALL_KINDS)
+@pytest.mark.parametrize("algorithm", ALL_KINDS + OTHER_KINDS)
 def test_gnutls_verifies_the_list(algorithm: KeyAlgorithm, tmp_path: Path) -> None:
     """certtool knows no other time than now, so this list lasts."""
     ours = realm(algorithm)
@@ -226,7 +227,7 @@ class Checked:
         return found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("algorithm", ALL_KINDS)
+@pytest.mark.parametrize("algorithm", ALL_KINDS + OTHER_KINDS)
 def test_openssl_finds_a_revoked_device_in_its_own_partition_only(
     algorithm: KeyAlgorithm, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ from tests.support.programs import need
 
 P256 = KeyAlgorithm.EC_P256
 ALL_KINDS = (P256, KeyAlgorithm.EC_P384, KeyAlgorithm.ED25519)
+OTHER_KINDS = (KeyAlgorithm.EC_P521, KeyAlgorithm.ED448, KeyAlgorithm.RSA_3072)
 HOUR = timedelta(hours=1)
 OURS = realm(P256)
 STATUS = {
@@ -220,7 +221,7 @@ class OpenSSL:
         return found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("algorithm", ALL_KINDS)
+@pytest.mark.parametrize("algorithm", ALL_KINDS + OTHER_KINDS)
 @pytest.mark.parametrize(("option", "by_name"), [("-sha1", True), ("-sha256", False), ("-sha512", False)])
 def test_openssl_is_told_good_revoked_and_unknown(
     option: str,
@@ -301,6 +302,16 @@ def test_what_is_no_certificate_does_not_respond() -> None:
         Responder.from_certificate(
             RESPONDER_KEY, responder_der(OURS), replace(OURS.issuing, certificate=None)
         )
+
+
+def test_the_packaged_profile_makes_a_responder() -> None:
+    certificate = OURS.issue(profiles.load("ocsp-responder"), spki(P256, RESPONDER_KEY))
+    who = Responder.from_certificate(RESPONDER_KEY, certificate, OURS.issuing)
+    tbs = response_data(who, [said(cert_id(ids_of(OURS), 7))], produced_at=NOW)
+    response = sign_response(permit(tbs), OURS.sign)
+    assert lint_ocsp_response(response) == []
+    (carried,) = library.load_der_ocsp_response(response).certificates
+    assert carried.public_bytes(Encoding.DER) == certificate
 
 
 def test_a_responder_may_have_another_kind_of_key() -> None:
