@@ -137,8 +137,8 @@ def test_a_key_that_is_not_encrypted_is_refused(directory: Path) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [ec.generate_private_key(ec.SECP521R1()), rsa.generate_private_key(65537, 2048)],
-    ids=["P-521", "RSA"],
+    [ec.generate_private_key(ec.SECP256K1()), rsa.generate_private_key(65537, 2056)],
+    ids=["secp256k1", "RSA-2056"],
 )
 def test_a_key_of_another_type_is_refused(
     directory: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

@@ -3,8 +3,8 @@
 Rules kept here: a private key is made with CKA_TOKEN, CKA_PRIVATE, CKA_SENSITIVE, not CKA_EXTRACTABLE (or,
 exportable, with CKA_WRAP_WITH_TRUSTED), no use but CKA_SIGN, and where the token can, for good
 (CKA_MODIFIABLE, CKA_COPYABLE); it is destroyed again if the token made it otherwise; a key is found by
-CKA_LABEL, which no two may share, and is tried against its public half before its first use; ECDSA signs a
-digest of ours (CKM_ECDSA), because many tokens know no hashing variant.
+CKA_LABEL, which no two may share, and is tried against its public half before its first use; ECDSA and
+RSA sign a digest of ours (CKM_ECDSA, CKM_RSA_PKCS), because many tokens know no hashing variant.
 
 A session that is lost (the token restarted, the network went) is opened anew, and what was asked is done once
 more; ``errors.Unavailable`` is said only when that fails, too, and for a second after that without asking the
@@ -19,13 +19,13 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives import hashes
 from pkcs11 import (
     Attribute,
     KeyType,
@@ -44,9 +44,16 @@ from pkcs11.exceptions import PKCS11Error
 from birthmark import errors
 from birthmark.adapters import tokenkeys
 from birthmark.adapters.custody import check_label
-from birthmark.adapters.ecpoint import CURVE_NAMES, PublicPart, public_part, signature_value
+from birthmark.adapters.ecpoint import (
+    CURVE_NAMES,
+    RSA_BITS,
+    PublicPart,
+    public_part,
+    rsa_public_part,
+    signature_value,
+)
 from birthmark.adapters.tokenworker import TokenWorker
-from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.algorithms import ALGORITHMS, recognise, verify
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade, TransportKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
@@ -87,8 +94,16 @@ _KEEPS = (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
 _MECHANISMS = {
     KeyAlgorithm.EC_P256: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
     KeyAlgorithm.EC_P384: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
+    KeyAlgorithm.EC_P521: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
     KeyAlgorithm.ED25519: (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EDDSA),
+    KeyAlgorithm.ED448: (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EDDSA),
+    KeyAlgorithm.RSA_2048: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
+    KeyAlgorithm.RSA_3072: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
+    KeyAlgorithm.RSA_4096: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
 }
+
+_SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
+"""DigestInfo (RFC 8017 section 9.2, note 1) up to the digest: what CKM_RSA_PKCS signs."""
 
 _PIN_REFUSED = (
     foreign.PinExpired,
@@ -685,13 +700,12 @@ def _generate_pair(
     key_type, generation, _ = _MECHANISMS[algorithm]
     guard = {Attribute.WRAP_WITH_TRUSTED: True} if exportable else {}
     failure: PKCS11Error | None = None
+    curves = CURVE_NAMES.get(algorithm, (b"",))
     # A token that does not know the fixing attributes makes the key without them.
-    for curve, fixed in (
-        (curve, fixed) for fixed in (tokenkeys.FIXED, {}) for curve in CURVE_NAMES[algorithm]
-    ):
-        parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: curve}, local=True)
+    for curve, fixed in ((curve, fixed) for fixed in (tokenkeys.FIXED, {}) for curve in curves):
+        generate = _generator(session, key_type, algorithm, curve)
         try:
-            return parameters.generate_keypair(
+            return generate(
                 id=label.encode(),
                 label=label,
                 store=True,
@@ -712,21 +726,27 @@ def _generate_pair(
     raise failure
 
 
+def _generator(
+    session: Session, key_type: KeyType, algorithm: KeyAlgorithm, curve: bytes
+) -> Callable[..., tuple[Object, Object]]:
+    if key_type is KeyType.RSA:
+        return partial(session.generate_keypair, key_type, RSA_BITS[algorithm])
+    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: curve}, local=True)
+    return parameters.generate_keypair
+
+
 def _matched(label: KeyLabel, public: Object, private: Object) -> _TokenKey:
     """Return the key after having it sign, once, something its public half verifies."""
     if not isinstance(private, SignMixin):
         raise errors.IntegrityFailure(f"key {label!r} may not sign: CKA_SIGN is false")
-    part = public_part(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
+    if public[Attribute.KEY_TYPE] is KeyType.RSA:
+        part = rsa_public_part(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
+    else:
+        part = public_part(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
     key = _TokenKey(part, private)
     signature = _sign(key, _to_be_signed(part.algorithm, _KEY_TRIAL))
-    verifier = serialization.load_der_public_key(part.subject_public_key_info)
     try:
-        match verifier:
-            case ed25519.Ed25519PublicKey():
-                verifier.verify(signature, _KEY_TRIAL)
-            case ec.EllipticCurvePublicKey():
-                algorithm = ALGORITHMS[part.algorithm].hash_algorithm or hashes.SHA256()
-                verifier.verify(signature, _KEY_TRIAL, ec.ECDSA(algorithm))
+        verify(part.subject_public_key_info, signature, _KEY_TRIAL)
     except InvalidSignature as mismatch:
         raise errors.IntegrityFailure(
             f"the public and the private key labelled {label!r} are no pair"
@@ -735,13 +755,13 @@ def _matched(label: KeyLabel, public: Object, private: Object) -> _TokenKey:
 
 
 def _to_be_signed(algorithm: KeyAlgorithm, message: bytes) -> bytes:
-    """Return what CKM_ECDSA signs, a digest, or what CKM_EDDSA signs, the message."""
+    """Return what CKM_ECDSA signs, a digest, CKM_RSA_PKCS, a DigestInfo, and CKM_EDDSA, the message."""
     hash_algorithm = ALGORITHMS[algorithm].hash_algorithm
     if hash_algorithm is None:
         return message
     digest = hashes.Hash(hash_algorithm)
     digest.update(message)
-    return digest.finalize()
+    return (_SHA256_DIGEST_INFO if algorithm in RSA_BITS else b"") + digest.finalize()
 
 
 def _sign(key: _TokenKey, to_be_signed: bytes) -> bytes:
