@@ -4,7 +4,7 @@
 ``permit`` reads a TBSCertificate's DER, not the values it was made from, and asks every rule; only then is
 there an ``IssuancePermit``, and only with that can anything be signed.  A rule is a function from the reading
 to a complaint or None, and its docstring is its citation.  What a rule expects it takes from the profile and
-the issuer with encoders of this module, so that a fault in issuance does not vouch for itself.
+the issuer with encoders of ``expected``, so that a fault in issuance does not vouch for itself.
 
 These are the rules that every certificate meets before it is signed.  A general-purpose linter (pkilint)
 judges certificates of every profile in the tests; the service does not run it.
@@ -13,227 +13,18 @@ judges certificates of every profile in the tests; the service does not run it.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from typing import NamedTuple
 
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der
 from birthmark.pki.algorithms import ALGORITHMS, key_identifier, recognise
 from birthmark.pki.certificates import TBSCertificate
+from birthmark.pki.expected import ExpectedName, access_methods, expected_of
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.nameconstraints import FORM_TAGS, complaint, read_limits
-from birthmark.pki.names import ATTRIBUTES
-from birthmark.pki.profilelanguage import (
-    Extension,
-    KeyUsage,
-    Profile,
-    SubjectAlternativeName,
-    Subtree,
-)
+from birthmark.pki.profilelanguage import Extension, Subtree
+from birthmark.pki.reading import Reading, read
 
 __all__ = ["RULES", "IssuancePermit", "Reading", "Rule", "permit", "read"]
-
-
-class Reading(NamedTuple):
-    """A TBSCertificate as its octets say (RFC 5280 section 4.1)."""
-
-    octets: bytes
-    version: bytes
-    serial_number: bytes
-    """Contents of the INTEGER."""
-    signature_algorithm: bytes
-    issuer: bytes
-    not_before: datetime
-    not_after: datetime
-    times: tuple[tuple[int, bytes], ...]
-    """Tag and contents of notBefore and notAfter."""
-    subject: bytes
-    subject_public_key_info: bytes
-    extensions: dict[bytes, bytes]
-    """Contents of extnValue by extnID (DER), in order."""
-    criticality: tuple[bool, ...]
-
-
-def read(octets: bytes) -> Reading:
-    """Read a TBSCertificate (DER), version 3 with extensions and without unique identifiers.
-
-    Raises:
-        MalformedRequest: the octets are something else.
-    """
-    _, _, content, end = der.only(octets, der.SEQUENCE)
-    fields = der.children(octets, content, end)
-    if [found[0] for found in fields] != _FIELDS:
-        raise MalformedRequest(
-            "not version, serial number, algorithm, issuer, validity, subject, key, extensions"
-        )
-    version, serial, algorithm, issuer, validity, subject, key, wrapped = fields
-    times = [(tag, octets[start:stop]) for tag, _, start, stop in der.children(octets, *validity[2:])]
-    if len(times) != 2:
-        raise MalformedRequest("validity is not two times")
-    _, _, content, end = der.only(octets, der.SEQUENCE, *wrapped[2:])
-    extensions: dict[bytes, bytes] = {}
-    criticality: list[bool] = []
-    for tag, _, start, stop in der.children(octets, content, end):
-        parts = der.children(octets, start, stop)
-        tags = [part[0] for part in parts]
-        if tag != der.SEQUENCE or tags not in (_PLAIN_EXTENSION, _MARKED_EXTENSION):
-            raise MalformedRequest("an extension is not identifier, criticality and value")
-        critical = tags == _MARKED_EXTENSION
-        if critical and octets[parts[1][2] : parts[1][3]] != b"\xff":
-            raise MalformedRequest("criticality is not TRUE: FALSE is left out (X.690 section 11.5)")
-        identifier = octets[parts[0][1] : parts[0][3]]
-        if identifier in extensions:
-            raise MalformedRequest("an extension occurs twice")
-        extensions[identifier] = octets[parts[-1][2] : parts[-1][3]]
-        criticality.append(critical)
-    return Reading(
-        octets,
-        octets[version[1] : version[3]],
-        octets[serial[2] : serial[3]],
-        octets[algorithm[1] : algorithm[3]],
-        octets[issuer[1] : issuer[3]],
-        _moment(*times[0]),
-        _moment(*times[1]),
-        tuple(times),
-        octets[subject[1] : subject[3]],
-        octets[key[1] : key[3]],
-        extensions,
-        tuple(criticality),
-    )
-
-
-_FIELDS = [0xA0, der.INTEGER, der.SEQUENCE, der.SEQUENCE, der.SEQUENCE, der.SEQUENCE, der.SEQUENCE, 0xA3]
-_PLAIN_EXTENSION = [der.OID, der.OCTET_STRING]
-_MARKED_EXTENSION = [der.OID, der.BOOLEAN, der.OCTET_STRING]
-
-
-@lru_cache(maxsize=64)  # most certificates of a minute share theirs
-def _moment(tag: int, contents: bytes) -> datetime:
-    digits = contents[:-1]
-    if not digits.isdigit() or contents[-1:] != b"Z" or (tag, len(contents)) not in {(0x17, 13), (0x18, 15)}:
-        raise MalformedRequest(f"{contents!r} is no time with seconds and Z")
-    if tag == der.UTC_TIME:
-        digits = (b"20" if digits < b"5" else b"19") + digits
-    try:
-        return datetime(
-            int(digits[0:4]), int(digits[4:6]), int(digits[6:8]), int(digits[8:10]), int(digits[10:12]),
-            int(digits[12:14]), tzinfo=UTC,
-        )  # fmt: skip
-    except ValueError as error:
-        raise MalformedRequest(f"{contents!r} is no time: {error}") from error
-
-
-# --- what a profile lets us expect ---
-
-
-class _ExpectedAttribute(NamedTuple):
-    """One attribute of the subject."""
-
-    oid: bytes
-    tag: int
-    shortest: int
-    longest: int
-    alphabet: frozenset[str] | None
-    optional: bool
-    as_issuer: bool
-
-
-class _ExpectedName(NamedTuple):
-    """One form of subjectAltName."""
-
-    tag: int
-    kind: bytes
-    """Type of an otherName (DER), else empty."""
-    inside: tuple[list[int], ...]
-    """Tags inside of an otherName's SEQUENCE: one of these."""
-    fewest: int
-    most: int
-
-
-class _Expected(NamedTuple):
-    """The octets that every certificate of a profile shares."""
-
-    criticality: dict[tuple[bytes, ...], tuple[bool, ...]]
-    """What is critical, by the extnIDs (DER), in order, of each choice of extensions that may be left out."""
-    values: tuple[tuple[bytes, bytes], ...]
-    """extnID (DER) and extnValue contents of the extensions that are the same in every certificate."""
-    subject: tuple[_ExpectedAttribute, ...]
-    names: tuple[_ExpectedName, ...]
-
-
-@lru_cache(maxsize=256)
-def _expected(profile: Profile) -> _Expected:
-    values = {Extension.KEY_USAGE: _key_usage(profile.key_usage)}
-    if profile.extended_key_usage:
-        purposes = [der.oid(text) for text in profile.extended_key_usage]
-        values[Extension.EXTENDED_KEY_USAGE] = der.encode(der.SEQUENCE, *purposes)
-    if profile.certificate_policies and not any(text.variables for text in profile.certificate_policies):
-        policies = [der.encode(der.SEQUENCE, der.oid(text.source)) for text in profile.certificate_policies]
-        values[Extension.CERTIFICATE_POLICIES] = der.encode(der.SEQUENCE, *policies)
-    if (constraints := profile.basic_constraints) is not None and constraints.path_len is None:
-        ca = b"\x01\x01\xff" if constraints.ca else b""
-        path_len = constraints.path_len_constraint
-        limit = b"" if path_len is None else der.integer(path_len)
-        values[Extension.BASIC_CONSTRAINTS] = der.encode(der.SEQUENCE, ca, limit)
-    if profile.ocsp_no_check:
-        values[Extension.OCSP_NO_CHECK] = b"\x05\x00"
-    variants = [
-        tuple(extension for extension in profile.extensions if extension not in lacking)
-        for lacking in _subsets(
-            [extension for extension in profile.extensions if profile.may_lack(extension)]
-        )
-    ]
-    kinds = [(ATTRIBUTES[part.attribute], part) for part in profile.subject]
-    return _Expected(
-        criticality={
-            tuple(der.oid(extension) for extension in variant): tuple(map(profile.critical, variant))
-            for variant in variants
-        },
-        values=tuple((der.oid(extension), value) for extension, value in values.items()),
-        subject=tuple(
-            _ExpectedAttribute(
-                kind.oid, kind.tag, kind.shortest, kind.longest, kind.alphabet, part.optional, part.as_issuer
-            )
-            for kind, part in kinds
-        ),
-        names=_expected_names(profile.subject_alternative_name),
-    )
-
-
-def _subsets(items: list[Extension]) -> list[frozenset[Extension]]:
-    found: list[frozenset[Extension]] = [frozenset()]
-    for item in items:
-        found += [subset | {item} for subset in found]
-    return found
-
-
-def _expected_names(alternative: SubjectAlternativeName | None) -> tuple[_ExpectedName, ...]:
-    """Return the forms in the order in which they are written."""
-    if alternative is None:
-        return ()
-    many, found = 1 << 16, []
-    if alternative.hardware_type is not None:
-        inside = ([der.OID, der.OCTET_STRING],)
-        found.append(_ExpectedName(0xA0, _HARDWARE_MODULE_NAME, inside, 1, 1))
-    if alternative.permanent_identifier is not None:
-        fewest = 0 if "permanent-identifier" in alternative.optional else 1
-        bare, assigned = [der.UTF8_STRING], [der.UTF8_STRING, der.OID]
-        choices = (bare,) if alternative.assigner is None else (bare, assigned)
-        found.append(_ExpectedName(0xA0, _PERMANENT_IDENTIFIER, choices, fewest, 1))
-    if alternative.dns_names is not None:
-        found.append(_ExpectedName(0x82, b"", (), 0, many))
-    if alternative.uris is not None:
-        found.append(_ExpectedName(0x86, b"", (), 0 if "uris" in alternative.optional else 1, many))
-    if alternative.ip_addresses is not None:
-        found.append(_ExpectedName(0x87, b"", (), 0, many))
-    return tuple(found)
-
-
-def _key_usage(usages: tuple[KeyUsage, ...]) -> bytes:
-    """KeyUsage ::= BIT STRING, trailing zero bits removed (X.690 section 11.2.2)."""
-    bits = sum(0x80 >> number for number, usage in enumerate(KeyUsage) if usage in usages)
-    unused = (bits & -bits).bit_length() - 1
-    return der.encode(der.BIT_STRING, bytes((unused, bits)))
 
 
 # --- the rules ---
@@ -252,10 +43,7 @@ _AUTHORITY_KEY_IDENTIFIER = der.oid(Extension.AUTHORITY_KEY_IDENTIFIER)
 _BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
 _NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
 _CERTIFICATE_POLICIES = der.oid(Extension.CERTIFICATE_POLICIES)
-_HARDWARE_MODULE_NAME = der.oid("1.3.6.1.5.5.7.8.4")
-_PERMANENT_IDENTIFIER = der.oid("1.3.6.1.5.5.7.8.3")
 _HTTP = (b"http://", b"https://")
-_OCSP, _CA_ISSUERS = der.oid("1.3.6.1.5.5.7.48.1"), der.oid("1.3.6.1.5.5.7.48.2")
 
 
 def version_is_3(seen: Reading, tbs: TBSCertificate) -> str | None:
@@ -376,7 +164,7 @@ def validity_is_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
 
 def subject_is_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 appendix A.1: string types and upper bounds; SPEC C8: the profile's attributes, in order."""
-    expected = iter(_expected(tbs.profile).subject)
+    expected = iter(expected_of(tbs.profile).subject)
     octets = seen.subject
     _, _, content, end = der.only(octets, der.SEQUENCE)
     for set_tag, _, start, stop in der.children(octets, content, end):
@@ -408,7 +196,7 @@ def subject_agrees_with_the_issuers(seen: Reading, tbs: TBSCertificate) -> str |
 
     Matter core specification section 6.2.3.1: the VID of DAC, PAI and PAA, and the PID of DAC and PAI, agree.
     """
-    for part in _expected(tbs.profile).subject:
+    for part in expected_of(tbs.profile).subject:
         if part.as_issuer:
             above = _values_of(tbs.issuer.subject, part.oid)
             if above and _values_of(seen.subject, part.oid) != above:
@@ -457,18 +245,18 @@ def subject_key_is_not_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | 
 
 def extensions_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """SPEC G1: these extensions, less optional ones, in this order (RFC 5280 section 4.2: none twice)."""
-    return None if tuple(seen.extensions) in _expected(tbs.profile).criticality else "extensions are others"
+    return None if tuple(seen.extensions) in expected_of(tbs.profile).criticality else "extensions are others"
 
 
 def criticality_is_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 section 4.2.1 says what is critical; the profile decides where that is left open."""
-    expected = _expected(tbs.profile).criticality[tuple(seen.extensions)]
+    expected = expected_of(tbs.profile).criticality[tuple(seen.extensions)]
     return None if seen.criticality == expected else "criticality is another"
 
 
 def constant_extensions_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     """RFC 5280 sections 4.2.1.3, .4, .9 and .12, RFC 6960 section 4.2.2.2.1: they are the profile's."""
-    for identifier, value in _expected(tbs.profile).values:
+    for identifier, value in expected_of(tbs.profile).values:
         found = seen.extensions.get(identifier, value)
         if found != value:
             return f"extension {identifier.hex()} is {found.hex()}, not {value.hex()}"
@@ -572,7 +360,7 @@ def alternative_name_has_the_profiles_form(seen: Reading, tbs: TBSCertificate) -
     _, _, start, stop = der.only(value, der.SEQUENCE)
     found = der.children(value, start, stop)
     position = 0
-    for form in _expected(tbs.profile).names:
+    for form in expected_of(tbs.profile).names:
         count = 0
         while position < len(found) and count < form.most and _is_of(form, value, found[position]):
             position += 1
@@ -584,7 +372,7 @@ def alternative_name_has_the_profiles_form(seen: Reading, tbs: TBSCertificate) -
     )
 
 
-def _is_of(form: _ExpectedName, value: bytes, name: der.Element) -> bool:
+def _is_of(form: ExpectedName, value: bytes, name: der.Element) -> bool:
     tag, _, start, stop = name
     if tag != form.tag or start == stop:
         return False
@@ -615,23 +403,9 @@ def locations_are_http(seen: Reading, tbs: TBSCertificate) -> str | None:
             if [part[0] for part in parts] != [der.OID, 0x86] or not value.startswith(_HTTP, parts[1][2]):
                 return "an access location is not http"
             methods.append(value[parts[0][1] : parts[0][3]])
-        if methods not in _access_methods(tbs.profile):
+        if methods not in access_methods(tbs.profile):
             return "the access methods are not the profile's ocsp and caIssuers"
     return None
-
-
-@lru_cache(maxsize=256)
-def _access_methods(profile: Profile) -> list[list[bytes]]:
-    """Return what the access methods may be, in order."""
-    choices: list[list[bytes]] = [[]]
-    for method, key, template in (
-        (_OCSP, "ocsp-responder", profile.ocsp_responder),
-        (_CA_ISSUERS, "ca-issuers", profile.ca_issuers),
-    ):
-        if template is not None:
-            there = [[*choice, method] for choice in choices]
-            choices = choices + there if key in profile.optional else there
-    return [choice for choice in choices if choice]
 
 
 def size_is_within_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
