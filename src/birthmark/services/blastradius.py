@@ -1,8 +1,8 @@
 """Which certificates a selection chooses, and what it would mean to recall them (SPEC E6, F1).
 
 A selection is walked run by run, each run along its certificates' serial numbers, a page at a time: memory
-does not grow with what is chosen, and a walk that was broken off goes on at its cursor.  Runs are told apart by
-their licences; that these are what was signed is for ``birthmark check`` to say.
+does not grow with what is chosen, and a walk that was broken off goes on at its cursor.  Runs are told apart
+by their licences; that these are what was signed is for ``birthmark check`` to say.
 
 Nothing here changes anything; ``services.recall`` does.
 """
@@ -153,7 +153,9 @@ def choose(selection: Selection) -> UseCase[Chosen]:
         errors.NotFound: there is no such device, run, batch, authority or station.
     """
     kind, value = selection.kind, selection.value
-    missing = errors.NotFound(f"there is no {'authority' if kind is SelectionKind.ISSUED_BY else kind} {value}")
+    missing = errors.NotFound(
+        f"there is no {'authority' if kind is SelectionKind.ISSUED_BY else kind} {value}"
+    )
     if kind is SelectionKind.DEVICE:
         facts: Facts = yield Look({Device: (value,)})
         device = facts.get(Device, value)
@@ -168,9 +170,7 @@ def choose(selection: Selection) -> UseCase[Chosen]:
     if kind in (SelectionKind.AUTHORITY, SelectionKind.ISSUED_BY):
         return (yield from _under(selection, missing))
     by_run = kind is SelectionKind.RUN
-    chosen = yield from _runs(
-        selection, lambda run, licence: (run if by_run else licence.batch) == value
-    )
+    chosen = yield from _runs(selection, lambda run, licence: (run if by_run else licence.batch) == value)
     if not chosen.runs:
         raise missing
     return chosen
@@ -208,7 +208,7 @@ def _under(selection: Selection, missing: errors.NotFound) -> UseCase[Chosen]:
 
 
 def _below(authority: Authority, authorities: Sequence[Authority]) -> tuple[Authority, ...]:
-    names, found = {authority.id}, []
+    names, found = {authority.id}, list[Authority]()
     while True:
         more = [one for one in authorities if one.issuer in names and one.id not in names]
         if not more:
@@ -221,7 +221,7 @@ def still_issuing(facts: Facts, chosen: Chosen, at: datetime) -> list[str]:
     """Return the runs that could add to the selection now."""
     if chosen.selection.kind not in _COMPLETE:
         return []
-    found = []
+    found: list[str] = []
     for name in chosen.issuing:
         run, licence = facts.get(Run, name), chosen.runs[name]
         authority = facts.get(Authority, licence.authority)
