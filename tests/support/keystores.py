@@ -33,6 +33,7 @@ class Sites:
 @contextmanager
 def sites(kind: str, directory: Path) -> Iterator[Sites]:
     """Open two stores: ``software``, ``token``, or ``token-to-software`` and ``software-to-token``."""
+    directory.mkdir(exist_ok=True)
     with ExitStack() as stack:
         token = None
         if "token" in kind:

@@ -1,0 +1,175 @@
+"""The comparison of what was decided with what a store says, attribute by attribute (SPEC B4)."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from birthmark.floor.key_assets import (
+    KeyAsset,
+    KeyPolicy,
+    KeyPurpose,
+    KeyStatus,
+    Severity,
+    compare,
+    kind_of,
+    policy_for,
+)
+from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, TransportKind
+from birthmark.pki.keys import KeyAlgorithm
+
+LIVE = KeyAttributes(
+    label="ca",
+    key_class=KeyClass.PRIVATE,
+    kind=KeyAlgorithm.EC_P256,
+    fingerprint="ab" * 32,
+    development=False,
+    token=True,
+    private=True,
+    sensitive=True,
+    always_sensitive=True,
+    extractable=False,
+    never_extractable=True,
+    local=True,
+    sign=True,
+    derive=False,
+    wrap=False,
+    unwrap=False,
+    encrypt=False,
+    decrypt=False,
+    wrap_with_trusted=False,
+    trusted=False,
+    modifiable=False,
+    copyable=False,
+    destroyable=True,
+)
+ASSET = KeyAsset(
+    label="ca",
+    store="floor",
+    purpose=KeyPurpose.ISSUING_CA,
+    kind="ec-p256",
+    policy=KeyPolicy.SIGNING,
+    users="ca",
+    fingerprint="ab" * 32,
+    ceremony="c1",
+    status=KeyStatus.ACTIVE,
+    created_at=datetime(2026, 11, 22, tzinfo=UTC),
+    backed_up_at=None,
+    backup_sha256=None,
+)
+
+
+def turned(attribute: str) -> KeyAttributes:
+    """Return the key with one attribute the other way."""
+    changes: dict[str, Any] = {attribute: not getattr(LIVE, attribute)}
+    return replace(LIVE, **changes)
+
+
+def found(asset: KeyAsset, *live: KeyAttributes) -> list[tuple[str, str]]:
+    return [(str(each.severity), each.rule) for each in compare([asset], live, "floor")]
+
+
+def test_a_key_as_it_was_decided_has_no_finding() -> None:
+    assert found(ASSET, LIVE) == []
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    ["token", "private", "sensitive", "always_sensitive", "extractable", "never_extractable", "local"],
+)
+def test_every_attribute_of_custody_counts(attribute: str) -> None:
+    """B4: turned the other way, each is an error that names it."""
+    findings = compare([ASSET], [turned(attribute)], "floor")
+    named = [each for each in findings if f"CKA_{attribute.upper()}" in each.detail]
+    assert [each.severity for each in named] == [Severity.ERROR]
+
+
+@pytest.mark.parametrize("use", ["derive", "wrap", "unwrap", "encrypt", "decrypt"])
+def test_every_use_that_was_not_decided_counts(use: str) -> None:
+    assert ("error", "attribute") in found(ASSET, turned(use))
+
+
+def test_a_key_that_may_not_sign_is_no_ca_key() -> None:
+    assert found(ASSET, replace(LIVE, sign=False)) == [("error", "attribute")]
+
+
+@pytest.mark.parametrize(
+    ("live", "rule"),
+    [
+        (replace(LIVE, sign=True, derive=True), "sign-and-derive"),
+        (replace(LIVE, wrap=True, decrypt=True), "wrap-and-decrypt"),
+        (replace(LIVE, wrap=True, encrypt=True), "wrap-and-decrypt"),
+        (replace(LIVE, extractable=True), "unguarded"),
+        (replace(LIVE, sensitive=False), "readable"),
+    ],
+)
+def test_what_no_key_may_be_is_found_even_of_a_stranger(live: KeyAttributes, rule: str) -> None:
+    stranger = replace(live, label="stranger")
+    assert ("error", rule) in found(ASSET, LIVE, stranger)
+    assert ("error", "unknown") in found(ASSET, LIVE, stranger)
+
+
+def test_another_key_of_the_name_is_found() -> None:
+    assert found(ASSET, replace(LIVE, fingerprint="cd" * 32)) == [("error", "fingerprint")]
+    assert found(ASSET, replace(LIVE, fingerprint="")) == [("error", "fingerprint")]
+    assert found(ASSET, replace(LIVE, kind=KeyAlgorithm.EC_P384)) == [("error", "kind")]
+    assert found(ASSET, replace(LIVE, kind=None)) == [("error", "kind")]
+    secret = replace(LIVE, key_class=KeyClass.SECRET, kind=SecretKind.MASTER_AES_256)
+    assert found(ASSET, secret) == [("error", "class")]
+
+
+def test_keys_that_are_gone_twice_there_or_not_destroyed_are_found() -> None:
+    assert found(ASSET) == [("error", "missing")]
+    assert ("error", "ambiguous") in found(ASSET, LIVE, replace(LIVE, fingerprint="cd" * 32))
+    destroyed = replace(ASSET, status=KeyStatus.DESTROYED)
+    assert found(destroyed) == []
+    assert found(destroyed, LIVE) == [("error", "not-destroyed")]
+
+
+def test_a_store_that_does_not_fix_keys_is_noted() -> None:
+    assert found(ASSET, replace(LIVE, modifiable=True)) == [("note", "attribute")]
+
+
+def test_a_development_store_is_one_note_and_its_uses_still_count() -> None:
+    """B2: labelled so wherever it shows."""
+    file = replace(LIVE, development=True, sensitive=False, extractable=True, never_extractable=False)
+    assert found(ASSET, file) == [("note", "development")]
+    assert found(ASSET, replace(file, decrypt=True)) == [("note", "development"), ("error", "attribute")]
+
+
+def test_a_backup_needs_the_guard() -> None:
+    asset = replace(ASSET, policy=KeyPolicy.SIGNING_WITH_BACKUP)
+    guarded = replace(LIVE, extractable=True, never_extractable=False, wrap_with_trusted=True)
+    assert found(asset, guarded) == []
+    assert ("error", "unguarded") in found(asset, replace(guarded, wrap_with_trusted=False))
+    assert found(asset, LIVE) != []
+
+
+def test_a_copy_is_held_to_the_policy_of_copies() -> None:
+    asset = replace(ASSET, policy=KeyPolicy.SIGNING_WITH_BACKUP).copied_to("mirror")
+    assert asset.copied_to("mirror") == asset
+    assert (asset.policy_in("mirror"), asset.policy_in("nowhere")) == (KeyPolicy.SIGNING_RESTORED, None)
+    restored = replace(LIVE, always_sensitive=False, never_extractable=False, local=False)
+    assert compare([asset], [restored], "mirror") == ()
+    assert compare([asset], [], "nowhere") == ()
+    wrong = compare([asset], [replace(restored, extractable=True, wrap_with_trusted=True)], "mirror")
+    assert [each.rule for each in wrong] == ["attribute"]
+
+
+def test_every_purpose_has_its_policy() -> None:
+    special = {
+        KeyPurpose.KEK: KeyPolicy.KEK,
+        KeyPurpose.TRANSPORT: KeyPolicy.TRANSPORT,
+        KeyPurpose.MASTER_DIVERSIFICATION: KeyPolicy.MASTER,
+    }
+    for purpose in KeyPurpose:
+        assert policy_for(purpose) is special.get(purpose, KeyPolicy.SIGNING)
+        exportable = policy_for(purpose, exportable=True)
+        assert exportable is special.get(purpose, KeyPolicy.SIGNING_WITH_BACKUP)
+
+
+def test_every_kind_is_spelled_as_it_is_stored() -> None:
+    for kind in (*KeyAlgorithm, *SecretKind, *TransportKind):
+        assert kind_of(str(kind)) is kind
+    assert kind_of("rot13") is None
