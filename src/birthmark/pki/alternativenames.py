@@ -31,6 +31,8 @@ HARDWARE_MODULE_NAME = "1.3.6.1.5.5.7.8.4"
 PERMANENT_IDENTIFIER = "1.3.6.1.5.5.7.8.3"
 """RFC 4043."""
 
+_TYPES = {kind: der.oid(kind) for kind in (HARDWARE_MODULE_NAME, PERMANENT_IDENTIFIER)}
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]+")
@@ -38,9 +40,7 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})+")
 _LONGEST_URI = 2048
 
 
-class _Names(NamedTuple):
-    others: list[tuple[str, bytes]]
-    """Type and value (DER) of each otherName."""
+class _Hosts(NamedTuple):
     dns_names: list[str]
     uris: list[str]
     addresses: list[Address]
@@ -52,29 +52,32 @@ def alternative_name_der(alternative: SubjectAlternativeName, variables: Mapping
     Raises:
         MalformedRequest: a variable is missing or does not fit, or there is no name at all.
     """
-    names = _names(alternative, variables)
-    return der.encode(
-        der.SEQUENCE,
-        *[der.encode(0xA0, der.oid(kind), der.encode(0xA0, value)) for kind, value in names.others],
-        *[der.encode(0x82, name.encode("ascii")) for name in names.dns_names],
-        *[der.encode(0x86, uri.encode("ascii")) for uri in names.uris],
-        *[der.encode(0x87, address.packed) for address in names.addresses],
-    )
+    others = _others(alternative, variables)
+    found = [der.encode(0xA0, _TYPES[kind], der.encode(0xA0, value)) for kind, value in others]
+    if alternative.has_hosts:
+        hosts = _hosts(alternative, variables)
+        found += [der.encode(0x82, name.encode("ascii")) for name in hosts.dns_names]
+        found += [der.encode(0x86, uri.encode("ascii")) for uri in hosts.uris]
+        found += [der.encode(0x87, address.packed) for address in hosts.addresses]
+    if not found:
+        raise MalformedRequest("a server certificate needs a dns name or an ip address")
+    return der.encode(der.SEQUENCE, *found)
 
 
 def alternative_name_x509(
     alternative: SubjectAlternativeName, variables: Mapping[str, str]
 ) -> x509.SubjectAlternativeName:
     """Return the same as the library's value; errors likewise."""
-    names = _names(alternative, variables)
-    return x509.SubjectAlternativeName(
-        [
-            *(x509.OtherName(x509.ObjectIdentifier(kind), value) for kind, value in names.others),
-            *(x509.DNSName(name) for name in names.dns_names),
-            *(x509.UniformResourceIdentifier(uri) for uri in names.uris),
-            *(x509.IPAddress(address) for address in names.addresses),
-        ]
-    )
+    others, hosts = _others(alternative, variables), _hosts(alternative, variables)
+    names = [
+        *(x509.OtherName(x509.ObjectIdentifier(kind), value) for kind, value in others),
+        *(x509.DNSName(name) for name in hosts.dns_names),
+        *(x509.UniformResourceIdentifier(uri) for uri in hosts.uris),
+        *(x509.IPAddress(address) for address in hosts.addresses),
+    ]
+    if not names:
+        raise MalformedRequest("a server certificate needs a dns name or an ip address")
+    return x509.SubjectAlternativeName(names)
 
 
 def is_dns_name(name: str) -> bool:
@@ -87,32 +90,25 @@ def is_uri(text: str) -> bool:
     return len(text) <= _LONGEST_URI and _URI.fullmatch(text) is not None
 
 
-def _names(alternative: SubjectAlternativeName, variables: Mapping[str, str]) -> _Names:
+def _others(alternative: SubjectAlternativeName, variables: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Return type and value (DER) of each otherName."""
     others: list[tuple[str, bytes]] = []
-    if alternative.hardware_type is not None and alternative.hardware_serial is not None:
+    if alternative.hardware_type is not None:
         others.append((HARDWARE_MODULE_NAME, _hardware_module_name(alternative, variables)))
     permanent = alternative.permanent_identifier
-    if _wanted(alternative, "permanent-identifier", permanent, variables) and permanent is not None:
+    if permanent is not None and _wanted(alternative, "permanent-identifier", permanent, variables):
         value = _permanent_identifier(permanent.render(variables), alternative.assigner, variables)
         others.append((PERMANENT_IDENTIFIER, value))
-    if alternative.dns_names is None and alternative.ip_addresses is None and alternative.uris is None:
-        dns_names: list[str] = []
-        uris: list[str] = []
-        addresses: list[Address] = []
-    else:
-        dns_names, uris, addresses = _hosts(alternative, variables)
-    if not others and not dns_names and not addresses and not uris:
-        raise MalformedRequest("a server certificate needs a dns name or an ip address")
-    return _Names(others, dns_names, uris, addresses)
+    return others
 
 
 def _wanted(
     alternative: SubjectAlternativeName,
     key: str,
-    template: TextTemplate | None,
+    template: TextTemplate,
     variables: Mapping[str, str],
 ) -> bool:
-    return template is not None and (key not in alternative.optional or template.has_values(variables))
+    return key not in alternative.optional or template.has_values(variables)
 
 
 def _hardware_module_name(alternative: SubjectAlternativeName, variables: Mapping[str, str]) -> bytes:
@@ -142,9 +138,7 @@ def _permanent_identifier(text: str, assigner: TextTemplate | None, variables: M
     return der.encode(der.SEQUENCE, der.encode(der.UTF8_STRING, text.encode()), issued_by)
 
 
-def _hosts(
-    alternative: SubjectAlternativeName, variables: Mapping[str, str]
-) -> tuple[list[str], list[str], list[Address]]:
+def _hosts(alternative: SubjectAlternativeName, variables: Mapping[str, str]) -> _Hosts:
     dns_names = alternative.dns_names.render(variables).split() if alternative.dns_names else []
     texts = alternative.ip_addresses.render(variables).split() if alternative.ip_addresses else []
     uris: list[str] = []
@@ -160,7 +154,7 @@ def _hosts(
         addresses: list[Address] = [ipaddress.ip_address(text) for text in texts]
     except ValueError as error:
         raise MalformedRequest(str(error)) from error
-    return dns_names, uris, addresses
+    return _Hosts(dns_names, uris, addresses)
 
 
 def _is_label(label: str) -> bool:

@@ -224,6 +224,11 @@ class SubjectAlternativeName:
     optional: frozenset[str] = frozenset()
     """Those of ``uris`` and ``permanent-identifier`` that are left out when a variable has no value."""
 
+    @property
+    def has_hosts(self) -> bool:
+        """Whether it has names other than those of hardware."""
+        return self.dns_names is not None or self.uris is not None or self.ip_addresses is not None
+
     def templates(self) -> tuple[TextTemplate, ...]:
         """Return the templates that are there."""
         every = (
