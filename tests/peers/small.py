@@ -21,7 +21,7 @@ __all__ = ["AT", "HELD", "SHARDS", "STOLEN", "WELL", "Entity", "Small", "small"]
 
 AT = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
-WELL, STOLEN, HELD = 1001, 1002, 1003
+WELL, STOLEN, HELD = (1 << 100) + 1, (1 << 100) + 2, (1 << 100) + 3
 SHARDS = ("http://pki.example/crl/0.crl", "http://pki.example/crl/1.crl")
 REVOKED = {STOLEN: x509.ReasonFlags.key_compromise, HELD: x509.ReasonFlags.certificate_hold}
 

@@ -1,7 +1,4 @@
-"""What each OCSP client makes of responses, right and wrong ones.
-
-The table says what they answer; where one is known to be wrong the reason stands beside it.
-"""
+"""What each OCSP client makes of responses, right and wrong ones, that Birthmark had no hand in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,27 +9,43 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.peers.parties import (
+    OCSP_DIFFERENT,
+    OCSP_PARTIES,
+    OCSP_PARTIES_THAT_SAY_WHY,
+    OCSP_RIGHT,
+    Desk,
+    Question,
+)
 from tests.peers.small import AT, DAY, HELD, STOLEN, WELL, Entity, Small, small
-from tests.support.checkers import gnutls, nss, openssl, pyhanko
-from tests.support.checkers.java import Java
+from tests.support.checkers import openssl
+from tests.support.checkers.pyhanko import Pyhanko
 from tests.support.checkers.serving import serving
 from tests.support.checkers.values import Status, Verdict
 from tests.support.lint import lint_ocsp_response
 
-GOOD, REVOKED, UNKNOWN, UNDETERMINED = Status.GOOD, Status.REVOKED, Status.UNKNOWN, Status.UNDETERMINED
+UNDETERMINED = Status.UNDETERMINED
 
 
 @dataclass(frozen=True)
 class Case:
-    """A responder and the device it is asked for."""
+    """A device that is asked for, and a responder."""
 
     serial: int
     unknown: bool = False
     at: datetime = AT
     by: Callable[[Small], Entity] = lambda pki: pki.responder
 
+    @property
+    def question(self) -> Question:
+        pki, signer = small(), self.by(small())
+        return Question(
+            chain=lambda url: pki.naming(self.serial, url) if url else pki.chain(self.serial),
+            answer=lambda request: pki.answer(request, unknown=self.unknown, at=self.at, by=signer),
+            beforehand=lambda: pki.response(self.serial, unknown=self.unknown, at=self.at, by=signer),
+            signer=signer.der,
+        )
 
-Party = Callable[[Case], Verdict]
 
 CASES = {
     "well": Case(WELL),
@@ -45,107 +58,24 @@ CASES = {
     "well, another device answers": Case(WELL, by=lambda pki: pki.impostor),
     "well, a stranger answers": Case(WELL, by=lambda pki: pki.stranger),
 }
-RIGHT = {
-    "well": GOOD,
-    "stolen": REVOKED,
-    "suspended": REVOKED,
-    "unknown": UNKNOWN,
-    "well, the issuer itself answers": GOOD,
-    "well, out of date": UNDETERMINED,
-    "stolen, out of date": UNDETERMINED,
-    "well, another device answers": UNDETERMINED,
-    "well, a stranger answers": UNDETERMINED,
-}
-# ocsptool verifies who signed and does not look at nextUpdate; GnuTLS itself does, in a TLS handshake.
-_NO_DATE = {"well, out of date": GOOD, "stolen, out of date": REVOKED}
-DIFFERENT: dict[str, dict[str, Status]] = {
-    "gnutls": _NO_DATE,
-    "gnutls, offline": _NO_DATE,
-    "java": {},
-    # Revoked stays revoked for it, however old the answer.
-    "nss": {"stolen, out of date": REVOKED},
-    # Told whom to believe it believes any certificate below its root.
-    "nss, told whom to ask": {"stolen, out of date": REVOKED, "well, another device answers": GOOD},
-    "openssl": {},
-    "openssl, GET": {},
-    "openssl, offline": {},
-    # A status that is unknown is for it one that was not told.
-    "pyhanko": {"unknown": UNDETERMINED},
-}
-SAYS_WHY = frozenset({"java", "openssl", "openssl, GET", "openssl, offline", "pyhanko"})
 
 
-def response(case: Case) -> bytes:
-    """A response made beforehand."""
-    pki = small()
-    return pki.response(case.serial, unknown=case.unknown, at=case.at, by=case.by(pki))
-
-
-def asked(case: Case, ask: Callable[[str], Verdict]) -> Verdict:
-    """What a client says that asks a responder at a URL."""
-    pki = small()
-    with serving(
-        lambda request: pki.answer(request, unknown=case.unknown, at=case.at, by=case.by(pki))
-    ) as url:
-        return ask(url)
-
-
-@pytest.fixture
-def party(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Party:
-    """The relying party that the test is named after."""
-    pki = small()
-
-    def folder() -> Path:
-        return tmp_path_factory.mktemp("party")
-
-    parties: dict[str, Party] = {
-        "gnutls": lambda case: asked(
-            case, lambda url: gnutls.ocsp_verdict(pki.chain(case.serial), url, folder(), at=AT)
-        ),
-        "gnutls, offline": lambda case: gnutls.ocsp_offline_verdict(
-            pki.chain(case.serial), response(case), folder(), at=AT
-        ),
-        "nss": lambda case: asked(
-            case, lambda url: nss.ocsp_verdict(pki.naming(case.serial, url), folder(), at=AT)
-        ),
-        "nss, told whom to ask": lambda case: asked(
-            case,
-            lambda url: nss.ocsp_verdict(
-                pki.chain(case.serial), folder(), at=AT, url=url, responder=case.by(pki).der
-            ),
-        ),
-        "openssl": lambda case: asked(
-            case, lambda url: openssl.ocsp_verdict(pki.chain(case.serial), url, folder(), at=AT, nonce=True)
-        ),
-        "openssl, GET": lambda case: asked(
-            case, lambda url: openssl.ocsp_get_verdict(pki.chain(case.serial), url, folder(), at=AT)
-        ),
-        "openssl, offline": lambda case: openssl.ocsp_offline_verdict(
-            pki.chain(case.serial), response(case), folder(), at=AT
-        ),
-        "pyhanko": lambda case: pyhanko.ocsp_verdict(pki.chain(case.serial), response(case), at=AT),
-    }
-    if request.param == "java":
-        jvm: Java = request.getfixturevalue("jvm")
-        return lambda case: asked(case, lambda url: jvm.ocsp_verdict(pki.chain(case.serial), url, at=AT))
-    return parties[request.param]
-
-
-@pytest.mark.parametrize(("party", "name"), [(name, name) for name in DIFFERENT], indirect=["party"])
-def test_what_it_makes_of_a_response(party: Party, name: str) -> None:
-    verdicts = {case: party(described) for case, described in CASES.items()}
-    assert {case: verdict.status for case, verdict in verdicts.items()} == RIGHT | DIFFERENT[name]
-    if name in SAYS_WHY:
+@pytest.mark.parametrize("name", OCSP_PARTIES)
+def test_what_it_makes_of_a_response(name: str, desk: Desk) -> None:
+    verdicts = {case: OCSP_PARTIES[name](desk, described.question) for case, described in CASES.items()}
+    expected = {**OCSP_RIGHT, **OCSP_DIFFERENT[name]}
+    assert {case: verdict.status for case, verdict in verdicts.items()} == expected
+    if name in OCSP_PARTIES_THAT_SAY_WHY:
         assert verdicts["stolen"].reason == "keyCompromise"
         assert verdicts["suspended"].reason == "certificateHold"
 
 
-def test_a_response_for_another_device_says_nothing(tmp_path: Path) -> None:
+def test_a_response_for_another_device_says_nothing(tmp_path: Path, validator: Pyhanko) -> None:
     pki = small()
     other = pki.response(WELL)
     chain = pki.chain(STOLEN)
     assert openssl.ocsp_offline_verdict(chain, other, tmp_path, at=AT).status is UNDETERMINED
-    assert pyhanko.ocsp_verdict(chain, other, at=AT).status is UNDETERMINED
+    assert validator.ocsp_verdict(chain, other, at=AT).status is UNDETERMINED
 
 
 def test_openssl_takes_a_response_made_beforehand_and_none_with_the_nonce_of_another(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import base64
 import hashlib
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from tests.support.checkers.running import ROOT, camel
+from tests.support.checkers.running import ROOT, camel, conversing
 from tests.support.checkers.values import Chain, Status, Verdict
 from tests.support.programs import need
 
@@ -26,8 +26,8 @@ _SOURCE = Path(__file__).parent / "java/PathStatus.java"
 class Java:
     """One running virtual machine."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, answer: Callable[[str], str]) -> None:
+        self._answer = answer
 
     def path_verdict(self, chain: Chain, *, at: datetime) -> Verdict:
         """Return what CertPathValidator says of a path."""
@@ -43,16 +43,8 @@ class Java:
 
     def _ask(self, chain: Chain, at: datetime, source: str, crls: Sequence[bytes] = ()) -> Verdict:
         path = ",".join(map(_text, (chain.leaf, *chain.between)))
-        question = "\t".join(
-            [str(int(at.timestamp())), source, _text(chain.root), path, ",".join(map(_text, crls))]
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(question + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline().rstrip("\n")
-        assert answer, "java ended without an answer; what it complained of is in the test's output"
-        status, reason, said = answer.split("\t", 2)
+        parts = [str(int(at.timestamp())), source, _text(chain.root), path, ",".join(map(_text, crls))]
+        status, reason, said = self._answer("\t".join(parts)).split("\t", 2)
         return Verdict(status=Status(status), reason=camel(reason) if reason else None, said=said)
 
 
@@ -65,11 +57,8 @@ def java() -> Iterator[Java]:
         "-Dhttp.proxyHost=127.0.0.1", "-Dhttp.proxyPort=1",
         "-cp", str(_compiled()), "PathStatus",
     ]  # fmt: skip
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Java(process)
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=30) == 0
+    with conversing(command) as answer:
+        yield Java(answer)
 
 
 def _compiled() -> Path:

@@ -35,7 +35,8 @@ def ocsp_verdict(
     """
     certutil = need("certutil", "libnss3-tools")
     directory = ["-d", f"sql:{folder}"]
-    _done([certutil, "-N", *directory, "--empty-password"])
+    made = ask([certutil, "-N", *directory, "--empty-password"])
+    assert made.returncode == 0, made.stderr
     authorities = [("root", chain.root, "CT,C,C")]
     authorities += [(f"between-{number}", octets, ",,") for number, octets in enumerate(chain.between)]
     names = {octets: name for name, octets, _ in authorities}
@@ -44,7 +45,9 @@ def ocsp_verdict(
         names[responder] = "responder"
     for name, octets, trust in authorities:
         path = write_der(folder / f"{name}.der", octets)
-        _done([certutil, "-A", *directory, "-n", name, "-t", trust, "-i", path])
+        added = ask([certutil, "-A", *directory, "-n", name, "-t", trust, "-i", path])
+        if added.returncode != 0:
+            return Verdict(status=Status.REFUSED, said=added.stderr.strip())
     leaf = write_der(folder / "leaf.der", chain.leaf)
     command = [need("ocspclnt", "libnss3-tools"), "-S", leaf, *directory]
     if url is not None and responder is not None:
@@ -53,8 +56,3 @@ def ocsp_verdict(
     said = (done.stdout + done.stderr).strip()
     status = next((status for words, status in _SAYS.items() if said.endswith(words)), Status.UNDETERMINED)
     return Verdict(status=status, said=said)
-
-
-def _done(command: list[str]) -> None:
-    done = ask(command)
-    assert done.returncode == 0, done.stderr

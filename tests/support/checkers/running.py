@@ -4,10 +4,10 @@ Several relying parties know no time but the machine's.  They run under faketime
 tests say the same today and in ten years.
 """
 
-import functools
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from birthmark.pki.certificates import to_pem
 from tests.support.programs import missing, need
 
-__all__ = ["ROOT", "ask", "ask_peer", "camel", "peer_python", "write_der", "write_pem"]
+__all__ = ["ROOT", "ask", "ask_peer", "camel", "conversing", "peer_command", "write_der", "write_pem"]
 
 ROOT = Path(__file__).parents[3]
 _INSIDE = Path(__file__).parent / "inside"
@@ -38,27 +38,49 @@ def ask(
     )
 
 
-@functools.cache
-def peer_python(name: str) -> str | None:
-    """Return the Python of a checker's environment (requirements/peers/NAME.txt), or None without it."""
+@contextmanager
+def conversing(command: Sequence[str]) -> Iterator[Callable[[str], str]]:
+    """Start a program that answers each line with a line; yield what asks it, and end it afterwards."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
+
+        def answer(question: str) -> str:
+            stdin.write(question + "\n")
+            stdin.flush()
+            line = stdout.readline().rstrip("\n")
+            assert line, (
+                f"{command[0]} ended without an answer; what it complained of is in the test's output"
+            )
+            return line
+
+        yield answer
+        stdin.close()
+        assert process.wait(timeout=_SECONDS) == 0
+
+
+def peer_command(name: str) -> list[str]:
+    """Return the command that runs ``inside/NAME_peer.py`` with the checker's own Python.
+
+    Without its environment (requirements/peers/NAME.txt) the test is skipped, or fails in CI.
+    """
     folder = ROOT / ".tools/peers" / name
-    return str(folder / "bin/python") if (folder / ".installed").exists() else None
+    if not (folder / ".installed").exists():
+        missing(f".tools/peers/{name} is not installed (scripts/install --system)")
+    # Isolated (-I): neither our packages nor ours of the same name are in its way.
+    return [str(folder / "bin/python"), "-I", str(_INSIDE / f"{name}_peer.py")]
 
 
 def ask_peer(name: str, question: dict[str, Any], *, at: datetime | None = None) -> dict[str, Any]:
-    """Put a question to ``inside/NAME_peer.py``, run with that checker's own Python.
+    """Put one question to a checker's process that ends with the answer.
 
-    Native code runs there: a crash has to fail the test, not the runner.
+    Native code may run there: a crash has to fail the test, not the runner.
 
     Returns:
         Its answer, the last line of what it printed.
     """
-    python = peer_python(name)
-    if python is None:
-        missing(f".tools/peers/{name} is not installed (scripts/install --system)")
-    # Isolated (-I): neither our packages nor ours of the same name are in its way.
-    command = [python, "-I", str(_INSIDE / f"{name}_peer.py")]
-    done = ask(command, at=at, stdin=json.dumps(question).encode())
+    done = ask(peer_command(name), at=at, stdin=json.dumps(question).encode())
     assert done.returncode == 0, f"{name} ended with {done.returncode}: {done.stderr[-2000:]}"
     answer = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(answer, dict)
