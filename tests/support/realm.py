@@ -29,12 +29,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from birthmark import errors
+from birthmark.adapters.inspection import PkilintInspector
 from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.adapters.system import SystemEntropy
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceCertificate, DeviceEvent, KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
@@ -44,20 +44,27 @@ from birthmark.floor.runs import AllowList, RunLicence
 from birthmark.ledger import checkpoint
 from birthmark.ledger.entry import decode
 from birthmark.pki.certificates import fingerprint
-from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.possession import proof_message
+from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Clock, KeyStore, UseCase, carry
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
-from birthmark.services.authorise import Authorise, Enrolment, make_issuing, make_root
+from birthmark.services.authorise import Authorise, Enrolment
+from birthmark.services.ceremonies import commit
+from birthmark.services.ceremony_file import parse as parse_ceremony
+from birthmark.services.ceremony_record import Record
+from birthmark.services.ceremony_steps import Progress
+from birthmark.services.ceremony_templates import Head, Issuing, realm_file
 from birthmark.services.challenges import Challenges
 from birthmark.services.disposition import Disposed, dispose
 from birthmark.services.issue import Issued, IssueDevices, IssueRequest
+from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices, ProveRequest, Released
 from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import Runs
+from tests.support.ceremonies import Person, carried_out, sealed
 
 __all__ = [
     "PASSPHRASE",
@@ -84,6 +91,8 @@ START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 FOREVER = datetime(2099, 1, 1, tzinfo=UTC)
 ORGANIZATION = "Acme Motors"
 PASSPHRASE = SecretBytes(b"opens nothing but a test")
+INSPECTOR = PkilintInspector()
+"""The real one: a first article takes it ten milliseconds, once it is loaded."""
 LOG, ROOT, ISSUING = KeyLabel("log"), KeyLabel("root"), KeyLabel("issuing-1")
 
 _numbers = itertools.count(1)
@@ -113,33 +122,48 @@ class Hierarchy:
     root: bytes
     issuing: bytes
     vkey: str
+    progress: Progress
+    record: Record
+    custodian: Person
 
 
 @functools.cache
 def hierarchy() -> Hierarchy:
-    """Make the keys and the authorities, once."""
+    """Make the keys and the authorities in one ceremony, once."""
     directory = Path(tempfile.mkdtemp(prefix="birthmark-keys-")) / "keys"
     keys = SoftwareKeyStore.open(directory, PASSPHRASE)
-    clock, entropy = Hands(START - timedelta(days=30)), SystemEntropy()
-    variables = {
-        "organization": ORGANIZATION,
-        "realm": "acme",
-        "environment_mark": " TEST",
-        "authority": "acme Issuing 1",
-        "country": "",
-    }
-    root = make_root(keys, ROOT, KeyAlgorithm.EC_P256, clock, entropy, variables)
-    public = load_der_public_key(keys.generate(LOG, KeyAlgorithm.ED25519))
-    vkey = checkpoint.vkey("acme/log", public.public_bytes(Encoding.Raw, PublicFormat.Raw))
-    issuing = make_issuing(
-        keys,
-        Issuer.from_certificate(ROOT, root),
-        keys.generate(ISSUING, KeyAlgorithm.EC_P256),
-        clock,
-        entropy,
-        variables,
+    clock, person = Hands(START - timedelta(days=30)), Person("carla")
+    head = Head(
+        ceremony="acme-0",
+        realm="acme",
+        environment="test",
+        purpose="keys and authorities of a test",
+        required=1,
+        custodians=[person.custodian],
     )
-    return Hierarchy(directory=directory, keys=keys, root=root, issuing=issuing, vkey=vkey)
+    issuing = Issuing(
+        authority=str(ISSUING),
+        label=ISSUING,
+        algorithm=KeyAlgorithm.EC_P256,
+        issuer=str(ROOT),
+        owner="quality",
+        ends=FOREVER,
+        subject={"organization": ORGANIZATION, "authority": "acme Issuing 1"},
+    )
+    file = realm_file(head, issuing, root=ROOT, root_store="root", organization=ORGANIZATION, log=LOG)
+    ceremony = parse_ceremony(file.encode())
+    progress = carried_out(ceremony, [person], {"service": keys, "root": keys}, clock)
+    public = load_der_public_key(progress.public_of(LOG))
+    return Hierarchy(
+        directory=directory,
+        keys=keys,
+        root=progress.certificates[ROOT],
+        issuing=progress.certificates[ISSUING],
+        vkey=checkpoint.vkey("acme/log", public.public_bytes(Encoding.Raw, PublicFormat.Raw)),
+        progress=progress,
+        record=sealed(progress, [person], clock),
+        custodian=person,
+    )
 
 
 def libpq(url: str) -> str:
@@ -156,6 +180,7 @@ class Service:
     issue: IssueDevices
     prove: ProveDevices
     authorise: Authorise
+    opening: OpenRuns
 
     def carry(self, use_case: UseCase[T]) -> T:
         """Carry a use case over this service's store."""
@@ -168,13 +193,15 @@ def open_service(
     """Open what one process holds on a database that has its realm."""
     database = open_database(libpq(url))
     store = SQLStore(database if wrap is None else wrap(database), clock, lambda body: keys.sign(LOG, body))
-    runs, challenges = Runs(store.realm), Challenges()
+    catalogue = Catalogue.read()
+    runs, challenges = Runs(store.realm, catalogue), Challenges()
     return Service(
         store=store,
         runs=runs,
         issue=IssueDevices(runs, challenges, keys, clock, SystemEntropy()),
         prove=ProveDevices(runs, challenges),
-        authorise=Authorise(store.realm, keys, clock, SystemEntropy()),
+        authorise=Authorise(store.realm, keys, clock, SystemEntropy(), catalogue),
+        opening=OpenRuns(runs, INSPECTOR),
     )
 
 
@@ -367,7 +394,11 @@ class Line:
             "variables": {"organization": ORGANIZATION},
             "opened_by": self.operator.id,
         }
-        return RunLicence(**(values | fields))
+        values |= fields
+        catalogue = self.service.runs.catalogue
+        if "profile_sha256" not in values and values["profile"] in catalogue.names():
+            values["profile_sha256"] = catalogue.load(values["profile"]).sha256
+        return RunLicence(**values)
 
     def open_run(self, run: str = "R1", *, listed: Sequence[str] | None = None, **fields: Any) -> RunLicence:
         """Open a run; ``listed`` are the device ids of its allow-list."""
@@ -377,7 +408,7 @@ class Line:
             )
             fields = {"allow_list": allow_list, "quantity": len(listed)} | fields
         licence = self.licence(run, **fields)
-        self.service.carry(self.service.runs.open(self.operator.caller, licence, self.sign(licence)))
+        self.service.carry(self.service.opening.open(self.operator.caller, licence, self.sign(licence)))
         return licence
 
     def sign(self, licence: RunLicence, by: Client | None = None) -> bytes:
@@ -474,33 +505,7 @@ def make_line(tmp_path: Path, database_url: str) -> Line:
     )
     create_realm(url, realm)
     line = Line(url=url, keys=made.keys, clock=clock, service=open_service(url, made.keys, clock))
-    for kind, name, custody, label, der in (
-        (AuthorityKind.ROOT, "root", Custody.OFFLINE, str(ROOT), made.root),
-        (AuthorityKind.ISSUING, "issuing-1", Custody.SERVICE, str(ISSUING), made.issuing),
-    ):
-        line.service.carry(
-            line.service.authorise.establish(
-                None,
-                Authority(
-                    id=name,
-                    kind=kind,
-                    issuer="root",
-                    custody=custody,
-                    key_label=label,
-                    profile=str(kind),
-                    der=der,
-                    owner="quality",
-                    scope="*",
-                    profiles="*",
-                    constraints="[]",
-                    ceremony="",
-                    quota=None,
-                    ends_at=FOREVER,
-                    status=AuthorityStatus.ACTIVE,
-                    issued=0,
-                ),
-            )
-        )
+    line.service.carry(commit(None, made.progress, made.record, "software"))
     line.operator = line.enrol(Role.OPERATOR, "anna")
     line.station = line.enrol(Role.STATION, "ST01")
     return line

@@ -1,4 +1,4 @@
-"""Who signs and who may connect: authorities, and the credentials of clients and servers.
+"""Who may connect: the credentials of clients and servers; and whether an authority issues.
 
 Each credential is one certificate under an issuing authority of the realm, put on record in the commit that
 makes its client known.  A revoked client stays revoked: its name is not given out again.
@@ -8,32 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, require_issuing
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.realm import Realm
-from birthmark.ledger.entry import time_text
-from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuance import (
-    build_reference,
-    build_root,
     compile_template,
     serial_number,
     sign_certificate,
 )
-from birthmark.pki.issuer import Issuer
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
+from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
 from birthmark.services.revocations import line_of, revoke
-from birthmark.services.runs import authority_chain
+from birthmark.services.runs import authority_chain, issuer_of
 
-__all__ = ["Authorise", "Enrolled", "Enrolment", "make_issuing", "make_root"]
+__all__ = ["INIT", "Authorise", "Enrolled", "Enrolment"]
 
 INIT = "realm:init"
 """The actor of what happens before there is an operator."""
@@ -80,55 +74,18 @@ class Enrolled:
     """The authorities above it (DER), the root not included."""
 
 
-def make_root(
-    keys: KeyStore,
-    label: KeyLabel,
-    algorithm: KeyAlgorithm,
-    clock: Clock,
-    entropy: Entropy,
-    variables: Mapping[str, str],
-) -> bytes:
-    """Make the root's key in its own store and return its self-signed certificate (DER)."""
-    tbs = build_root(
-        profiles.load("root"),
-        key_label=label,
-        serial_number=serial_number(entropy.token(20)),
-        subject_public_key_info=keys.generate(label, algorithm),
-        not_before=clock.now(),
-        variables=variables,
-    )
-    return sign_certificate(permit(tbs), keys.sign)
-
-
-def make_issuing(
-    root_keys: KeyStore,
-    root: Issuer,
-    subject_public_key_info: bytes,
-    clock: Clock,
-    entropy: Entropy,
-    variables: Mapping[str, str],
-) -> bytes:
-    """Certify an issuing authority's key under the root and return the certificate (DER)."""
-    tbs = build_reference(
-        profiles.load("issuing"),
-        root,
-        serial_number=serial_number(entropy.token(20)),
-        subject_public_key_info=subject_public_key_info,
-        not_before=clock.now(),
-        variables=variables,
-    )
-    return sign_certificate(permit(tbs), root_keys.sign)
-
-
 class Authorise:
     """The use cases that let somebody in or shut somebody out."""
 
-    def __init__(self, realm: Realm, keys: KeyStore, clock: Clock, entropy: Entropy) -> None:
-        """Certify with the authorities' keys in ``keys``."""
+    def __init__(
+        self, realm: Realm, keys: KeyStore, clock: Clock, entropy: Entropy, catalogue: Catalogue
+    ) -> None:
+        """Certify with the authorities' keys in ``keys``, by the profiles of ``catalogue``."""
         self._realm = realm
         self._keys = keys
         self._clock = clock
         self._entropy = entropy
+        self._catalogue = catalogue
 
     def enrol(self, caller: Caller | None, enrolment: Enrolment) -> UseCase[Enrolled]:
         """Certify a client's key and put it on record; ``caller`` is None only while a realm is made.
@@ -139,8 +96,8 @@ class Authorise:
             errors.PolicyRefused: the certificate would break its profile.
         """
         chain: list[Authority] = yield from authority_chain(enrolment.authority)
-        issuer = Issuer.from_certificate(KeyLabel(chain[0].key_label), chain[0].der)
-        profile = profiles.load(str(enrolment.role))
+        issuer = issuer_of(chain)
+        profile = self._catalogue.load(str(enrolment.role))
         certificate_der = sign_certificate(
             permit(
                 compile_template(profile, issuer, enrolment.variables).fill(
@@ -210,50 +167,6 @@ class Authorise:
         ]
         return outcomes(committed)[0]
 
-    def establish(self, caller: Caller | None, authority: Authority) -> UseCase[Authority]:
-        """Put an authority on record; ``caller`` is None only while a realm is made.
-
-        Raises:
-            errors.IllegalTransition: the id is taken.
-        """
-
-        def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
-            if caller is not None:
-                live_client(facts, caller, Capability.CHANGE_AUTHORITY)
-            if facts.get(Authority, authority.id) is not None:
-                raise errors.IllegalTransition(f"there is an authority {authority.id} already")
-            facts.put(authority)
-            certificate = Certificate.from_der(authority.der)
-            entry: dict[str, Any] = {
-                "authority": authority.id,
-                "authority_kind": str(authority.kind),
-                "issuer": authority.issuer,
-                "custody": str(authority.custody),
-                "profile": authority.profile,
-                "profiles": authority.profiles,
-                "constraints": authority.constraints,
-                "ceremony": authority.ceremony,
-                "subject": certificate.subject,
-                "certificate": certificate.serial_hex,
-                "certificate_sha256": certificate.fingerprint,
-                "owner": authority.owner,
-                "scope": authority.scope,
-                "quota": authority.quota,
-                "ends_at": time_text(authority.ends_at),
-                "key_store": "development" if self._keys.development else "token",
-            }
-            return Decision(authority, [("authority-established", entry)])
-
-        committed: list[Committed[Authority]] = yield [
-            Act(
-                actor=INIT if caller is None else caller.client.id,
-                decide=decide,
-                refuse=refuse(caller, "establish-authority", {"authority": authority.id}),
-                reads={} if caller is None else client_reads(caller),
-            )
-        ]
-        return outcomes(committed)[0]
-
     def change(
         self, caller: Caller, authority: str, status: AuthorityStatus, reason: str
     ) -> UseCase[Authority]:
@@ -261,7 +174,8 @@ class Authorise:
 
         Raises:
             errors.NotFound: there is no such authority.
-            errors.IllegalTransition: it has that status already, or is retired.
+            errors.IllegalTransition: it has that status already, or is retired or revoked.
+            errors.NotPermitted: it is to be revoked, which takes two people.
         """
 
         def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
@@ -269,7 +183,9 @@ class Authorise:
             found = facts.get(Authority, authority)
             if found is None:
                 raise errors.NotFound(f"there is no authority {authority[:100]}")
-            if found.status in (status, AuthorityStatus.RETIRED):
+            if status is AuthorityStatus.REVOKED:
+                raise errors.NotPermitted("an authority is revoked by two people, with a recall")
+            if found.status in (status, AuthorityStatus.RETIRED, AuthorityStatus.REVOKED):
                 raise errors.IllegalTransition(f"authority {authority} is {found.status}")
             changed = replace(found, status=status)
             facts.put(changed)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from typing import Any, NoReturn, TypeVar
 
@@ -59,20 +60,23 @@ class _Loader(yaml.BaseLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise errors.MalformedRequest(f"{_line(self.peek_event())}: an alias: write it out")
-        event = self.peek_event()
+            raise errors.MalformedRequest(f"{_line(self._event())}: an alias: write it out")
+        event = self._event()
         if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
             raise errors.MalformedRequest(f"{_line(event)}: an anchor or a tag has no place here")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def _event(self) -> Any:
+        return self.peek_event()  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002, FBT001, FBT002
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise errors.MalformedRequest(f"{_line(key_node)}: a key is a word")
             if key_node.value in found:
                 raise errors.MalformedRequest(f"{_line(key_node)}: {key_node.value} is there twice")
-            found[key_node.value] = self.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+            found[key_node.value] = self.construct_object(value_node, deep=True)
         return found
 
 
@@ -139,7 +143,7 @@ def _check_custodians(ceremony: Ceremony) -> None:
 def _check_names(ceremony: Ceremony) -> None:
     if not ceremony.steps:
         raise errors.MalformedRequest("ceremony: steps: there is none")
-    labels = [step.label for step in ceremony.steps if isinstance(step, GenerateKey)]
+    labels: list[str] = [step.label for step in ceremony.steps if isinstance(step, GenerateKey)]
     made = [
         step.name if isinstance(step, CrossCertify) else step.authority
         for step in ceremony.steps
@@ -158,7 +162,7 @@ def _custodian(table: "_Table") -> Custodian:
     if (pem is None) == (certificate is None):
         table.refuse("public-key", "a custodian has either a public-key or a certificate")
     if pem is not None:
-        spki = table.read("public-key", lambda: _one(from_pem(pem, "PUBLIC KEY")))
+        spki = table.read("public-key", partial(_public_key, pem))
     else:
         spki = table.read(
             "certificate", lambda: Certificate.from_pem(certificate or "").subject_public_key_info
@@ -170,9 +174,10 @@ def _custodian(table: "_Table") -> Custodian:
     return found
 
 
-def _one(found: Sequence[bytes]) -> bytes:
+def _public_key(pem: str) -> bytes:
+    found = from_pem(pem, "PUBLIC KEY")
     if len(found) != 1:
-        raise errors.MalformedRequest(f"{len(found)} where one belongs")
+        raise errors.MalformedRequest(f"{len(found)} public keys where one belongs")
     return found[0]
 
 
@@ -187,14 +192,16 @@ def _generate_key(table: "_Table", name: str) -> Step:
     purpose = table.enum(KeyPurpose, "purpose")
     exportable = table.truth("exportable-under-kek")
     recipients = tuple(
-        table.read("recipients", lambda text=text: _one(from_pem(text, "PUBLIC KEY")))
-        for text in table.texts("recipients")
+        table.read("recipients", partial(_public_key, text)) for text in table.texts("recipients")
     )
     fits = {KeyPurpose.KEK: SecretKind.KEK, KeyPurpose.TRANSPORT: TransportKind.RSA_3072}.get(purpose)
     is_master = isinstance(kind, SecretKind) and kind is not SecretKind.KEK
-    wanted = kind is fits if fits is not None else is_master == (
-        purpose is KeyPurpose.MASTER_DIVERSIFICATION
-    ) and (is_master or isinstance(kind, KeyAlgorithm))
+    wanted = (
+        kind is fits
+        if fits is not None
+        else is_master == (purpose is KeyPurpose.MASTER_DIVERSIFICATION)
+        and (is_master or isinstance(kind, KeyAlgorithm))
+    )
     if not wanted:
         table.refuse("kind", f"a {kind} key is nothing for {purpose}")
     if exportable and not isinstance(kind, KeyAlgorithm):

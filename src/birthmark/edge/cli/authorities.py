@@ -1,6 +1,6 @@
 """``birthmark authority``: the certification authorities of the realm (SPEC A1, A5)."""
 
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,23 +9,17 @@ import typer
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
-from birthmark.edge.cli.inputs import moment, only_authority
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody, Scope
+from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.pki.certificates import Certificate
-from birthmark.pki.issuer import Issuer
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
-from birthmark.ports import KeyStore, carry
-from birthmark.services.authorise import make_issuing
-from birthmark.settings import SoftwareKeys
+from birthmark.ports import carry
 
 __all__ = ["authorities"]
 
 authorities = typer.Typer(
     name="authority", no_args_is_help=True, help="Certification authorities: who signs, for what, until when."
 )
-ROOT_LABEL = KeyLabel("root")
 
 
 def document(authority: Authority) -> dict[str, object]:
@@ -41,10 +35,16 @@ def document(authority: Authority) -> dict[str, object]:
         "certificate_sha256": certificate.fingerprint,
         "owner": authority.owner,
         "scope": authority.scope,
+        "profile": authority.profile or None,
+        "profiles": authority.profiles,
+        "constraints": authority.constraints,
         "quota": authority.quota,
         "issued": authority.issued,
         "ends_at": authority.ends_at,
+        "custody": str(authority.custody),
         "key_label": authority.key_label or None,
+        "successor": authority.successor,
+        "ceremony": authority.ceremony or None,
     }
 
 
@@ -89,106 +89,40 @@ def show(
 
 
 @authorities.command()
-def create(
-    context: typer.Context,
-    authority: Annotated[str, typer.Argument(metavar="ID", help="Also the label of its key: a-z 0-9 - .")],
-    *,
-    root: Annotated[Path, typer.Option(metavar="DIR", help="The root's folder, brought back for this.")],
-    root_passphrase_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Passphrase of the root key. [DIR/passphrase]")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Common name. [REALM Issuing CA ID]")] = None,
-    owner: Annotated[str | None, typer.Option(help="Who answers for it. [the organization]")] = None,
-    scope: Annotated[
-        str, typer.Option(metavar="PRODUCT", help="The product it may issue for; * for any.")
-    ] = "*",
-    quota: Annotated[
-        int | None, typer.Option(min=1, help="The most device certificates it may issue. [no limit]")
-    ] = None,
-    ends: Annotated[str, typer.Option(metavar="DATE", help="Issues nothing from then on, e.g. 2031-01-01.")],
-    key_algorithm: Annotated[KeyAlgorithm, typer.Option(help="Of its key.")] = KeyAlgorithm.EC_P256,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-    as_json: AsJson = False,
+def tree(
+    context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS, as_json: AsJson = False
 ) -> None:
-    """Make a further issuing authority: a key in the service's key store, certified by the root.
-
-    This is a ceremony: the root's folder is needed for as long as the command runs, and no longer.
-    """
-    session = session_of(context)
-    with session.acting(settings, as_directory) as (application, operator):
-        ends_at = moment(ends)
-        if ends_at <= application.clock.now():
-            raise errors.MalformedRequest(f"the authority would have ended at {ends}")
-        custody = SoftwareKeys(
-            kind="software",
-            directory=_existing(root / "keys"),
-            passphrase_file=root_passphrase_file or root / "passphrase",
-        )
-        root_authority = only_authority(application, AuthorityKind.ROOT)
-        root_keys = session.factory().open_key_store(custody)
-        issuer = _root_issuer(root_keys, root_authority)
-        if application.store.look({Authority: (authority,)}).get(Authority, authority) is not None:
-            raise errors.IllegalTransition(f"there is an authority {authority} already")
-        realm = application.realm
-        organization = application.settings.realm.organization
-        der = make_issuing(
-            root_keys,
-            issuer,
-            application.keys.generate(KeyLabel(authority), key_algorithm),
-            application.clock,
-            application.entropy,
-            {
-                "organization": organization,
-                "realm": realm.name,
-                "environment_mark": realm.environment.mark,
-                "authority": name or f"{realm.name} Issuing CA {authority}",
-            },
-        )
-        made = _established(authority, root_authority, der, owner or organization, scope, quota, ends_at)
-        shown = document(carry(application.store, application.authorise.establish(operator.caller, made)))
+    """Draw the hierarchy: who certifies whom, and what each may issue."""
+    with session_of(context).application(settings) as application:
+        found = list(application.store.scan(Authority))
+    below: dict[str, list[Authority]] = {}
+    for authority in found:
+        below.setdefault("" if authority.issuer == authority.id else authority.issuer, []).append(authority)
     if as_json:
-        printing.line(printing.json_text(shown))
-    else:
-        printing.fields(shown)
-        printing.line(f"put {root} away again")
+        printing.line(printing.json_text([_branch(root, below) for root in below.get("", [])]))
+        return
+    for root in below.get("", []):
+        _draw(root, below, "", "")
 
 
-def _established(
-    authority: str, root: Authority, der: bytes, owner: str, scope: str, quota: int | None, ends_at: datetime
-) -> Authority:
-    return Authority(
-        id=authority,
-        kind=AuthorityKind.ISSUING,
-        issuer=root.id,
-        custody=Custody.SERVICE,
-        key_label=authority,
-        profile="issuing",
-        der=der,
-        owner=owner,
-        scope=str(Scope.parse(scope if scope == ANY or "=" in scope else f"product={scope}")),
-        profiles=ANY,
-        constraints="[]",
-        ceremony="",
-        quota=quota,
-        ends_at=ends_at,
-        status=AuthorityStatus.ACTIVE,
-        issued=0,
-    )
+def _branch(authority: Authority, below: Mapping[str, Sequence[Authority]]) -> dict[str, object]:
+    children = [_branch(child, below) for child in below.get(authority.id, [])]
+    return document(authority) | {"below": children}
 
 
-def _existing(directory: Path) -> Path:
-    # Opening a software store makes its directory, which would hide that the wrong folder was named.
-    if not directory.is_dir():
-        raise errors.NotFound(f"there is no key store {directory}: name the root's folder with --root")
-    return directory
-
-
-def _root_issuer(keys: KeyStore, root: Authority) -> Issuer:
-    spki = Certificate.from_der(root.der).subject_public_key_info
-    if keys.public_key(ROOT_LABEL) != spki:
-        raise errors.NotPermitted("that is the root of another realm: its key is not the one on record here")
-    return Issuer.from_certificate(ROOT_LABEL, root.der)
+def _draw(authority: Authority, below: Mapping[str, Sequence[Authority]], head: str, indent: str) -> None:
+    parts = [f"{authority.id}", str(authority.kind), str(authority.status)]
+    parts += [f"key {authority.custody}"] if authority.custody is not Custody.SERVICE else []
+    parts += [f"for {authority.scope}"] if authority.scope != ANY else []
+    parts += [f"profiles {authority.profiles}"] if authority.profiles != ANY else []
+    parts += [f"{authority.issued} of {authority.quota}"] if authority.quota is not None else []
+    parts += [f"until {authority.ends_at:%Y-%m-%d}"] if authority.kind is AuthorityKind.ISSUING else []
+    parts += [f"then {authority.successor}"] if authority.successor is not None else []
+    printing.line(printing.shown(f"{head}{', '.join(parts)}"))
+    children = below.get(authority.id, [])
+    for child in children:
+        last = child is children[-1]
+        _draw(child, below, f"{indent}{'└─ ' if last else '├─ '}", f"{indent}{'   ' if last else '│  '}")
 
 
 def get(application: Application, authority: str) -> Authority:

@@ -8,36 +8,49 @@ and what to do.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, settings_text
+from birthmark.edge.cli.ceremony_conduct import Papers, conduct, offline_stores, sealed, service_name
+from birthmark.edge.cli.ceremony_folder import CeremonyFolder
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
+from birthmark.edge.cli.key_folders import Attendant, make_key_folder
 from birthmark.edge.cli.session import built, opened
-from birthmark.edge.cli.settings_text import Plan
+from birthmark.edge.cli.settings_text import KeyPlace, Plan
 from birthmark.edge.station.folder import flush_directory
-from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody
+from birthmark.floor.authorities import Authority, AuthorityKind, Custody
+from birthmark.floor.ceremonies import SERVICE, Ceremony, Custodian, GenerateKey
 from birthmark.floor.clients import Role
+from birthmark.floor.key_assets import KeyPurpose
 from birthmark.floor.realm import Realm
 from birthmark.ledger import checkpoint
+from birthmark.pki import profiles
 from birthmark.pki.algorithms import ALGORITHMS
 from birthmark.pki.certificates import Certificate, to_pem
-from birthmark.pki.issuer import Issuer
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
-from birthmark.ports import KeyStore, carry
+from birthmark.pki.keys import KeyAlgorithm
+from birthmark.ports import carry
 from birthmark.secret import SecretBytes
-from birthmark.services.authorise import Enrolled, Enrolment, make_issuing, make_root
-from birthmark.settings import Settings, SoftwareKeys, load
+from birthmark.services.authorise import Enrolled, Enrolment
+from birthmark.services.ceremonies import Bench, commit
+from birthmark.services.ceremony_file import parse as parse_ceremony
+from birthmark.services.ceremony_record import Record
+from birthmark.services.ceremony_steps import Known, Progress
+from birthmark.services.ceremony_templates import Head, Issuing, realm_file
+from birthmark.settings import Settings, load
 
 __all__ = ["Made", "make_realm"]
 
-ROOT_LABEL = KeyLabel("root")
 ROOT_ID = "root"
+ROOT_STORE = "root"
 PASSPHRASE_OCTETS = 32
 AUTHORITY_DAYS = 3650
 """How long the first issuing authority may issue; its certificate itself does not expire
@@ -57,6 +70,8 @@ class Made:
     operator: str
     checkpoint: str
     server_not_after: str
+    ceremony_sha256: str
+    """Of the file that was performed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,20 +82,27 @@ class _Elsewhere:
     database: bool = False
 
 
-def make_realm(factory: Factory, plan: Plan, directory: Path) -> Made:
+def make_realm(factory: Factory, plan: Plan, directory: Path, papers: Papers | None = None) -> Made:
     """Make a realm in a directory that does not exist or is empty.
+
+    Args:
+        factory: builds everything.
+        plan: what the realm is to be.
+        directory: where.
+        papers: of the ceremony that makes its keys and authorities; None to order and attend one as its
+            first operator, as a test realm may.
 
     Raises:
         errors.IllegalTransition: the directory is not empty, the database has a realm, or a key label is
             taken.
         errors.Refusal: whatever else went wrong; the directory is as it was.
     """
-    plan.check()
+    plan.check(with_papers=papers is not None)
     _require_empty(directory)
     elsewhere = _Elsewhere()
     with _private_umask(), _built_beside(directory) as place:
         try:
-            made = _make(factory, plan, place, elsewhere)
+            made = _make(factory, plan, place, elsewhere, papers)
         except errors.Refusal as refusal:
             left = _left_behind(plan, elsewhere)
             if left:
@@ -90,31 +112,143 @@ def make_realm(factory: Factory, plan: Plan, directory: Path) -> Made:
     return replace(made, directory=directory)
 
 
-def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere) -> Made:
-    for name in ("root", "secrets", "stations", "operators"):
+def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere, papers: Papers | None) -> Made:
+    for name in ("secrets", "stations", "operators"):
         (place / name).mkdir(mode=DIRECTORY_MODE)
     settings = _write_settings(factory, plan, place)
-    root_keys, root_der = _make_root(factory, plan, place)
-    factory.migrate(settings.database)
-    elsewhere.database = plan.external_database
-    with opened(factory, settings.key_store) as keys:
-        log_public = _generate(keys, plan.label("log"), KeyAlgorithm.ED25519, plan, elsewhere)
-        authority_spki = _generate(keys, plan.label(plan.authority), plan.key_algorithm, plan, elsewhere)
-    issuing_der = make_issuing(
-        root_keys,
-        Issuer.from_certificate(ROOT_LABEL, root_der),
-        authority_spki,
-        factory.clock(),
-        factory.entropy(),
-        {**plan.variables, "authority": plan.authority_name},
+    operator = credentials.fresh_key()
+    if papers is None:
+        papers = _own_papers(factory, plan, place, operator)
+        people = [Attendant(id=plan.operator, sign=lambda message: operator.sign(message, _SHA256))]
+    else:
+        people = papers.attendants(factory)
+    _check_ceremony(plan, papers.ceremony)
+    folder = CeremonyFolder(place / "ceremony", papers.ceremony)
+    try:
+        progress, record = _conduct(factory, plan, settings, papers, people, folder, elsewhere)
+        factory.migrate(settings.database)
+        elsewhere.database = plan.external_database
+        realm = _realm(factory, plan, progress.public_of(plan.label("log")))
+        factory.create_realm(settings.database, realm)
+        write_new_file(place / "log.vkey", f"{realm.vkey}\n")
+        with built(factory, settings) as application:
+            performed = carry(application.store, commit(None, progress, record, service_name(settings)))
+            folder.finish(progress, record, application.store.token(performed.row.leaf), realm.vkey)
+            return _people(application, plan, place, progress, operator)
+    finally:
+        folder.close()
+
+
+_SHA256 = ec.ECDSA(hashes.SHA256())
+
+
+def _own_papers(factory: Factory, plan: Plan, place: Path, operator: credentials.PrivateKey) -> Papers:
+    root = place / "root"
+    make_key_folder(factory, root, KeyPlace(passphrase_file=plan.root_passphrase_file))
+    ceremony = _own_ceremony(factory, plan, operator)
+    return Papers(ceremony=ceremony, custodians=(), reviewed=(), stores={ROOT_STORE: root})
+
+
+def _own_ceremony(factory: Factory, plan: Plan, operator: credentials.PrivateKey) -> Ceremony:
+    head = Head(
+        ceremony=f"{plan.realm.lower().replace('_', '-').strip('.-')}-1",
+        realm=plan.realm,
+        environment=str(plan.environment),
+        purpose="root, first issuing authority and log key of a new realm",
+        required=1,
+        custodians=[
+            Custodian(
+                id=plan.operator,
+                role="first operator",
+                subject_public_key_info=credentials.public_der(operator),
+            )
+        ],
     )
-    root_keys.close()
-    realm = _realm(factory, plan, log_public)
-    factory.create_realm(settings.database, realm)
-    write_new_file(place / "log.vkey", f"{realm.vkey}\n")
-    write_new_file(place / "root.crt", to_pem(root_der))
-    with built(factory, settings) as application:
-        return _people(application, plan, place, root_der, issuing_der)
+    issuing = Issuing(
+        authority=plan.authority,
+        label=plan.label(plan.authority),
+        algorithm=plan.key_algorithm,
+        issuer=ROOT_ID,
+        owner=plan.organization,
+        ends=factory.clock().now() + timedelta(days=AUTHORITY_DAYS),
+        subject={"organization": plan.organization, "authority": plan.authority_name},
+    )
+    text = realm_file(
+        head,
+        issuing,
+        root=ROOT_ID,
+        root_store=ROOT_STORE,
+        organization=plan.organization,
+        log=plan.label("log"),
+    )
+    return parse_ceremony(text.encode())
+
+
+def _check_ceremony(plan: Plan, ceremony: Ceremony) -> None:
+    """Refuse a file that does not make what a realm begins with."""
+    if (ceremony.realm, ceremony.environment) != (plan.realm, str(plan.environment)):
+        raise errors.NotPermitted(
+            f"the ceremony is for realm {ceremony.realm} ({ceremony.environment}), not {plan.realm}"
+            f" ({plan.environment})"
+        )
+    logs = [key.label for key in ceremony.keys.values() if key.purpose is KeyPurpose.LOG]
+    if logs != [plan.label("log")]:
+        raise errors.PolicyRefused(
+            "log-key",
+            f"the ceremony of a new realm makes one log key, called {plan.label('log')}, not"
+            f" {' and '.join(logs) or 'none'}",
+        )
+    made = ceremony.keys[plan.label("log")]
+    if made.kind is not KeyAlgorithm.ED25519 or made.store != SERVICE:
+        raise errors.PolicyRefused(
+            "log-key", "the log's key is an ed25519 key (C2SP signed-note) in the service's store"
+        )
+
+
+def _conduct(
+    factory: Factory,
+    plan: Plan,
+    settings: Settings,
+    papers: Papers,
+    people: Sequence[Attendant],
+    folder: CeremonyFolder,
+    elsewhere: _Elsewhere,
+) -> tuple[Progress, Record]:
+    progress = Progress(papers.ceremony, Known(), profiles.load)
+    with (
+        opened(factory, settings.key_store) as service,
+        offline_stores(factory, papers.stores) as offline,
+    ):
+        stores = {SERVICE: service, **offline}
+        answer = papers.answer()
+        bench = Bench(
+            stores=stores,
+            clock=factory.clock(),
+            entropy=factory.entropy(),
+            brought=answer.certificate,
+            officer=papers.officer,
+        )
+        try:
+            waiting = conduct(folder, progress, (people, "online"), bench, answer=answer.events)
+        except errors.PolicyRefused as refusal:
+            raise _about_the_log(progress, plan, refusal) from refusal
+        finally:
+            if plan.keys.token is not None:
+                elsewhere.keys += [
+                    label for label in progress.keys if papers.ceremony.keys[label].store == SERVICE
+                ]
+        if waiting is not None:
+            raise errors.NotFound(f"{waiting.reason}: bring it with --store {waiting.store or 'NAME'}=DIR")
+        return progress, sealed(folder, progress, people, factory.clock(), stores)
+
+
+def _about_the_log(progress: Progress, plan: Plan, refusal: errors.PolicyRefused) -> errors.PolicyRefused:
+    step = progress.current
+    if not isinstance(step, GenerateKey) or step.label != plan.label("log"):
+        return refusal
+    return errors.PolicyRefused(
+        refusal.rule, f"{refusal}; the log signs with Ed25519 (C2SP signed-note) and has no other choice"
+    )
 
 
 def _write_settings(factory: Factory, plan: Plan, place: Path) -> Settings:
@@ -131,37 +265,6 @@ def _write_passphrase(factory: Factory, path: Path) -> SecretBytes:
     return SecretBytes(passphrase.encode())
 
 
-def _make_root(factory: Factory, plan: Plan, place: Path) -> tuple[KeyStore, bytes]:
-    passphrase_file = plan.root_passphrase_file
-    if passphrase_file is None:
-        passphrase_file = place / "root" / "passphrase"
-        _write_passphrase(factory, passphrase_file)
-    custody = SoftwareKeys(
-        kind="software", directory=place / "root" / "keys", passphrase_file=passphrase_file
-    )
-    keys = factory.open_key_store(custody)
-    der = make_root(keys, ROOT_LABEL, plan.key_algorithm, factory.clock(), factory.entropy(), plan.variables)
-    write_new_file(place / "root" / "root.crt", to_pem(der))
-    return keys, der
-
-
-def _generate(
-    keys: KeyStore, label: KeyLabel, algorithm: KeyAlgorithm, plan: Plan, elsewhere: _Elsewhere
-) -> bytes:
-    try:
-        spki = keys.generate(label, algorithm)
-    except errors.PolicyRefused as refusal:
-        if algorithm is KeyAlgorithm.ED25519:
-            raise errors.PolicyRefused(
-                refusal.rule,
-                f"{refusal}; the log signs with Ed25519 (C2SP signed-note) and has no other choice",
-            ) from refusal
-        raise
-    if plan.keys.token is not None:
-        elsewhere.keys.append(label)
-    return spki
-
-
 def _realm(factory: Factory, plan: Plan, log_public: bytes) -> Realm:
     raw = log_public[len(ALGORITHMS[KeyAlgorithm.ED25519].spki_prefix) :]
     return Realm(
@@ -173,56 +276,63 @@ def _realm(factory: Factory, plan: Plan, log_public: bytes) -> Realm:
     )
 
 
-def _people(application: Application, plan: Plan, place: Path, root_der: bytes, issuing_der: bytes) -> Made:
-    """Put the authorities on record, and let in the server, the stations and the first operator."""
-    now = application.clock.now()
-    establish = application.authorise.establish
-    root = Authority(
-        id=ROOT_ID,
-        kind=AuthorityKind.ROOT,
-        issuer=ROOT_ID,
-        custody=Custody.OFFLINE,
-        key_label=ROOT_ID,
-        profile="root",
-        der=root_der,
-        owner=plan.organization,
-        scope=ANY,
-        profiles=ANY,
-        constraints="[]",
-        ceremony="",
-        quota=None,
-        ends_at=Certificate.from_der(root_der).not_after,
-        status=AuthorityStatus.ACTIVE,
-        issued=0,
-    )
-    issuing = replace(
-        root,
-        id=plan.authority,
-        kind=AuthorityKind.ISSUING,
-        custody=Custody.SERVICE,
-        profile="issuing",
-        key_label=str(plan.label(plan.authority)),
-        der=issuing_der,
-        ends_at=now + timedelta(days=AUTHORITY_DAYS),
-    )
-    carry(application.store, establish(None, root))
-    carry(application.store, establish(None, issuing))
+def _people(
+    application: Application,
+    plan: Plan,
+    place: Path,
+    progress: Progress,
+    operator: credentials.PrivateKey,
+) -> Made:
+    """Let in the server, the stations and the first operator."""
+    issuing = _first_issuing(plan, progress)
+    root = issuing
+    while root.issuer != root.id:
+        root = progress.authority(root.issuer)
+    root_pem = to_pem(root.der)
+    write_new_file(place / "root.crt", root_pem)
+    if (place / "root").is_dir():
+        write_new_file(place / "root" / "root.crt", root_pem)
+    plan = replace(plan, authority=issuing.id)
     server = _enrol_server(application, plan, place)
-    service = credentials.Service(url=plan.url, root_pem=to_pem(root_der), vkey=application.realm.vkey)
+    service = credentials.Service(url=plan.url, root_pem=root_pem, vkey=application.realm.vkey)
     for name in plan.stations:
-        _enrol(application, plan, Role.STATION, name, place / "stations" / name, service)
-    _enrol(application, plan, Role.OPERATOR, plan.operator, place / "operators" / plan.operator, service)
+        _enrol(application, plan, (Role.STATION, name), place / "stations" / name, service)
+    _enrol(
+        application,
+        plan,
+        (Role.OPERATOR, plan.operator),
+        place / "operators" / plan.operator,
+        service,
+        operator,
+    )
     return Made(
         directory=place,
         realm=application.realm,
-        root_sha256=Certificate.from_der(root_der).fingerprint,
+        root_sha256=Certificate.from_der(root.der).fingerprint,
         authority=plan.authority,
         key_store="development (software)" if application.keys.development else "token",
         stations=plan.stations,
         operator=plan.operator,
         checkpoint=application.store.checkpoint(),
         server_not_after=f"{server.certificate.not_after:%Y-%m-%d}",
+        ceremony_sha256=progress.ceremony.sha256,
     )
+
+
+def _first_issuing(plan: Plan, progress: Progress) -> Authority:
+    """Return the authority that certifies server, stations and operator."""
+    ours = [
+        authority
+        for authority in progress.established
+        if authority.kind is AuthorityKind.ISSUING and authority.custody is Custody.SERVICE
+    ]
+    named = [authority for authority in ours if authority.id == plan.authority]
+    if len(named or ours) != 1:
+        raise errors.MalformedRequest(
+            "say with --authority which of"
+            f" {', '.join(one.id for one in ours) or 'the ceremony, which makes none,'} certifies clients"
+        )
+    return (named or ours)[0]
 
 
 def _enrol_server(application: Application, plan: Plan, place: Path) -> Enrolled:
@@ -250,9 +360,14 @@ def _enrol_server(application: Application, plan: Plan, place: Path) -> Enrolled
 
 
 def _enrol(
-    application: Application, plan: Plan, role: Role, name: str, out: Path, service: credentials.Service
+    application: Application,
+    plan: Plan,
+    who: tuple[Role, str],
+    out: Path,
+    service: credentials.Service,
+    key: credentials.PrivateKey | None = None,
 ) -> None:
-    key = credentials.fresh_key()
+    (role, name), key = who, key or credentials.fresh_key()
     enrolment = Enrolment(
         role=role,
         name=name,

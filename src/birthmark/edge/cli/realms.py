@@ -9,6 +9,8 @@ import typer
 
 from birthmark import errors
 from birthmark.edge.cli import printing
+from birthmark.edge.cli.ceremony_folder import read_ceremony
+from birthmark.edge.cli.ceremony_options import papers_of
 from birthmark.edge.cli.making import Made, make_realm
 from birthmark.edge.cli.options import AsJson
 from birthmark.edge.cli.session import session_of
@@ -21,6 +23,7 @@ __all__ = ["init"]
 
 _TOKEN = "Keys in a PKCS#11 token"  # noqa: S105  # a heading
 _SECRETS = "Secrets (always files, never values)"
+_CEREMONY = "A ceremony of custodians"
 
 
 def init(
@@ -113,13 +116,59 @@ def init(
     development_keys: Annotated[
         bool, typer.Option("--development-keys", help="Keep a production realm's keys in files all the same.")
     ] = False,
+    ceremony: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The reviewed file that makes keys and authorities. [a test realm: one of its own]",
+            rich_help_panel=_CEREMONY,
+        ),
+    ] = None,
+    custodian: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Credential of a custodian who is there; once for each.",
+            rich_help_panel=_CEREMONY,
+        ),
+    ] = None,
+    reviewed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SHA256", help="SHA-256 of the file that was reviewed.", rich_help_panel=_CEREMONY
+        ),
+    ] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Folder of an offline key store; may be given again.",
+            rich_help_panel=_CEREMONY,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The certificate, or the answer, to a request.", rich_help_panel=_CEREMONY
+        ),
+    ] = None,
+    officer_pin_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="PIN of the token's security officer, for key-encryption keys.",
+            rich_help_panel=_CEREMONY,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a realm: hierarchy, database, audit log, server, stations and the first operator.
 
-    The root's key gets a key store of its own under DIR/root, which no service ever opens: move that folder
-    to where it is safe, and bring it back only to certify a further issuing authority. Everything is made or
-    nothing is; the first entries of the audit log say what was made.
+    Keys and authorities come from a ceremony. A test realm writes and performs its own, with the first
+    operator as the only custodian; production needs --ceremony. The root's key gets a key store of its own
+    under DIR/root, which no service ever opens: move that folder to where it is safe, and bring it back only
+    to a further ceremony. Everything is made or nothing is; the first entries of the audit log say what was
+    made.
     """
     plan = Plan(
         realm=realm,
@@ -148,11 +197,18 @@ def init(
         key_prefix=key_prefix,
         development_keys=development_keys,
     )
-    made = make_realm(session_of(context).factory(), plan, directory)
+    factory = session_of(context).factory()
+    papers = None
+    if ceremony is not None:
+        given = (custodian or [], reviewed or [], store, certificate, officer_pin_file)
+        papers = papers_of(factory, read_ceremony(ceremony), given)
+    elif custodian or reviewed or store or certificate or officer_pin_file:
+        raise errors.MalformedRequest("custodians and stores belong to a ceremony: say which with --ceremony")
+    made = make_realm(factory, plan, directory, papers)
     if as_json:
         printing.line(printing.json_text(_document(made)))
     else:
-        _say(made, generated_root=root_passphrase_file is None)
+        _say(made, own_root=papers is None, generated_root=root_passphrase_file is None)
 
 
 def _login_name() -> str:
@@ -186,10 +242,12 @@ def _document(made: Made) -> dict[str, object]:
         "operator": str((made.directory / "operators" / made.operator).resolve()),
         "server_not_after": made.server_not_after,
         "checkpoint": made.checkpoint,
+        "ceremony": str((made.directory / "ceremony").resolve()),
+        "ceremony_sha256": made.ceremony_sha256,
     }
 
 
-def _say(made: Made, *, generated_root: bool) -> None:
+def _say(made: Made, *, own_root: bool, generated_root: bool) -> None:
     place = made.directory
     printing.fields(
         {
@@ -205,11 +263,14 @@ def _say(made: Made, *, generated_root: bool) -> None:
         }
     )
     passphrase = "and its passphrase file apart from it" if generated_root else "its passphrase is with you"
+    root = f"Move {place / 'root'} off this machine ({passphrase}); the service never needs it."
+    if not own_root:
+        root = "Lock the offline key folders away again; the service never needs them."
     station = f" --station {made.stations[0]}" if made.stations else " --bootstrap-only"
     printing.line(
         f"""
 Next:
-  1. Move {place / "root"} off this machine ({passphrase}); the service never needs it.
+  1. {root}
   2. Keep the log's key ({place / "log.vkey"}) with somebody else than this machine: an auditor brings it.
   3. cd {place}
      birthmark config check

@@ -17,7 +17,7 @@ from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.settings import check_database_url
 
-__all__ = ["KeyPlace", "Plan", "render"]
+__all__ = ["KeyPlace", "Plan", "key_store_text", "render"]
 
 _LABEL = re.compile(r"[a-z0-9.-]{1,64}")
 
@@ -59,13 +59,16 @@ class Plan:
     key_prefix: str = ""
     development_keys: bool = False
 
-    def check(self) -> None:
+    def check(self, *, with_papers: bool = False) -> None:
         """Refuse a plan that cannot become a realm.
+
+        Args:
+            with_papers: custodians perform a ceremony of their own.
 
         Raises:
             errors.MalformedRequest: a name, an address or the database's url is not one.
             errors.PolicyRefused: a production realm with its keys in files, and nobody said that this is
-                meant.
+                meant, or whose keys nobody but its first operator would have seen made.
         """
         for what, name in (*(("station", name) for name in self.stations), ("operator", self.operator)):
             check_name(what, name)
@@ -81,6 +84,12 @@ class Plan:
                 raise errors.MalformedRequest(f"{text!r} is no IP address") from cause
         self._check_names()
         self._check_custody()
+        if self.environment is Environment.PRODUCTION and not with_papers:
+            raise errors.PolicyRefused(
+                "custodians",
+                "the keys of a production realm are made in a ceremony that at least two custodians attend:"
+                " begin with 'birthmark ceremony template realm', and give --ceremony FILE",
+            )
 
     def _check_names(self) -> None:
         check_name("realm", self.realm, longest=40)  # the maker's own name is the organization
@@ -180,7 +189,7 @@ organization = {_string(plan.organization)}
 # sqlite:///FILE, or postgresql://USER@HOST:PORT/NAME with its password in a password-file.
 {database}
 [key-store]
-{_key_store(plan.keys)}
+{key_store_text(plan.keys, "secrets/keystore.passphrase")}
 [log]
 # Label of the Ed25519 key that signs checkpoints; its public half is in log.vkey.
 key = {_string(plan.label("log"))}
@@ -199,7 +208,8 @@ processes = 1
 """
 
 
-def _key_store(keys: KeyPlace) -> str:
+def key_store_text(keys: KeyPlace, passphrase_file: str) -> str:
+    """Return the body of a ``[key-store]`` table; ``passphrase_file`` is where a generated one lies."""
     if keys.token is not None and keys.pin_file is not None:
         return (
             'kind = "pkcs11"\n'
@@ -207,7 +217,7 @@ def _key_store(keys: KeyPlace) -> str:
             f"token = {_string(keys.token_label)}\n"
             f"pin-file = {_string(keys.pin_file.resolve())}\n"
         )
-    passphrase = keys.passphrase_file.resolve() if keys.passphrase_file else "secrets/keystore.passphrase"
+    passphrase = keys.passphrase_file.resolve() if keys.passphrase_file else passphrase_file
     return (
         "# Encrypted files, opened in process memory: a development store.\n"
         'kind = "software"\n'

@@ -1,0 +1,634 @@
+"""What a ceremony has come to so far, each of its events judged against the file (SPEC A1 to A5).
+
+An *event* is a JSON object: who attended, which key is about to be made, what a step came to.  ``Progress``
+takes events in their order and believes none: a key must have the attributes the file wants, a certificate
+must be octet for octet the one the file orders, but for its serial number and its time, and an authority
+must stay within the licence of the one above.  The same judgement meets what was made a moment ago, what
+another machine made, what an interrupted ceremony left, and what an auditor reads years later.
+
+Making things is ``ceremonies``' business; nothing here touches a key.
+"""
+
+import json
+from base64 import b64decode
+from binascii import Error as NotBase64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from birthmark import errors
+from birthmark.floor.authorities import (
+    Authority,
+    AuthorityKind,
+    AuthorityStatus,
+    Custody,
+    require_within,
+)
+from birthmark.floor.ceremonies import (
+    ITSELF,
+    SERVICE,
+    Ceremony,
+    Certify,
+    CrossCertify,
+    GenerateKey,
+    ImportAuthority,
+    Licence,
+    Retire,
+    SignCRL,
+    Step,
+    attendance_message,
+    require_quorum,
+)
+from birthmark.floor.key_assets import KeyAsset, KeyStatus, Severity, compare, kind_of, policy_for
+from birthmark.ledger.entry import parse_time
+from birthmark.pki import der, lint
+from birthmark.pki.algorithms import recognise, verify
+from birthmark.pki.attributes import KeyAttributes, KeyClass
+from birthmark.pki.certificates import Certificate, TBSCertificate, assemble, serial_hex
+from birthmark.pki.constraints import parse_constraint
+from birthmark.pki.crl import verify_crl
+from birthmark.pki.issuance import build_reference, build_root
+from birthmark.pki.issuer import Issuer
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.lint import permit
+from birthmark.pki.profiles import Extension, Profile
+
+__all__ = [
+    "Event",
+    "KeyMade",
+    "Known",
+    "Loader",
+    "Progress",
+    "Session",
+    "require_signature",
+    "require_signed",
+]
+
+Event = Mapping[str, Any]
+Loader = Callable[[str], Profile]
+"""Returns the profile of a name, or raises ``errors.NotFound``."""
+_BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
+_RESERVED = ("environment_mark", "realm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What there was before the ceremony."""
+
+    authorities: Mapping[str, Authority] = field(default_factory=dict)
+    stores: Mapping[str, str] = field(default_factory=dict)
+    """Key label to the store that holds the key: ``service``, or the name of an offline store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Who attended, once."""
+
+    at: datetime
+    place: str
+    present: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyMade:
+    """A key that the ceremony made."""
+
+    step: GenerateKey
+    public: bytes
+    """SubjectPublicKeyInfo (DER); empty for a secret key."""
+    attributes: KeyAttributes
+    shares: tuple[bytes, ...]
+    at: datetime
+
+    def asset(self, ceremony: str, service: str) -> KeyAsset:
+        """Return it as the table of keys has it; ``service`` is how the service's own store is called."""
+        return KeyAsset(
+            label=self.step.label,
+            store=service if self.step.store == SERVICE else f"offline {self.step.store}",
+            purpose=self.step.purpose,
+            kind=str(self.step.kind),
+            policy=policy_for(self.step.purpose, exportable=self.step.exportable),
+            users=self.step.users,
+            fingerprint=self.attributes.fingerprint,
+            ceremony=ceremony,
+            status=KeyStatus.ACTIVE,
+            created_at=self.at,
+            backed_up_at=None,
+            backup_sha256=None,
+        )
+
+
+class Progress:
+    """A ceremony, as far as it has come."""
+
+    def __init__(
+        self,
+        ceremony: Ceremony,
+        known: Known,
+        load: Loader,
+        *,
+        rehearsal: bool = False,
+        lines: Mapping[str, bytes] | None = None,
+        profiles: Mapping[str, str] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            ceremony: what the file orders.
+            known: what there was before.
+            load: finds profiles.
+            rehearsal: keys of before are stood in for, so signatures with them are not looked at.
+            lines: CRL entries (DER) by authority, where they can be asked; None where they cannot.
+            profiles: SHA-256 of the profiles the ceremony used, for one of long ago: a certificate whose
+                profile is another now is not built again, and is named in ``unjudged``.
+        """
+        self.ceremony = ceremony
+        self.known = known
+        self.authorities: dict[str, Authority] = dict(known.authorities)
+        self.keys: dict[str, KeyMade] = {}
+        self.certificates: dict[str, bytes] = {}
+        """By name, in the order of the steps; DER."""
+        self.crls: dict[str, bytes] = {}
+        """By authority; DER."""
+        self.retired: dict[str, str] = {}
+        """Authority to reason."""
+        self.sessions: list[Session] = []
+        self.intended: set[str] = set()
+        """Labels of keys that were about to be made."""
+        self.events: list[Event] = []
+        self.unjudged: list[str] = []
+        self.profiles: dict[str, str] = dict(profiles or {})
+        """SHA-256 of the profiles in use, by name."""
+        self._load = load
+        self._rehearsal = rehearsal
+        self._lines = lines
+        self._at: datetime | None = None
+        self._next = 0
+
+    @property
+    def number(self) -> int:
+        """How many steps are done."""
+        return self._next
+
+    @property
+    def current(self) -> Step | None:
+        """The step that is to be done, or None when all are."""
+        steps = self.ceremony.steps
+        return steps[self._next] if self._next < len(steps) else None
+
+    @property
+    def established(self) -> tuple[Authority, ...]:
+        """The authorities that the ceremony makes or changes, in the order of the steps."""
+        made = [step.authority for step in self.ceremony.steps if isinstance(step, Certify | ImportAuthority)]
+        return tuple(self.authorities[name] for name in made if name in self.authorities)
+
+    @property
+    def attended(self) -> tuple[str, ...]:
+        """Everybody who attended, sorted."""
+        return tuple(sorted({person for session in self.sessions for person in session.present}))
+
+    # --- events ---
+
+    def take(self, event: Event) -> None:
+        """Take in an event, if it is what the file wants next.
+
+        Raises:
+            errors.MalformedRequest: it is none.
+            errors.NotPermitted: too few custodians attended, or an authority would reach too far.
+            errors.PolicyRefused: something is not as the file orders it (rule ``as-ordered``), or breaks a
+                rule of the linter or of a profile.
+            errors.ProofFailed: a custodian did not sign.
+            errors.IllegalTransition: something exists that may not, or does not that must.
+        """
+        try:
+            at, kind = parse_time(event["at"]), event["event"]
+            if self._at is not None and at < self._at:
+                raise errors.MalformedRequest("an event of a ceremony is dated before the one before it")
+            if kind == "session":
+                self._take_session(event, at)
+            elif kind == "intent" and event["step"] == self._next:
+                self.intended.add(self._key_step().label)
+            elif kind == "step" and event["step"] == self._next and self.sessions:
+                self._take_step(event, at)
+                self._next += 1
+            else:
+                raise errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
+        except (KeyError, TypeError, ValueError, NotBase64) as wrong:
+            raise errors.MalformedRequest(f"an event of a ceremony lacks something: {wrong}") from wrong
+        self._at = at
+        self.events.append(event)
+
+    def _key_step(self) -> GenerateKey:
+        step = self.current
+        if not isinstance(step, GenerateKey):
+            raise errors.MalformedRequest(f"step {self._next + 1} makes no key")
+        return step
+
+    def _take_session(self, event: Event, at: datetime) -> None:
+        present: list[str] = []
+        for answer in event["custodians"]:
+            person = self.ceremony.custodian(answer["custodian"])
+            challenge = bytes.fromhex(answer["challenge"])
+            if len(challenge) != 32:
+                raise errors.MalformedRequest("a custodian's challenge has 32 octets")
+            message = attendance_message(self.ceremony, person.id, answer["reviewed"], challenge)
+            if not self._rehearsal:
+                require_signature(
+                    person.subject_public_key_info, b64decode(answer["signature"]), message, person.id
+                )
+            present.append(person.id)
+        require_quorum(self.ceremony, present)
+        people = tuple(sorted(set(present)))
+        self.sessions.append(Session(at=at, place=str(event["place"]), present=people))
+
+    def _take_step(self, event: Event, at: datetime) -> None:
+        step = self.current
+        match step:
+            case GenerateKey():
+                self._take_key(step, event, at)
+            case Certify():
+                self._take_certificate(step, b64decode(event["certificate"], validate=True), at)
+            case CrossCertify():
+                self._take_cross(step, b64decode(event["certificate"], validate=True), at)
+            case ImportAuthority():
+                self._establish(self._imported(step), at)
+                self.certificates[step.authority] = step.certificate
+            case SignCRL():
+                self._take_crl(step, b64decode(event["crl"], validate=True), at)
+            case Retire():
+                found = self.authority(step.authority)
+                if found.status is AuthorityStatus.RETIRED:
+                    raise errors.IllegalTransition(f"authority {found.id} is retired already")
+                self.authorities[found.id] = replace(found, status=AuthorityStatus.RETIRED)
+                self.retired[found.id] = step.reason
+
+    # --- keys ---
+
+    def _take_key(self, step: GenerateKey, event: Event, at: datetime) -> None:
+        if step.label not in self.intended:
+            raise errors.MalformedRequest(f"nobody said before that the key {step.label} would be made")
+        if step.label in self.keys or step.label in self.known.stores:
+            raise errors.IllegalTransition(f"there is a key {step.label} already: a label names one for good")
+        given = dict(event["attributes"])
+        given["key_class"] = KeyClass(given["key_class"])
+        given["kind"] = kind_of(given["kind"])
+        made = KeyMade(
+            step=step,
+            public=b64decode(event["public"], validate=True),
+            attributes=KeyAttributes(**given),
+            shares=tuple(b64decode(share, validate=True) for share in event["shares"]),
+            at=at,
+        )
+        asset, live = made.asset(self.ceremony.id, SERVICE), made.attributes
+        findings = [
+            finding.detail
+            for finding in compare([asset], [live], asset.store)
+            if finding.severity is Severity.ERROR
+        ]
+        public = sha256(made.public).hexdigest()
+        if isinstance(step.kind, KeyAlgorithm):
+            if recognise(made.public) is not step.kind or public != live.fingerprint:
+                findings.append(f"its public key is no {step.kind} key, or another")
+        elif len(made.shares) != len(step.recipients):
+            findings.append(f"{len(made.shares)} shares for {len(step.recipients)} recipients")
+        if findings:
+            _not_ordered(f"the key {step.label}", "; ".join(findings))
+        self.keys[step.label] = made
+
+    def store_of(self, label: str) -> str:
+        """Return which store holds a key, made in this ceremony or before.
+
+        Raises:
+            errors.NotFound: there is no such key.
+        """
+        ordered = self.ceremony.keys.get(label)
+        store = ordered.store if ordered is not None else self.known.stores.get(label)
+        if store is None:
+            raise errors.NotFound(f"there is no key {label}: no step makes it, and no authority has it")
+        return store
+
+    def public_of(self, label: str) -> bytes:
+        """Return the public key of a label (DER).
+
+        Raises:
+            errors.NotFound: the key was not made yet, or there is none.
+        """
+        if label in self.keys:
+            return self.keys[label].public
+        for authority in self.authorities.values():
+            if authority.key_label == label:
+                return Certificate.from_der(authority.der).subject_public_key_info
+        raise errors.NotFound(f"there is no key {label} before step {self._next + 1}")
+
+    # --- certificates ---
+
+    def authority(self, name: str) -> Authority:
+        """Return an authority of before, or of an earlier step.
+
+        Raises:
+            errors.NotFound: there is none.
+        """
+        found = self.authorities.get(name)
+        if found is None:
+            raise errors.NotFound(f"there is no authority {name[:64]} before step {self._next + 1}")
+        return found
+
+    def issuer_of(self, step: Certify | CrossCertify) -> Authority | None:
+        """Return the authority that is to sign, or None for a root."""
+        return None if step.issuer == ITSELF else self.authority(step.issuer)
+
+    def subject_key(self, step: Certify | CrossCertify) -> KeyLabel:
+        """Return the label of the key that is to be certified."""
+        if isinstance(step, Certify):
+            return step.key
+        return KeyLabel(self.authority(step.authority).key_label)
+
+    def order(self, step: Certify | CrossCertify, serial_number: int, not_before: datetime) -> TBSCertificate:
+        """Return the certificate that a step orders, not linted.
+
+        Raises:
+            errors.PolicyRefused: a variable breaks a rule or does not belong there, or the issuer is of the
+                wrong kind.
+            errors.MalformedRequest: a variable is missing or does not fit.
+        """
+        profile, above = self._load(step.profile), self.issuer_of(step)
+        values = self._values(step, profile)
+        if not profile.is_ca:
+            raise errors.PolicyRefused("profile", f"profile {profile.name} is not for authorities")
+        spki = self.public_of(self.subject_key(step))
+        if above is None:
+            return build_root(
+                profile,
+                key_label=self.subject_key(step),
+                serial_number=serial_number,
+                subject_public_key_info=spki,
+                not_before=not_before,
+                not_after=step.not_after,
+                variables=values,
+            )
+        if above.profile and profile.issued_by and above.profile not in profile.issued_by:
+            raise errors.PolicyRefused(
+                "profile",
+                f"profile {profile.name} is issued by {' or '.join(profile.issued_by)}; {above.id} is a"
+                f" {above.profile}",
+            )
+        return build_reference(
+            profile,
+            Issuer.from_certificate(KeyLabel(above.key_label), above.der),
+            serial_number=serial_number,
+            subject_public_key_info=spki,
+            not_before=not_before,
+            not_after=None if above.custody is Custody.FOREIGN else step.not_after,
+            variables=values,
+            constraints=[parse_constraint(entry) for entry in json.loads(above.constraints)],
+        )
+
+    def _values(self, step: Certify | CrossCertify, profile: Profile) -> Mapping[str, str]:
+        for name in step.variables:
+            if name in _RESERVED:
+                raise errors.PolicyRefused("variables", f"{name} is the realm's, not the file's to choose")
+            if name not in profile.variables:
+                raise errors.PolicyRefused("variables", f"profile {profile.name} does not use {name}")
+        return {
+            **step.variables,
+            "environment_mark": self.ceremony.mark,
+            "realm": self.ceremony.realm,
+        }
+
+    def _judge(self, step: Certify | CrossCertify, octets: bytes, at: datetime) -> Certificate:
+        """Return a certificate that is the one the step orders."""
+        name = step.authority if isinstance(step, Certify) else step.name
+        found, above = Certificate.from_der(octets), self.issuer_of(step)
+        profile = self._load(step.profile).sha256
+        if self.profiles.setdefault(step.profile, profile) != profile:
+            self.unjudged.append(name)
+        elif above is not None and above.custody is Custody.FOREIGN:
+            self._judge_foreign(step, found, above, at)
+        else:
+            self._judge_ours(name, step, found, at)
+        if not self._rehearsal:
+            signer = octets if above is None else above.der
+            require_signed(octets, signer, f"the certificate of {name}", step.issuer)
+        return found
+
+    def _judge_ours(self, name: str, step: Certify | CrossCertify, found: Certificate, at: datetime) -> None:
+        what = f"the certificate of {name}"
+        if found.not_before != at.replace(microsecond=0):
+            _not_ordered(what, f"it begins {found.not_before.isoformat()}, and was made {at.isoformat()}")
+        ordered = permit(self.order(step, found.serial_number, found.not_before)).tbs
+        parsed = x509.load_der_x509_certificate(found.der)
+        for field_name, wanted in lint.read(ordered.der)._asdict().items():
+            if field_name != "octets" and getattr(_read(parsed, what), field_name) != wanted:
+                _not_ordered(what, f"its {field_name.replace('_', ' ')} is another")
+        algorithm = lint.read(ordered.der).signature_algorithm
+        if parsed.tbs_certificate_bytes != ordered.der or found.der != assemble(
+            ordered.der, algorithm, parsed.signature
+        ):
+            _not_ordered(what, "its octets are others")
+
+    def _judge_foreign(
+        self, step: Certify | CrossCertify, found: Certificate, above: Authority, at: datetime
+    ) -> None:
+        """What we may ask of somebody else's certificate: key, name, kind, path length, and long enough."""
+        what = f"the certificate of {step.authority}"
+        ordered = lint.read(self.order(step, 1 << 80, at).der)
+        parsed = x509.load_der_x509_certificate(found.der)
+        seen = _read(parsed, what)
+        issuer = Issuer.from_certificate(KeyLabel(""), found.der)  # refuses what is no authority's
+        until = [moment for moment in (step.not_after, getattr(step, "licence", _NONE).ends_at) if moment]
+        wrong = {
+            "key": found.subject_public_key_info != ordered.subject_public_key_info,
+            "issuer": found.issuer_name != Certificate.from_der(above.der).subject_name,
+            "subject": parsed.subject != self._subject(step, at),
+            "path length": seen.extensions.get(_BASIC_CONSTRAINTS) != ordered.extensions[_BASIC_CONSTRAINTS],
+            "key usage": not parsed.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
+            "serial number": not 0 < found.serial_number < 1 << 160,
+            "begin": found.not_before > at,
+            "end": any(found.not_after < moment for moment in until),
+        }
+        for field_name, differs in wrong.items():
+            if differs:
+                _not_ordered(what, f"its {field_name} is not what the file demands")
+        if issuer.not_after <= at:
+            _not_ordered(what, "it has ended")
+
+    def subject_of(self, step: Certify | CrossCertify, at: datetime) -> bytes:
+        """Return the name a step orders (DER)."""
+        return lint.read(self.order(step, 1 << 80, at).der).subject
+
+    def _subject(self, step: Certify | CrossCertify, at: datetime) -> x509.Name:
+        """Return the name a step orders; two names are the same whatever string types an encoder chose."""
+        ordered = self.order(step, 1 << 80, at)
+        algorithm = lint.read(ordered.der).signature_algorithm
+        return x509.load_der_x509_certificate(assemble(ordered.der, algorithm, b"\0")).subject
+
+    def _take_certificate(self, step: Certify, octets: bytes, at: datetime) -> None:
+        found = self._judge(step, octets, at)
+        store = self.store_of(step.key)
+        self._establish(
+            self._licensed(
+                step.licence,
+                id=step.authority,
+                kind=step.kind,
+                issuer=step.authority if step.issuer == ITSELF else step.issuer,
+                custody=Custody.SERVICE if store == SERVICE else Custody.OFFLINE,
+                key_label=str(step.key),
+                profile=step.profile,
+                certificate=found,
+            ),
+            at,
+        )
+        self.certificates[step.authority] = octets
+        if step.replaces is not None:
+            self._replace(step.replaces, self.authorities[step.authority])
+
+    def _licensed(self, licence: Licence, *, certificate: Certificate, **fields: Any) -> Authority:
+        ends_at = licence.ends_at or certificate.not_after
+        if ends_at - timedelta(seconds=1) > certificate.not_after:
+            raise errors.NotPermitted(
+                f"authority {fields['id']} cannot issue until {ends_at:%Y-%m-%d}: its certificate ends"
+                f" {certificate.not_after:%Y-%m-%d}"
+            )
+        for profile in [] if licence.profiles == "*" else licence.profiles.split(" "):
+            self._load(profile)
+        return Authority(
+            der=certificate.der,
+            owner=licence.owner,
+            scope=licence.scope,
+            profiles=licence.profiles,
+            constraints=self._constraints(licence, fields["id"], fields["issuer"]),
+            quota=licence.quota,
+            ends_at=ends_at,
+            status=AuthorityStatus.ACTIVE,
+            issued=0,
+            ceremony=self.ceremony.id,
+            **fields,
+        )
+
+    def _constraints(self, licence: Licence, name: str, issuer: str) -> str:
+        """Return the constraints of a licence after those of the authority above: they hold here, too."""
+        above: list[Any] = [] if issuer == name else json.loads(self.authority(issuer).constraints)
+        own = json.loads(licence.constraints)
+        named = {parse_constraint(entry).rule: entry for entry in above}
+        for entry in own:
+            rule = parse_constraint(entry).rule
+            if named.get(rule, entry) != entry:
+                raise errors.NotPermitted(f"constraint {rule} of {name} is not that of {issuer}")
+        return json.dumps(
+            above + [entry for entry in own if entry not in above],
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+        )
+
+    def _imported(self, step: ImportAuthority) -> Authority:
+        found = Certificate.from_der(step.certificate)
+        parsed = x509.load_der_x509_certificate(step.certificate)
+        try:
+            if not parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+                raise errors.PolicyRefused("ca", f"the certificate of {step.authority} is not an authority's")
+        except (x509.ExtensionNotFound, ValueError) as wrong:
+            raise errors.PolicyRefused("ca", f"the certificate of {step.authority}: {wrong}") from wrong
+        signer = step.certificate if step.issuer == ITSELF else self.authority(step.issuer).der
+        require_signed(step.certificate, signer, f"the certificate of {step.authority}", step.issuer)
+        return self._licensed(
+            step.licence,
+            id=step.authority,
+            kind=step.kind,
+            issuer=step.authority if step.issuer == ITSELF else step.issuer,
+            custody=Custody.FOREIGN,
+            key_label="",
+            profile="",
+            certificate=found,
+        )
+
+    def _establish(self, authority: Authority, at: datetime) -> None:
+        if authority.id in self.authorities:
+            raise errors.IllegalTransition(f"there is an authority {authority.id} already")
+        if authority.issuer != authority.id:
+            require_within(authority, self.authority(authority.issuer))
+        elif authority.kind is not AuthorityKind.ROOT:
+            raise errors.MalformedRequest(f"authority {authority.id} is no root and names itself")
+        if authority.ends_at <= at:
+            raise errors.MalformedRequest(f"authority {authority.id} would have ended already")
+        self.authorities[authority.id] = authority
+
+    def _replace(self, before: str, after: Authority) -> None:
+        found = self.authority(before)
+        if found.kind is not after.kind or found.status is not AuthorityStatus.ACTIVE:
+            raise errors.IllegalTransition(
+                f"authority {after.id} cannot take over from {found.id}, a {found.status} {found.kind}"
+            )
+        if found.successor is not None:
+            raise errors.IllegalTransition(f"{found.successor} took over from {found.id} already")
+        self.authorities[found.id] = replace(found, successor=after.id)
+
+    def _take_cross(self, step: CrossCertify, octets: bytes, at: datetime) -> None:
+        found, whose = self._judge(step, octets, at), self.authority(step.authority)
+        if found.subject_name != Certificate.from_der(whose.der).subject_name:
+            _not_ordered(f"the certificate {step.name}", f"its subject is not {whose.id}'s")
+        self.certificates[step.name] = octets
+
+    # --- lists of revocations ---
+
+    def _take_crl(self, step: SignCRL, octets: bytes, at: datetime) -> None:
+        found, what = self.authority(step.authority), f"the CRL of {step.authority}"
+        if not self._rehearsal:
+            verify_crl(octets, Issuer.from_certificate(KeyLabel(found.key_label), found.der))
+        parsed = x509.load_der_x509_crl(octets)
+        serials = tuple(sorted(serial_hex(entry.serial_number) for entry in parsed))
+        if serials != step.revoked:
+            _not_ordered(what, f"it lists {', '.join(serials) or 'nothing'}")
+        if parsed.next_update_utc != step.next_update or parsed.last_update_utc != at.replace(microsecond=0):
+            _not_ordered(what, "its times are others")
+        lines = None if self._lines is None else self._lines.get(found.id, b"")
+        if lines is not None and lines not in octets:
+            _not_ordered(what, "a reason or a time in it is not the one on record")
+        self.crls[found.id] = octets
+
+
+_NONE = Licence(owner="", scope="*", profiles="*", constraints="[]", quota=None, ends_at=None)
+
+
+def _read(parsed: x509.Certificate, what: str) -> lint.Reading:
+    try:
+        return lint.read(parsed.tbs_certificate_bytes)
+    except errors.MalformedRequest as wrong:
+        _not_ordered(what, str(wrong))
+
+
+def _not_ordered(what: str, complaint: str) -> NoReturn:
+    raise errors.PolicyRefused("as-ordered", f"{what} is not as the ceremony's file orders it: {complaint}")
+
+
+def require_signed(octets: bytes, signer: bytes, what: str, issuer: str) -> None:
+    """Refuse a certificate (DER) that the key in another certificate (DER) did not sign.
+
+    Raises:
+        errors.PolicyRefused: rule ``signature``.
+    """
+    try:
+        x509.load_der_x509_certificate(octets).verify_directly_issued_by(
+            x509.load_der_x509_certificate(signer)
+        )
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as wrong:
+        raise errors.PolicyRefused("signature", f"{what} is not signed by {issuer}") from wrong
+
+
+def require_signature(spki: bytes, signature: bytes, message: bytes, who: str) -> None:
+    """Refuse a signature that is not a custodian's.
+
+    Raises:
+        errors.ProofFailed: it is not.
+    """
+    try:
+        verify(spki, signature, message)
+    except (InvalidSignature, errors.MalformedRequest) as wrong:
+        raise errors.ProofFailed(
+            f"the signature of custodian {who} is not of the key the file names"
+        ) from wrong
