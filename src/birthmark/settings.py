@@ -189,6 +189,8 @@ class PublicPlane(_Table):
     port: int = Field(default=8080, ge=0, le=65535)
     directory: Path | None = None
     """What is served; that of ``[publication]`` where it is left out."""
+    prefix: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Before every path, as in the locations that certificates name: ``/pki``."""
     processes: int = Field(default=1, ge=1, le=64)
     ocsp: Literal["live", "presigned", "off"] = "off"
     """Answer from the database with the responder's key, from files without any, or not at all."""
@@ -231,6 +233,8 @@ class Settings(_Table):
     database_table: DatabaseSettings | None = Field(default=None, alias="database")
     key_store_table: KeyStoreSettings | None = Field(default=None, alias="key-store")
     log: LogSettings = LogSettings()
+    profiles_directory: Path | None = None
+    """Where this installation's own certificate profiles are; the packaged ones are always there."""
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")

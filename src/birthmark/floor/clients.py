@@ -94,6 +94,13 @@ TWO_PERSON: Mapping[Capability, Capability] = {
 A recall always takes both; a run does in production, and in a test realm one person opens it.  A ceremony's
 custodians stand in its file.
 """
+_ONE_PERSON_IN_TEST = frozenset({Capability.OPEN_RUN})
+
+
+def takes_two(capability: Capability, environment: Environment) -> bool:
+    """Return whether an act takes two people in this environment."""
+    one = environment is Environment.TEST and capability in _ONE_PERSON_IN_TEST
+    return capability in TWO_PERSON and not one
 
 
 class ClientStatus(StrEnum):

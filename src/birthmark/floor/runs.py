@@ -104,14 +104,22 @@ class RunLicence:
     """For which region, likewise."""
     partitioning: Partitioning = Partitioning.NONE
     """Which CRL the certificates name."""
+    further_profiles: tuple[str, ...] = ()
+    """Profiles of further certificates that each device gets, each for a key of its own (SPEC C5)."""
+    further_sha256: tuple[str, ...] = ()
+    """Hashes of those profiles' files (hex), in the same order."""
     profile_sha256: str = ""
-    """Hash of the profile's file (hex): a profile changed since is not the one that was signed for."""
+    """Hash of the profile's file (hex): a profile changed since is not the one that was signed for.
+
+    Empty in licences of before; nothing is opened without.
+    """
 
     def encode(self) -> bytes:
         """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
         rule = self.hardware_id
         return canonical(
-            {
+            self._later_fields()
+            | {
                 "type": _TYPE,
                 "realm": self.realm,
                 "environment": self.environment,
@@ -138,18 +146,34 @@ class RunLicence:
                 "origins": list(self.origins),
                 "variables": dict(self.variables),
                 "opened_by": self.opened_by,
-                "device_class": self.device_class,
-                "site": self.site,
-                "region": self.region,
-                "partitioning": self.partitioning,
-                "profile_sha256": self.profile_sha256,
             }
         )
+
+    def _later_fields(self) -> dict[str, object]:
+        """Return what licences did not say before they pinned profiles: those stay as they were signed."""
+        if not self.profile_sha256:
+            return {}
+        return {
+            "device_class": self.device_class,
+            "site": self.site,
+            "region": self.region,
+            "partitioning": self.partitioning,
+            "profile_sha256": self.profile_sha256,
+            "further_profiles": list(self.further_profiles),
+            "further_sha256": list(self.further_sha256),
+        }
 
     @property
     def takes_two(self) -> bool:
         """Return whether it takes a second person's signature (SPEC C3, K1)."""
-        return self.environment != Environment.TEST or takes_two(Capability.OPEN_RUN, Environment.TEST)
+        test = self.environment == Environment.TEST
+        return takes_two(Capability.OPEN_RUN, Environment.TEST if test else Environment.PRODUCTION)
+
+    @property
+    def profiles(self) -> tuple[tuple[str, str], ...]:
+        """Return the profiles of the certificates each device gets, each with the hash of its file."""
+        pinned = (self.profile_sha256, *self.further_sha256)
+        return tuple(zip((self.profile, *self.further_profiles), pinned, strict=False))
 
     @property
     def partition(self) -> str:
@@ -181,7 +205,9 @@ class RunLicence:
                 not_after=parse_time(fields.pop("not_after")),
                 stations=tuple(fields.pop("stations")),
                 origins=tuple(KeyOrigin(origin) for origin in fields.pop("origins")),
-                partitioning=Partitioning(fields.pop("partitioning")),
+                partitioning=Partitioning(fields.pop("partitioning", Partitioning.NONE)),
+                further_profiles=tuple(fields.pop("further_profiles", ())),
+                further_sha256=tuple(fields.pop("further_sha256", ())),
                 **fields,
             )
             if not _is_typed(licence) or licence.encode() != document:
@@ -207,6 +233,8 @@ def _is_typed(licence: RunLicence) -> bool:
         licence.site,
         licence.region,
         licence.profile_sha256,
+        *licence.further_profiles,
+        *licence.further_sha256,
         *licence.stations,
         *licence.variables.values(),
         *rule.wmi,
@@ -313,19 +341,21 @@ def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:
                 f"authority {authority.id} is superseded by {authority.successor}: open the run under that"
             )
         Scope.parse(authority.scope).require_covers(authority.id, values)
-        if not authority.allows(licence.profile):
-            raise errors.NotPermitted(
-                f"authority {authority.id} issues {authority.profiles}, not {licence.profile}"
-            )
+        for profile, _ in licence.profiles:
+            if not authority.allows(profile):
+                raise errors.NotPermitted(
+                    f"authority {authority.id} issues {authority.profiles}, not {profile}"
+                )
         if licence.not_after > authority.ends_at:
             raise errors.NotPermitted(
                 f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}"
             )
     require_issuing(issuing, licence.not_before)
-    if issuing.quota is not None and licence.quantity > issuing.quota - issuing.issued:
+    wanted = licence.quantity * len(licence.profiles)
+    if issuing.quota is not None and wanted > issuing.quota - issuing.issued:
         raise errors.QuotaExhausted(
             f"authority {issuing.id} may issue {issuing.quota - issuing.issued} more certificates, the run is"
-            f" for {licence.quantity}"
+            f" for {wanted}"
         )
 
 
@@ -339,4 +369,6 @@ def require_unbroken(above: Iterable[Authority]) -> None:
     """
     for authority in above:
         if authority.status in (AuthorityStatus.SUSPENDED, AuthorityStatus.REVOKED):
-            raise errors.IllegalTransition(f"authority {authority.id}, above the run's, is {authority.status}")
+            raise errors.IllegalTransition(
+                f"authority {authority.id}, above the run's, is {authority.status}"
+            )

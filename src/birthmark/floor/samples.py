@@ -4,7 +4,7 @@ They are made by what a rule means and then asked of the rule itself, so a sampl
 would refuse.  Where none can be made up, the answer is None, and whoever asked must be given one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from birthmark import errors
@@ -31,29 +31,29 @@ _IDS = (_HEX, _VIN, _EID, "0001")
 
 _TEXTS: Mapping[str, str] = {
     "authority": "Sample CA",
-    "certificate_policy": "2.999.1",
+    "certificate_policy": "1.3.6.1.4.1.32473.2.1",
     "country": "DE",
-    "crl_url": "http://pki.example.com/crl/sample-issuing-authority/batch.sample-batch.crl",
+    "crl_url": "http://pki.example.com/crl/issuing-1/batch.B7.crl",
     "dns_names": "device.example.com",
     "environment_mark": " TEST",
     "hardware_type": "1.3.6.1.4.1.32473.1.1",
     "host": "device.example.com",
     "ip_addresses": "192.0.2.1",
-    "issuer_url": "http://pki.example.com/ca/sample-issuing-authority.cer",
+    "issuer_url": "http://pki.example.com/ca/issuing-1.cer",
     "ocsp_url": "http://pki.example.com/ocsp",
     "organization": "Sample Organization",
     "organizational_unit": "Sample Unit",
-    "path_len": "",
+    "path_len": "0",
     "permitted_dns_names": "example.com",
     "product_id": "8000",
     "product_uri": "https://example.com/product/",
     "vendor_id": "FFF1",
 }
-"""Samples that have a form of their own; 32473 and 2.999 are for examples (RFC 5612, X.660)."""
+"""Samples that have a form of their own; 32473 is for examples (RFC 5612)."""
 
 
 def example_of(pattern: str) -> str:
-    """Return a text that matches a pattern of ours: characters, ``\\d``, classes and quantifiers."""
+    """Return a text that matches a pattern which ``HardwareIdRule`` or a ``Constraint`` has accepted."""
     text, position = "", 0
     while position < len(pattern):
         first, position = _atom(pattern, position)
@@ -92,18 +92,15 @@ def _count(pattern: str, position: int) -> tuple[int, int]:
     return 1, position
 
 
-def sample_hardware_id(
-    rule: HardwareIdRule, constraints: Sequence[Constraint], given: Iterable[str] = ()
-) -> HardwareId | None:
+def sample_hardware_id(rule: HardwareIdRule, constraints: Sequence[Constraint]) -> HardwareId | None:
     """Return a hardware id that a run with this rule takes and that keeps all constraints, or None.
 
     Args:
         rule: the run's.
         constraints: of the profile and of the authorities.
-        given: ids to try first.
     """
     kept = [constraint for constraint in constraints if constraint.variable == VARIABLE]
-    for text in (*given, *_ids(rule, kept)):
+    for text in _ids(rule, kept):
         try:
             found = rule.parse(text)
         except errors.Refusal:
@@ -178,7 +175,9 @@ def sample_values(
 
 
 def _samples(variable: str, constraints: Sequence[Constraint]) -> Iterator[str]:
-    yield from _IDS if variable == VARIABLE else (_TEXTS.get(variable, f"sample-{variable.replace('_', '-')}"),)
+    yield from (
+        _IDS if variable == VARIABLE else (_TEXTS.get(variable, f"sample-{variable.replace('_', '-')}"),)
+    )
     for constraint in constraints:
         match constraint.check:
             case Check.PATTERN:

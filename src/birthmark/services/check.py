@@ -15,7 +15,7 @@ who also holds the log's key can write another history: what contradicts that ar
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -48,7 +48,7 @@ from birthmark.services.check_recalls import (
     crl_entry_of,
 )
 from birthmark.services.revocations import line_of
-from birthmark.services.runs import Runs
+from birthmark.services.runs import licence_of, signers
 from birthmark.services.testimony import RunSaid, Said
 
 __all__ = ["Progress", "Report", "check"]
@@ -601,19 +601,18 @@ def _check_runs(report: Report, store: Store, realm: Realm, said: Said) -> None:
     states: dict[str, Counter[DeviceState]] = defaultdict(Counter)
     for device in _scan(report, store, Device):
         states[device.run][device.state] += 1
-    lists, runs = _check_lists(report, store, said), Runs(realm)
+    lists = _check_lists(report, store, said)
     for run in _scan(report, store, Run):
         report.counts["runs"] += 1
-        opened = RunSaid(
-            licence=run.document.decode(errors="replace"), signature=run.signature.hex(), signer=run.signer
-        )
-        if said.runs.pop(run.id, None) != opened:
+        was = said.runs.pop(run.id, None)
+        if was is None or replace(was, status=run.status) != _said_of(run):
             report.find(f"run {run.id} is not the one the log says was opened")
-        if (run.status == "closed") != (run.id in said.closed):
+        if was is not None and was.status != run.status:
             report.find(f"run {run.id} is {run.status}, the log says otherwise")
         counted = states.pop(run.id, Counter())
         try:
-            licence = runs.verify(run, _get(store, Credential, run.signer))
+            signed = [_get(store, Credential, serial) for serial in signers(run)]
+            licence = licence_of(realm, run, signed[0], signed[1] if len(signed) > 1 else None)
         except errors.Refusal as refusal:
             report.find(str(refusal))
             continue
@@ -628,6 +627,19 @@ def _check_runs(report: Report, store: Store, realm: Realm, said: Said) -> None:
         report.find(f"the log says run {name} was opened; it is gone")
     for name in states:
         report.find(f"there are devices of run {name}, which does not exist")
+
+
+def _said_of(run: Run) -> RunSaid:
+    """Return what the log must say of a run."""
+    return RunSaid(
+        licence=run.document.decode(errors="replace"),
+        signature=run.signature.hex(),
+        signer=run.signer,
+        approver=run.approver,
+        approval=None if run.approval is None else run.approval.hex(),
+        opening=run.opening,
+        status=run.status,
+    )
 
 
 def _check_lists(report: Report, store: Store, said: Said) -> dict[str, AllowList]:

@@ -237,7 +237,7 @@ class IssueDevices:
         reads |= {
             Answer: (answer_key(caller, key),),
             Run: (context.licence.id,),
-            Authority: (context.licence.authority,),
+            Authority: context.authorities,
         }
         if isinstance(prepared, _Prepared):
             reads |= {Device: (prepared.device,), Attempt: (prepared.attempt,)}
@@ -260,6 +260,7 @@ class IssueDevices:
         """Vet, build, lint and sign; nothing here is known to anybody yet."""
         licence = context.licence
         hardware_id = licence.hardware_id.parse(request.hardware_id)
+        context.judge(hardware_id.text)
         origin = KeyOrigin.DELIVERED if request.csr is None else KeyOrigin.BORN
         if origin not in licence.origins:
             raise errors.NotPermitted(f"run {licence.id} does not allow {origin} keys")
@@ -477,11 +478,7 @@ def _certify(
     facts: Facts, context: RunContext, client: Client, prepared: _Prepared, attempt: str, at: datetime
 ) -> None:
     """Count and keep the certificates, and take their keys for the device."""
-    authority = facts.get(Authority, context.licence.authority)
-    if authority is None:
-        raise errors.IntegrityFailure(
-            f"authority {context.licence.authority} of run {context.licence.id} is gone"
-        )
+    authority = context.issuing(facts)
     for one in prepared.all:
         authority = count_issuance(authority, at)
         used = facts.get(KeyUse, one.spki_sha256)

@@ -167,7 +167,7 @@ class ProveDevices:
         if attempt.challenge != challenged.challenge or attempt.certificates != challenged.serials:
             raise _StaleChallenge("the attempt got another challenge meanwhile")
         context = contexts[attempt.run]
-        self._runs.working(context, client)
+        self._runs.working(context.licence, client)
         check_scope(facts, client, context, attempt.device)
         device, run = facts.get(Device, attempt.device), facts.get(Run, attempt.run)
         if device is None or run is None:

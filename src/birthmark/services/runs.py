@@ -1,6 +1,11 @@
-"""Production runs: opened by a signed licence, checked by everybody who issues under them (SPEC C3)."""
+"""Production runs, as everybody who works under them sees them: signed, and checked again (SPEC C3).
 
-import re
+A run's row is believed for its counters and its status only.  What it may do is in the licence, whose
+signatures are verified by every process before it first relies on it: one in a test realm, in production two,
+of different people.  How a run comes to be opened is in ``opening``.
+"""
+
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -8,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Dimension, Scope
-from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
+from birthmark.floor.authorities import Authority
+from birthmark.floor.clients import Capability, Client, Credential
 from birthmark.floor.realm import Realm
 from birthmark.floor.runs import (
     AllowedDevice,
@@ -19,23 +24,34 @@ from birthmark.floor.runs import (
     RunStatus,
     allow_list_of,
     require_station,
+    require_unbroken,
 )
+from birthmark.floor.samples import VARIABLE
 from birthmark.ledger.entry import time_text
-from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate
+from birthmark.pki.constraints import Constraint, check, parse_constraint
 from birthmark.pki.issuance import Template, compile_template
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.possession import verify_proof
+from birthmark.pki.profiles import Catalogue, Profile
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
 
-__all__ = ["RunContext", "Runs", "authority_chain", "verified_licence"]
+__all__ = [
+    "RunContext",
+    "Runs",
+    "authority_chain",
+    "constraints_of",
+    "issuer_of",
+    "licence_of",
+    "signers",
+    "values_for",
+    "verified_licence",
+]
 
 IMPORT_CHUNK = 5000
 """Hardware ids a single act takes in: the line goes on between two of them."""
-_RUN_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}", re.ASCII)
-"""A run's id is a segment of URLs, where ``.`` and ``..`` mean something else (RFC 3986 section 3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +59,58 @@ class RunContext:
     """All about a run that never changes: read and checked once a process."""
 
     licence: RunLicence
-    template: Template = field(repr=False)
+    compiled: tuple[Template, ...] | errors.Refusal = field(repr=False)
+    """What each device's certificates are made from, or why none may be made: a profile is another."""
     chain: tuple[bytes, ...] = field(repr=False)
     """The authorities above the device's certificate (DER), the root not included."""
+    authorities: tuple[str, ...]
+    """Ids of the authority, those above it, the root last."""
+    constraints: tuple[Constraint, ...] = field(repr=False)
+    """What a device's hardware id must keep; the run's own values were judged when it was opened."""
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Return what each device's certificates are made from.
+
+        Raises:
+            errors.IntegrityFailure: the profile is not the one that was signed for.
+            errors.Unavailable: this process was started before the profile was added.
+        """
+        if isinstance(self.compiled, errors.Refusal):
+            raise self.compiled
+        return self.compiled
+
+    @property
+    def template(self) -> Template:
+        """Return what the first certificate is made from; see ``templates``."""
+        return self.templates[0]
+
+    @property
+    def further(self) -> tuple[Template, ...]:
+        """Return what the further certificates are made from; see ``templates``."""
+        return self.templates[1:]
+
+    def judge(self, hardware_id: str) -> None:
+        """Refuse a hardware id that the profile or an authority of the chain does not allow (SPEC G2).
+
+        Raises:
+            errors.PolicyRefused: names the rule.
+        """
+        check(self.constraints, {VARIABLE: hardware_id})
+
+    def issuing(self, facts: Facts) -> Authority:
+        """Return the authority's row, if those above it let it issue.
+
+        Raises:
+            errors.IllegalTransition: one above it is suspended or revoked.
+            errors.IntegrityFailure: one is gone.
+        """
+        found = [facts.get(Authority, name) for name in self.authorities]
+        chain = [authority for authority in found if authority is not None]
+        if len(chain) != len(found):
+            raise errors.IntegrityFailure(f"an authority of run {self.licence.id} is gone")
+        require_unbroken(chain[1:])
+        return chain[0]
 
 
 def authority_chain(authority: str) -> UseCase[list[Authority]]:
@@ -67,77 +132,214 @@ def authority_chain(authority: str) -> UseCase[list[Authority]]:
         name = found.issuer
 
 
-def verified_licence(run: Run, signer: Credential | None) -> RunLicence:
-    """Return the licence of a run, if the operator it names signed it; of which realm is another question.
+def constraints_of(authority: Authority) -> tuple[Constraint, ...]:
+    """Return the issuance constraints of an authority's licence.
 
     Raises:
-        errors.IntegrityFailure: the signature, the signer, the id or the row's quantity is not the licence's.
+        errors.IntegrityFailure: what is stored is none.
+    """
+    try:
+        listed = json.loads(authority.constraints)
+        return tuple(parse_constraint(table) for table in listed)
+    except (ValueError, TypeError, AttributeError, errors.MalformedRequest) as cause:
+        raise errors.IntegrityFailure(
+            f"the constraints of authority {authority.id} cannot be read: {cause}"
+        ) from cause
+
+
+def issuer_of(chain: Sequence[Authority]) -> Issuer:
+    """Return an authority as the one who signs.
+
+    Args:
+        chain: the authority, those above it, the root last.
+
+    Raises:
+        errors.Refusal: its certificate is none that can certify.
+    """
+    return Issuer.from_certificate(
+        KeyLabel(chain[0].key_label),
+        chain[0].der,
+        above=[authority.der for authority in chain[1:]],
+        profile=chain[0].profile or None,
+    )
+
+
+def values_for(profile: Profile, licence: RunLicence) -> Mapping[str, str]:
+    """Return the values of a licence that a profile uses."""
+    return {name: value for name, value in licence.variables.items() if name in profile.variables}
+
+
+def signers(run: Run) -> tuple[str, ...]:
+    """Return the serial numbers of the credentials that signed a run."""
+    return (run.signer,) if run.approver is None else (run.signer, run.approver)
+
+
+def verified_licence(run: Run, signer: Credential | None, approver: Credential | None = None) -> RunLicence:
+    """Return the licence of a run, if all who must have signed it.
+
+    In production that are two people, but for a run that was only proposed and so never admitted anything.
+    Of which realm it is, is another question.
+
+    Raises:
+        errors.IntegrityFailure: a signature, a signer, the id or the row's quantity is not the licence's.
     """
     try:
         licence = RunLicence.decode(run.document)
-        if signer is None or signer.client != licence.opened_by:
-            raise errors.IntegrityFailure(f"run {run.id} is not signed by {licence.opened_by}")
-        verify_proof(
-            Certificate.from_der(signer.der).subject_public_key_info, run.signature, licence.encode()
-        )
-    except (errors.MalformedRequest, errors.ProofFailed) as cause:
+    except errors.MalformedRequest as cause:
         raise errors.IntegrityFailure(
             f"the licence of run {run.id} is not what was signed: {cause}"
         ) from cause
+    if signer is None or signer.client != licence.opened_by:
+        raise errors.IntegrityFailure(f"run {run.id} is not signed by {licence.opened_by}")
+    _require_signed(run, signer, run.signature, licence)
+    if run.approver is not None:
+        if approver is None or approver.client == licence.opened_by or run.approval is None:
+            raise errors.IntegrityFailure(f"run {run.id} is not signed by a second person")
+        _require_signed(run, approver, run.approval, licence)
+    elif licence.takes_two and not _never_opened(run):
+        raise errors.IntegrityFailure(f"run {run.id} is {run.status} with one signature: it takes two")
     if licence.id != run.id or licence.quantity != run.quantity:
         raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
     return licence
 
 
+def licence_of(realm: Realm, run: Run, signer: Credential | None, approver: Credential | None) -> RunLicence:
+    """Return the licence of a run of this realm; see ``verified_licence``.
+
+    Raises:
+        errors.IntegrityFailure: also if it is another realm's.
+    """
+    licence = verified_licence(run, signer, approver)
+    if licence.realm != realm.name or licence.environment != realm.environment:
+        raise errors.IntegrityFailure(
+            f"run {run.id} belongs to realm {licence.realm} ({licence.environment})"
+        )
+    return licence
+
+
+def _require_signed(run: Run, credential: Credential, signature: bytes, licence: RunLicence) -> None:
+    try:
+        key = Certificate.from_der(credential.der).subject_public_key_info
+        verify_proof(key, signature, licence.encode())
+    except (errors.MalformedRequest, errors.ProofFailed) as cause:
+        raise errors.IntegrityFailure(
+            f"the licence of run {run.id} is not what was signed: {cause}"
+        ) from cause
+
+
+def _never_opened(run: Run) -> bool:
+    return run.status is RunStatus.PROPOSED or (run.status is RunStatus.CLOSED and run.admitted == 0)
+
+
 class Runs:
     """The runs of a realm."""
 
-    def __init__(self, realm: Realm) -> None:
-        """Know the runs of this realm, and no others."""
-        self._realm = realm
+    def __init__(self, realm: Realm, catalogue: Catalogue) -> None:
+        """Know the runs of this realm, and no others, and the profiles their licences name."""
+        self.realm = realm
+        self.catalogue = catalogue
         self._contexts: dict[str, RunContext] = {}
 
     def context(self, run: str) -> UseCase[RunContext]:
-        """Return what never changes about a run, its licence's signature verified.
+        """Return what never changes about a run, for whoever issues under it.
 
         Raises:
             errors.NotFound: there is no such run.
-            errors.IntegrityFailure: what is stored is not what the operator signed.
+            errors.IllegalTransition: it was proposed only.
+            errors.IntegrityFailure: what is stored is not what was signed, or the profile has changed since.
+            errors.Unavailable: this process was started before the run's profile was added.
         """
-        known = self._contexts.get(run)
-        if known is not None:
-            return known
+        found = yield from self.known(run)
+        _ = found.templates
+        return found
+
+    def known(self, run: str) -> UseCase[RunContext]:
+        """Return what never changes about a run, also when nothing more can be issued under it.
+
+        What was issued before its profile changed can still be proved.
+
+        Raises:
+            errors.NotFound: there is no such run.
+            errors.IllegalTransition: it was proposed only.
+            errors.IntegrityFailure: what is stored is not what was signed.
+        """
+        found = self._contexts.get(run)
+        if found is not None:
+            return found
         facts: Facts = yield Look({Run: (run,)})
         row = facts.get(Run, run)
         if row is None:
             raise errors.NotFound(f"there is no run {run[:64]}")
-        facts = yield Look({Credential: (row.signer,)})
-        licence = self.verify(row, facts.get(Credential, row.signer))
-        context = yield from self._compile(licence)
-        self._contexts[run] = context
-        return context
+        facts = yield Look({Credential: signers(row)})
+        licence = self.verify(row, facts)
+        if licence.takes_two and row.approver is None:
+            raise errors.IllegalTransition(f"run {row.id} is proposed: a second operator opens it")
+        found = yield from self.compile(licence)
+        self._contexts[run] = found
+        return found
 
-    def verify(self, run: Run, signer: Credential | None) -> RunLicence:
-        """Return the licence of a run, if an operator of this realm signed it.
+    def verify(self, run: Run, facts: Facts) -> RunLicence:
+        """Return the licence of a run, if operators of this realm signed it.
+
+        Args:
+            run: its row.
+            facts: with the credentials of its ``signers``.
 
         Raises:
-            errors.IntegrityFailure: the signature, the signer, the realm or the row's quantity is not the
+            errors.IntegrityFailure: a signature, a signer, the realm or the row's quantity is not the
                 licence's.
         """
-        licence = verified_licence(run, signer)
-        if licence.realm != self._realm.name or licence.environment != self._realm.environment:
-            raise errors.IntegrityFailure(
-                f"run {run.id} belongs to realm {licence.realm} ({licence.environment})"
-            )
-        return licence
+        approver = None if run.approver is None else facts.get(Credential, run.approver)
+        return licence_of(self.realm, run, facts.get(Credential, run.signer), approver)
 
-    def _compile(self, licence: RunLicence) -> UseCase[RunContext]:
+    def compile(self, licence: RunLicence) -> UseCase[RunContext]:
+        """Return the context of a licence.
+
+        Raises:
+            errors.NotFound: there is no such authority.
+            errors.IntegrityFailure: an authority's constraints cannot be read.
+        """
         chain: list[Authority] = yield from authority_chain(licence.authority)
-        issuer = Issuer.from_certificate(KeyLabel(chain[0].key_label), chain[0].der)
-        template = compile_template(profiles.load(licence.profile), issuer, licence.variables)
+        constraints = [one for authority in chain for one in constraints_of(authority)]
+        compiled: tuple[Template, ...] | errors.Refusal
+        try:
+            issuer = issuer_of(chain)
+            profiles = self.pinned(licence)
+            constraints += (one for profile in profiles for one in profile.constraints)
+            compiled = tuple(
+                compile_template(profile, issuer, values_for(profile, licence)) for profile in profiles
+            )
+        except errors.Refusal as refusal:
+            compiled = refusal
         return RunContext(
-            licence=licence, template=template, chain=tuple(authority.der for authority in chain[:-1])
+            licence=licence,
+            compiled=compiled,
+            chain=tuple(authority.der for authority in chain[:-1]),
+            authorities=tuple(authority.id for authority in chain),
+            constraints=tuple(one for one in constraints if one.variable == VARIABLE),
         )
+
+    def pinned(self, licence: RunLicence) -> tuple[Profile, ...]:
+        """Return the profiles of a licence, if they are those that were signed for.
+
+        Raises:
+            errors.Unavailable: this process was started before a profile was added.
+            errors.IntegrityFailure: one is another.
+        """
+        found: list[Profile] = []
+        for name, pinned in licence.profiles:
+            try:
+                profile = self.catalogue.load(name)
+            except errors.NotFound as cause:
+                raise errors.Unavailable(
+                    f"this process does not know profile {name} of run {licence.id}: start it again"
+                ) from cause
+            if pinned and profile.sha256 != pinned:
+                raise errors.IntegrityFailure(
+                    f"profile {name} is not the one that run {licence.id} was signed for: it has changed"
+                )
+            found.append(profile)
+        return tuple(found)
 
     def admitting(self, facts: Facts, context: RunContext, client: Client, at: datetime) -> Run:
         """Return the run's row if it admits devices from this client at this moment.
@@ -154,19 +356,19 @@ class Runs:
         if run.quantity != licence.quantity:
             raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
         if run.status is not RunStatus.OPEN:
-            raise errors.IllegalTransition(f"run {run.id} is closed")
+            raise errors.IllegalTransition(f"run {run.id} is {run.status}")
         if at < licence.not_before:
             raise errors.IllegalTransition(f"run {run.id} opens at {time_text(licence.not_before)}")
         if at >= licence.not_after:
             raise errors.IllegalTransition(f"run {run.id} ended at {time_text(licence.not_after)}")
-        self.working(context, client)
+        self.working(licence, client)
         return run
 
-    def working(self, context: RunContext, client: Client) -> None:
+    def working(self, licence: RunLicence, client: Client) -> None:
         """Refuse a station that the run does not allow."""
-        require_station(context.licence, client.role, client.name)
+        require_station(licence, client.role, client.name)
 
-    # --- opening and closing
+    # --- lists, and the end
     # -------------------------------------------------------------------------------------
 
     def import_list(self, caller: Caller, device_ids: Iterable[str]) -> UseCase[AllowList]:
@@ -196,56 +398,8 @@ class Runs:
             outcomes(committed)
         return allow_list
 
-    def open(self, caller: Caller, licence: RunLicence, signature: bytes) -> UseCase[Run]:
-        """Open a run under a licence its operator signed.
-
-        Raises:
-            errors.IllegalTransition: there is such a run already, or its authority does not issue.
-            errors.NotPermitted: the licence is not this operator's, or the authority's scope does not cover
-                it.
-            errors.PolicyRefused: the licence cannot work: an impossible name, window, quantity, profile or
-                station.
-        """
-        run = Run(
-            id=licence.id,
-            document=licence.encode(),
-            signature=signature,
-            signer=caller.credential.serial,
-            status=RunStatus.OPEN,
-            quantity=licence.quantity,
-            admitted=0,
-            released=0,
-            held=0,
-            scrapped=0,
-        )
-        fields = {"run": licence.id}
-        try:
-            check_licence(licence, self._realm)
-            if licence.opened_by != caller.client.id:
-                raise errors.NotPermitted(f"the licence is {licence.opened_by}'s, not {caller.client.id}'s")
-            self.verify(run, caller.credential)
-            yield from self._compile(licence)
-            unready: errors.Refusal | None = None
-        except errors.IntegrityFailure as cause:
-            unready = errors.NotPermitted(str(cause))
-        except errors.Refusal as refusal:
-            unready = refusal
-        stations = [f"station:{name}" for name in licence.stations]
-        reads = client_reads(caller) | {Run: (run.id,), Authority: (licence.authority,)}
-        reads[Client] = [*reads[Client], *stations]
-        committed: list[Committed[Run]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(_decide_open, caller, licence, run, unready),
-                refuse=refuse(caller, "open-run", fields),
-                reads=reads,
-            )
-        ]
-        return outcomes(committed)[0]
-
     def close(self, caller: Caller, run: str, reason: str) -> UseCase[Run]:
-        """Close a run: it admits nothing more; devices already issued may still be proved.
+        """Close a run, or withdraw a proposed one; what was issued under it may still be proved.
 
         Raises:
             errors.NotFound: there is no such run.
@@ -281,59 +435,6 @@ class Runs:
         return outcomes(committed)[0]
 
 
-def check_licence(licence: RunLicence, realm: Realm) -> None:
-    """Refuse a licence under which nothing could ever be issued.
-
-    Raises:
-        errors.PolicyRefused: names the rule.
-    """
-    if _RUN_ID.fullmatch(licence.id) is None:
-        raise errors.PolicyRefused(
-            "run", f"a run is named by 1 to 64 of A-Z a-z 0-9 . _ -, not {licence.id[:64]!r}"
-        )
-    for field_name, text in (("product", licence.product), ("batch", licence.batch)):
-        if not 1 <= len(text) <= 64 or not text.isprintable():
-            raise errors.PolicyRefused(
-                field_name, f"a {field_name} is 1 to 64 printable characters, not {text[:64]!r}"
-            )
-    if licence.realm != realm.name or licence.environment != realm.environment:
-        raise errors.PolicyRefused("realm", f"the licence is for {licence.realm} ({licence.environment})")
-    if not 1 <= licence.quantity <= 100_000_000:
-        raise errors.PolicyRefused("quantity", f"a run makes 1 to 100000000 devices, not {licence.quantity}")
-    if licence.not_after <= licence.not_before:
-        raise errors.PolicyRefused("window", "the run ends before it begins")
-    if not licence.origins:
-        raise errors.PolicyRefused("origins", "the run allows neither born nor delivered keys")
-    if licence.allow_list is not None and licence.allow_list.count < licence.quantity:
-        raise errors.PolicyRefused(
-            "quantity",
-            f"the list holds {licence.allow_list.count} hardware ids, fewer than {licence.quantity}",
-        )
-    _check_profile(licence)
-
-
-def _check_profile(licence: RunLicence) -> None:
-    profile = profiles.load(licence.profile)
-    if profile.is_ca:
-        raise errors.PolicyRefused("profile", f"profile {profile.name} is for authorities, not devices")
-    if profile.name in set(Role):
-        raise errors.PolicyRefused("profile", f"profile {profile.name} is for clients, not devices")
-    if "hardware_id" not in profile.variables:
-        raise errors.PolicyRefused(
-            "profile", f"profile {profile.name} names no hardware_id: its certificates would name no device"
-        )
-    if "hardware_id" in licence.variables:
-        raise errors.PolicyRefused("variables", "hardware_id is each device's own, not the run's")
-    missing = sorted(profile.required_variables - licence.variables.keys() - {"hardware_id"})
-    unknown = sorted(licence.variables.keys() - profile.variables)
-    if missing:
-        raise errors.PolicyRefused(
-            "variables", f"profile {profile.name} needs a value for {', '.join(missing)}"
-        )
-    if unknown:
-        raise errors.PolicyRefused("variables", f"profile {profile.name} does not use {', '.join(unknown)}")
-
-
 def _decide_import(
     caller: Caller,
     keys: Sequence[str],
@@ -346,50 +447,3 @@ def _decide_import(
         if facts.get(AllowedDevice, key) is None:
             facts.put(AllowedDevice(id=key))
     return Decision(None, entries)
-
-
-def _decide_open(
-    caller: Caller, licence: RunLicence, run: Run, unready: errors.Refusal | None, facts: Facts, at: datetime
-) -> Decision[Run]:
-    live_client(facts, caller, Capability.OPEN_RUN)
-    if unready is not None:
-        raise unready
-    if facts.get(Run, run.id) is not None:
-        raise errors.IllegalTransition(f"there is a run {run.id} already")
-    if at >= licence.not_after:
-        raise errors.PolicyRefused("window", f"the run ended at {time_text(licence.not_after)}")
-    authority = facts.get(Authority, licence.authority)
-    if authority is None:
-        raise errors.NotFound(f"there is no authority {licence.authority}")
-    if authority.kind is not AuthorityKind.ISSUING or authority.status is not AuthorityStatus.ACTIVE:
-        raise errors.IllegalTransition(f"authority {authority.id} is {authority.kind} and {authority.status}")
-    Scope.parse(authority.scope).require_covers(
-        authority.id,
-        {
-            Dimension.PRODUCT: (licence.product,),
-            Dimension.BATCH: (licence.batch,),
-            Dimension.CLASS: (licence.device_class,),
-            Dimension.REGION: (licence.region,),
-            Dimension.SITE: (licence.site,),
-        },
-    )
-    if not authority.allows(licence.profile):
-        raise errors.NotPermitted(
-            f"authority {authority.id} issues {authority.profiles}, not {licence.profile}"
-        )
-    if licence.not_after > authority.ends_at:
-        raise errors.NotPermitted(f"authority {authority.id} stops issuing at {time_text(authority.ends_at)}")
-    for name in licence.stations:
-        station = facts.get(Client, f"station:{name}")
-        if station is None:
-            raise errors.NotFound(f"there is no station {name}")
-        if station.status is not ClientStatus.ACTIVE:
-            raise errors.IllegalTransition(f"station {name} was revoked")
-    facts.put(run)
-    entry: Mapping[str, Any] = {
-        "run": run.id,
-        "licence": run.document.decode(),
-        "signature": run.signature.hex(),
-        "signer": run.signer,
-    }
-    return Decision(run, [("run-opened", entry)])

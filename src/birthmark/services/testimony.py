@@ -7,7 +7,7 @@ made, is refused: for an auditor that is a finding, never a crash.  Nothing here
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
 from birthmark.floor.devices import DeviceEvent, DeviceState
 from birthmark.floor.recalls import RecallOrder
-from birthmark.floor.runs import RunLicence
+from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 
@@ -101,11 +101,16 @@ class RevokedSaid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSaid:
-    """A run as it was opened."""
+    """A run, after the last entry about it; signatures in hex."""
 
     licence: str
     signature: str
     signer: str
+    approver: str | None
+    approval: str | None
+    opening: int | None
+    """Index of the entry that opened it; None for one of the time before first articles."""
+    status: RunStatus
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +156,6 @@ class Said:
     """Client to site, line, hardware id and run."""
     revoked_clients: set[str] = field(default_factory=set)
     runs: dict[str, RunSaid] = field(default_factory=dict)
-    closed: set[str] = field(default_factory=set)
     lists: dict[str, int] = field(default_factory=dict)
     """Hash of each imported list of hardware ids to their number."""
     devices: dict[str, DeviceSaid] = field(default_factory=dict)
@@ -199,14 +203,32 @@ class Said:
             self.authority_status[_text(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
             self.lists[_text(entry, "list_sha256")] = _number(entry, "count")
-        elif kind == "run-opened":
-            self.runs[_text(entry, "run")] = RunSaid(
-                licence=_text(entry, "licence"),
-                signature=_text(entry, "signature"),
-                signer=_text(entry, "signer"),
-            )
+        elif kind in ("run-proposed", "run-opened"):
+            self._take_run(index, entry)
         elif kind == "run-closed":
-            self.closed.add(_text(entry, "run"))
+            run = _text(entry, "run")
+            self.runs[run] = replace(_known(self.runs, "run", run), status=RunStatus.CLOSED)
+
+    def _take_run(self, index: int, entry: Entry) -> None:
+        name, opened = _text(entry, "run"), entry["kind"] == "run-opened"
+        two = opened and "approver" in entry
+        said = RunSaid(
+            licence=_text(entry, "licence"),
+            signature=_text(entry, "signature"),
+            signer=_text(entry, "signer"),
+            approver=_text(entry, "approver") if two else None,
+            approval=_text(entry, "approval") if two else None,
+            opening=index if "inspections" in entry else None,
+            status=RunStatus.OPEN if opened else RunStatus.PROPOSED,
+        )
+        proposed = self.runs.get(name)
+        if two != (proposed is not None):
+            raise errors.MalformedRequest("two people open a run that one of them proposed, and no other")
+        if proposed is not None:
+            again = replace(said, approver=None, approval=None, opening=None, status=RunStatus.PROPOSED)
+            if proposed != again:
+                raise errors.MalformedRequest("it is not the run that was proposed")
+        self.runs[name] = said
 
     def _take_issued(self, index: int, entry: Entry) -> None:
         device, attempt, serial = (_text(entry, name) for name in ("device", "attempt", "certificate"))
