@@ -45,16 +45,20 @@ def test_a_right_chain_is_accepted() -> None:
 
 def test_wrong_chains_are_refused() -> None:
     right, other = chain(), chain("Another OEM")
-    for wrong, why in (
-        (replace(right, root=other.root), "CertSignatureError"),
-        (replace(right, leaf=other.leaf), "CertSignatureError"),
-        (replace(right, between=right.between[:1]), "CertSignatureError"),
-        (replace(right, between=()), "CertChainLengthError"),
-        (replace(right, leaf=right.leaf[:-1] + bytes([right.leaf[-1] ^ 1])), "CertSignatureError"),
-    ):
-        verdict = iso15118.chain_verdict(wrong, at=AT)
-        assert verdict.status is Status.REFUSED
-        assert why in verdict.said
+    wrong = {
+        "the root of another": (replace(right, root=other.root), "CertSignatureError"),
+        "the leaf of another": (replace(right, leaf=other.leaf), "CertSignatureError"),
+        "an authority missing": (replace(right, between=right.between[:1]), "CertSignatureError"),
+        "no authority": (replace(right, between=()), "CertChainLengthError"),
+        "another signature": (
+            replace(right, leaf=right.leaf[:-1] + bytes([right.leaf[-1] ^ 1])),
+            "CertSignatureError",
+        ),
+    }
+    verdicts = iso15118.chain_verdicts([made for made, _ in wrong.values()], at=AT)
+    for (what, (_, why)), verdict in zip(wrong.items(), verdicts, strict=True):
+        assert verdict.status is Status.REFUSED, what
+        assert why in verdict.said, what
 
 
 def test_a_chain_out_of_its_time_is_refused() -> None:

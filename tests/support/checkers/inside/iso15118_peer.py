@@ -22,14 +22,10 @@ class _Complaints(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def main() -> None:
-    """Answer one question."""
-    question: dict[str, Any] = json.load(sys.stdin)
+def refusal(security: Any, question: dict[str, Any]) -> str | None:
+    """Return what it has against a chain, or None."""
     complaints = _Complaints()
-    # By name: our own type checker does not see this environment.
-    security = importlib.import_module("iso15118.shared.security")
     logging.getLogger().addHandler(complaints)
-    refusal = None
     try:
         security.verify_certs(
             bytes.fromhex(question["leaf"]),
@@ -37,10 +33,20 @@ def main() -> None:
             bytes.fromhex(question["root"]),
         )
     except Exception as error:  # noqa: BLE001 - whatever it raises is its answer
-        refusal = f"{type(error).__name__}: {error}"
-    if refusal is None and complaints.texts:
-        refusal = "; ".join(complaints.texts)
-    sys.stdout.write(json.dumps({"refusal": refusal}) + "\n")
+        return f"{type(error).__name__}: {error}"
+    finally:
+        logging.getLogger().removeHandler(complaints)
+    return "; ".join(complaints.texts) or None
+
+
+def main() -> None:
+    """Answer each line with a line, in JSON."""
+    # It logs to standard output, where the answers belong.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    # By name: our own type checker does not see this environment.
+    security = importlib.import_module("iso15118.shared.security")
+    for line in sys.stdin:
+        answers.write(json.dumps({"refusal": refusal(security, json.loads(line))}) + "\n")
 
 
 if __name__ == "__main__":
