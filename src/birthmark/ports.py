@@ -42,6 +42,7 @@ __all__ = [
     "Publication",
     "Reads",
     "Scan",
+    "SignedAnswer",
     "SignedAnswers",
     "Store",
     "UseCase",
@@ -426,11 +427,24 @@ class Draft(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedAnswer:
+    """An OCSP answer about one certificate, signed before anybody asked."""
+
+    algorithm: str
+    """Hash algorithm of the CertID: ``sha1``, ``sha256``."""
+    serial_number: int
+    octets: bytes
+    """OCSPResponse (DER)."""
+    this_update: datetime
+    next_update: datetime
+
+
 class SignedAnswers(Protocol):
     """OCSP answers that were signed beforehand, on their way to be published."""
 
-    def put(self, answers: Iterable[tuple[str, int, bytes]]) -> None:
-        """Add or replace answers: hash algorithm of the CertID, serial number, OCSPResponse (DER)."""
+    def put(self, answers: Iterable["SignedAnswer"]) -> None:
+        """Add or replace answers."""
         ...
 
 

@@ -16,13 +16,14 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from birthmark import errors
 from birthmark.floor.locations import answers_path
 from birthmark.pki.crl import Buffer
-from birthmark.ports import Draft, SignedAnswers
+from birthmark.ports import Draft, SignedAnswer, SignedAnswers
 
 __all__ = ["PublicationDirectory", "PublishedAnswers"]
 
@@ -46,7 +47,8 @@ def _mapped(fd: int) -> Iterator[Buffer]:
     if os.fstat(fd).st_size == 0:
         yield b""
         return
-    octets = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    with _translated("a file"):
+        octets = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     try:
         yield octets
     finally:
@@ -78,11 +80,19 @@ class _SignedAnswers:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def put(self, answers: Iterable[tuple[str, int, bytes]]) -> None:
+    def put(self, answers: Iterable[SignedAnswer]) -> None:
         """See ``ports.SignedAnswers.put``."""
-        rows = ((_answer_key(algorithm, serial), response) for algorithm, serial, response in answers)
+        rows = (
+            (
+                _answer_key(one.algorithm, one.serial_number),
+                one.octets,
+                int(one.this_update.timestamp()),
+                int(one.next_update.timestamp()),
+            )
+            for one in answers
+        )
         with _translated("signed answers"):
-            self._db.executemany("INSERT OR REPLACE INTO answer (cert, response) VALUES (?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?)", rows)
 
 
 def _answer_key(algorithm: str, serial_number: int) -> str:
@@ -171,7 +181,8 @@ class PublicationDirectory:
                 db.execute("PRAGMA synchronous=OFF")
                 db.execute(
                     "CREATE TABLE IF NOT EXISTS answer"
-                    " (cert TEXT NOT NULL PRIMARY KEY, response BLOB NOT NULL) STRICT, WITHOUT ROWID"
+                    " (cert TEXT NOT NULL PRIMARY KEY, response BLOB NOT NULL, this_update INTEGER NOT NULL,"
+                    " next_update INTEGER NOT NULL) STRICT"
                 )
             yield _SignedAnswers(db)
             with _translated(path):
@@ -248,8 +259,8 @@ class PublishedAnswers:
                 self._db.execute("PRAGMA mmap_size=1073741824")
             self._seen = seen
 
-    def find(self, algorithm: str, serial_number: int) -> bytes | None:
-        """Return the OCSPResponse (DER) about a certificate, or None.
+    def find(self, algorithm: str, serial_number: int) -> SignedAnswer | None:
+        """Return the answer about a certificate, if there is one.
 
         Raises:
             errors.Unavailable: the file cannot be read.
@@ -258,9 +269,19 @@ class PublishedAnswers:
             return None
         with _translated(str(self._path)):
             row = self._db.execute(
-                "SELECT response FROM answer WHERE cert = ?", (_answer_key(algorithm, serial_number),)
+                "SELECT response, this_update, next_update FROM answer WHERE cert = ?",
+                (_answer_key(algorithm, serial_number),),
             ).fetchone()
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        octets, this_update, next_update = row
+        return SignedAnswer(
+            algorithm=algorithm,
+            serial_number=serial_number,
+            octets=octets,
+            this_update=datetime.fromtimestamp(this_update, UTC),
+            next_update=datetime.fromtimestamp(next_update, UTC),
+        )
 
     def close(self) -> None:
         """Let go of the file."""

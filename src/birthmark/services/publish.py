@@ -405,10 +405,13 @@ class Publish:
     def _on_disk(self, index: Index, authority: str, partition: str) -> Published | None:
         """Return what the index says of a CRL, if the file is there and is that one."""
         found = index.crls.get((authority, partition))
-        with self._publication.read(crl_path(authority, partition)) as octets:
-            if found is None or octets is None or len(octets) != found.octets:
-                return None
-            return found if crl.read_crl(octets).number == found.number else None
+        try:
+            with self._publication.read(crl_path(authority, partition)) as octets:
+                if found is None or octets is None or len(octets) != found.octets:
+                    return None
+                return found if crl.read_crl(octets).number == found.number else None
+        except errors.Refusal:
+            return None  # it cannot be read: nor can others
 
     def _offline(self, authorities: list[Authority], now: datetime) -> list[Authority]:
         """Return the offline authorities whose CRL somebody will look for."""

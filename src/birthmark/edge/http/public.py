@@ -1,0 +1,439 @@
+"""The public plane: CRLs, authorities' certificates, log tiles, checkpoints and OCSP, for everyone (SPEC F4).
+
+Plain HTTP, no client is known, nothing is written and nothing secret can be read: what is served are files
+of known names in one directory, and OCSP answers (``services.status``, or files signed beforehand).  It holds
+no key of an authority; at most the responder's.
+
+A bare ASGI application, because this is what a whole fleet asks.  Whatever comes in gets an answer below
+500: what is no OCSP request is answered malformedRequest (RFC 6960 section 2.3), what cannot be answered now
+tryLater.  Bodies have a limit, and a client that takes too long, to ask or to listen, loses its connection.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+from birthmark import errors
+from birthmark.edge.application import PublicApplication, SignedAnswersOf
+from birthmark.floor.locations import CHECKPOINT_PATH, INDEX_PATH, LOG_PREFIX, OCSP_PATH
+from birthmark.ledger.tiles import TILE_WIDTH, parse_path
+from birthmark.pki import ocsp
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.crl import read_crl
+from birthmark.pki.keys import KeyLabel
+from birthmark.pki.ocsp import IssuerID, OCSPRequest, ResponseStatus, error_response
+from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE
+from birthmark.services.status import Answered, Delegation, Delegations, delegate
+
+__all__ = ["ABORT_KEY", "PublicPlane"]
+
+log = logging.getLogger(__name__)
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+ABORT_KEY = "birthmark.abort"
+"""Where the server puts what ends a connection at once."""
+_PIECE = 262_144
+_LOOK_SECONDS = 5.0
+"""How often the directory is looked at for certificates and answers that are new."""
+_BATCH = 64
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
+_CRL = re.compile(rf"crl/{_SEGMENT}(?:/{_SEGMENT})?\.crl")
+_CERTIFICATE = re.compile(rf"ca/{_SEGMENT}\.cer")
+_OCSP_RESPONSE = b"application/ocsp-response"
+_NEVER_CHANGES = "public, max-age=31536000, immutable"
+_NOT_KEPT: Headers = [(b"cache-control", b"no-store")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How a file is served."""
+
+    content_type: bytes
+    cache_control: str
+    """Empty for a CRL, whose own end decides."""
+
+
+def _kind(path: str) -> _Kind | None:
+    """Return how a path is served, or None if nothing has such a name."""
+    if _CRL.fullmatch(path):
+        return _Kind(b"application/pkix-crl", "")
+    if _CERTIFICATE.fullmatch(path):
+        return _Kind(b"application/pkix-cert", "public, max-age=86400")
+    if path == CHECKPOINT_PATH:
+        return _Kind(b"text/plain; charset=utf-8", "public, max-age=5, must-revalidate")
+    if path == INDEX_PATH:
+        return _Kind(b"application/json", "public, max-age=60")
+    if path.startswith(LOG_PREFIX):
+        try:
+            tile = parse_path(path.removeprefix(LOG_PREFIX))
+        except errors.MalformedRequest:
+            return None
+        # A partial tile goes when it is full.
+        return _Kind(
+            b"application/octet-stream", _NEVER_CHANGES if tile.width == TILE_WIDTH else "public, max-age=60"
+        )
+    return None
+
+
+class PublicPlane:
+    """The application."""
+
+    def __init__(self, application: PublicApplication) -> None:
+        """Serve what this application reads."""
+        self._app = application
+        self._plane = application.settings.public_plane
+        self._answer: Callable[[OCSPRequest], Awaitable[Answered]] | None = None
+        self._live: _Live | None = None
+        if application.answer is not None:
+            self._live = self._answer = _Live(application)
+        elif application.answers is not None:
+            self._answer = _Presigned(application, application.answers)
+        self._ends: dict[str, tuple[str, datetime]] = {}
+        """Entity tag and nextUpdate of CRLs."""
+
+    def close(self) -> None:
+        """Let the thread go."""
+        if self._live is not None:
+            self._live.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3)."""
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        prefix = self._plane.prefix
+        if prefix and not path.startswith(f"{prefix}/"):
+            await _text(send, 404, "there is nothing here")
+            return
+        path = path[len(prefix) + 1 :]
+        if self._answer is not None and (path == OCSP_PATH or path.startswith(f"{OCSP_PATH}/")):
+            await self._ocsp(scope, receive, send, self._answer)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await _text(send, 405, "only GET and HEAD here", [(b"allow", b"GET, HEAD")])
+        else:
+            await self._file(scope, send, path)
+
+    # --- files
+
+    async def _file(self, scope: Scope, send: Send, path: str) -> None:
+        kind = _kind(path)
+        file = None if kind is None else _open(self._app.directory / path)
+        if kind is None or file is None:
+            await _text(send, 404, "there is nothing here", [(b"cache-control", b"public, max-age=5")])
+            return
+        try:
+            stat = os.fstat(file)
+            tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+            modified = datetime.fromtimestamp(int(stat.st_mtime), self._app.clock.now().tzinfo)
+            headers = [
+                (b"content-type", kind.content_type),
+                (b"cache-control", (kind.cache_control or self._crl_cache(path, tag)).encode()),
+                (b"etag", tag.encode()),
+                (b"last-modified", format_datetime(modified, usegmt=True).encode()),
+                (b"x-content-type-options", b"nosniff"),
+            ]
+            if _matches(scope, tag):
+                await _whole(send, 304, headers)
+                return
+            headers.append((b"content-length", str(stat.st_size).encode()))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await self._pieces(scope, send, file, stat.st_size)
+        finally:
+            os.close(file)
+
+    async def _pieces(self, scope: Scope, send: Send, file: int, size: int) -> None:
+        """Send a file, piece by piece; who does not take one in time loses the connection."""
+        loop, sent = asyncio.get_running_loop(), 0
+        while sent < size:
+            piece = os.pread(file, min(_PIECE, size - sent), sent)
+            sent += len(piece)
+            slow = loop.call_later(self._plane.request_seconds, scope.get(ABORT_KEY, _nothing))
+            try:
+                await send({"type": "http.response.body", "body": piece, "more_body": sent < size})
+            finally:
+                slow.cancel()
+            if not piece:  # it was cut short under us, which nobody of ours does
+                return
+
+    def _crl_cache(self, path: str, tag: str) -> str:
+        """Never past nextUpdate: what is served after that is worse than nothing."""
+        known = self._ends.get(path)
+        if known is None or known[0] != tag:
+            try:
+                octets = (self._app.directory / path).read_bytes()
+                known = (tag, read_crl(octets).next_update)
+            except (OSError, errors.MalformedRequest):
+                return "no-cache"
+            self._ends[path] = known
+        left = int((known[1] - self._app.clock.now()).total_seconds())
+        return f"public, max-age={max(0, min(left, self._plane.crl_cache_seconds))}, must-revalidate"
+
+    # --- OCSP
+
+    async def _ocsp(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        answer: Callable[[OCSPRequest], Awaitable[Answered]],
+    ) -> None:
+        """RFC 6960 appendix A.1; the headers are those of RFC 5019 section 6."""
+        method = scope["method"]
+        try:
+            if method == "POST":
+                request = ocsp.decode_request(await self._body(receive))
+            elif method in ("GET", "HEAD"):
+                raw = scope["raw_path"].decode("latin-1")
+                request = ocsp.decode_get(raw.removeprefix(f"{self._plane.prefix}/{OCSP_PATH}"))
+            else:
+                await _text(send, 405, "GET and POST here", [(b"allow", b"GET, HEAD, POST")])
+                return
+        except errors.TooLarge:
+            await _text(send, 413, "an OCSP request is smaller", [(b"connection", b"close")])
+            return
+        except TimeoutError:
+            await _text(send, 408, "the request did not arrive", [(b"connection", b"close")])
+            return
+        except errors.MalformedRequest:
+            malformed = error_response(ResponseStatus.MALFORMED_REQUEST)
+            await _whole(send, 200, [(b"content-type", _OCSP_RESPONSE), *_NOT_KEPT], malformed)
+            return
+        except errors.Unavailable:
+            return  # the client has gone
+        found = await answer(request)
+        headers = [(b"content-type", _OCSP_RESPONSE), (b"x-content-type-options", b"nosniff")]
+        if method == "POST" or found.this_update is None or found.next_update is None or found.nonce:
+            await _whole(send, 200, headers + _NOT_KEPT, found.octets)
+            return
+        left = int((found.next_update - self._app.clock.now()).total_seconds())
+        tag = f'"{hashlib.sha256(found.octets).hexdigest()[:32]}"'
+        headers += [
+            (b"cache-control", f"public, max-age={max(0, left)}, no-transform, must-revalidate".encode()),
+            (b"last-modified", format_datetime(found.this_update, usegmt=True).encode()),
+            (b"expires", format_datetime(found.next_update, usegmt=True).encode()),
+            (b"etag", tag.encode()),
+        ]
+        if _matches(scope, tag):
+            await _whole(send, 304, headers)
+        else:
+            await _whole(send, 200, headers, found.octets)
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Return the body of a request.
+
+        Raises:
+            errors.TooLarge: it is larger than an OCSP request may be.
+            errors.Unavailable: the client has gone.
+            TimeoutError: it did not arrive in time.
+        """
+        body = b""
+        async with asyncio.timeout(self._plane.request_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise errors.Unavailable("the client has gone")
+                body += bytes(message.get("body", b""))
+                if len(body) > MAX_REQUEST_SIZE:
+                    raise errors.TooLarge(f"an ocsp request has at most {MAX_REQUEST_SIZE} octets")
+                if not message.get("more_body", False):
+                    return body
+
+
+class _Live:
+    """Answers from the record, on one thread: all that wait are looked up together and signed in turn."""
+
+    def __init__(self, application: PublicApplication) -> None:
+        if application.answer is None or application.keys is None:
+            raise ValueError("live answers need a record and a key")
+        self._answer = application.answer
+        self._keys = application.keys
+        self._directory = application.directory
+        self._label = KeyLabel(application.settings.public_plane.responder)
+        self._delegations = Delegations()
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._next_look = 0.0
+        self._waiting: queue.SimpleQueue[
+            tuple[OCSPRequest, asyncio.Future[Answered], asyncio.AbstractEventLoop] | None
+        ] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ocsp", daemon=True)
+        self._thread.start()
+
+    async def __call__(self, request: OCSPRequest) -> Answered:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answered] = loop.create_future()
+        self._waiting.put((request, future, loop))
+        return await future
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while len(batch) < _BATCH and not self._waiting.empty():
+                following = self._waiting.get()
+                if following is None:
+                    self._waiting.put(None)
+                    break
+                batch.append(following)
+            loop = first[2]
+            if loop.time() >= self._next_look:
+                self._next_look = loop.time() + _LOOK_SECONDS
+                self._look()
+            try:
+                answers = self._answer(self._delegations, [request for request, _, _ in batch])
+            except Exception:
+                log.exception("answers could not be made")
+                later = Answered(octets=error_response(ResponseStatus.TRY_LATER))
+                answers = [later] * len(batch)
+            loop.call_soon_threadsafe(_resolve, [future for _, future, _ in batch], answers)
+
+    def _look(self) -> None:
+        """Read the certificates again if any changed."""
+        files = sorted(self._directory.glob(f"responders/{self._label}/*.cer"))
+        files += sorted(self._directory.glob("ca/*.cer"))
+        seen = {}
+        for file in files:
+            try:
+                stat = file.stat()
+            except OSError:
+                continue
+            seen[str(file)] = (stat.st_ino, stat.st_mtime_ns)
+        if seen == self._seen:
+            return
+        try:
+            self._delegations = Delegations(self._read())
+        except errors.Refusal as failed:
+            log.error("the responder's certificates cannot be read: %s", failed)  # noqa: TRY400  # told, not traced
+            return
+        self._seen = seen
+
+    def _read(self) -> list[Delegation]:
+        public = self._keys.public_key(self._label)
+        found = []
+        for file in sorted(self._directory.glob(f"responders/{self._label}/*.cer")):
+            authority = file.stem
+            try:
+                responder = file.read_bytes()
+                certificate = (self._directory / "ca" / file.name).read_bytes()
+                if Certificate.from_der(responder).subject_public_key_info != public:
+                    raise errors.IntegrityFailure("it is of another key")
+                found.append(delegate(authority, certificate, responder, self._label))
+            except (OSError, errors.Refusal) as wrong:
+                log.error("no answers for %s: %s: %s", authority, file.name, wrong)  # noqa: TRY400  # told
+        return found
+
+
+def _resolve(futures: list[asyncio.Future[Answered]], answers: list[Answered]) -> None:
+    for future, answer in zip(futures, answers, strict=True):
+        if not future.done():
+            future.set_result(answer)
+
+
+class _Presigned:
+    """Answers that were signed beforehand (RFC 5019): no key, no record, one certificate a request."""
+
+    def __init__(self, application: PublicApplication, answers: SignedAnswersOf) -> None:
+        self._directory = application.directory
+        self._open = answers
+        self._clock = application.clock
+        self._authorities: dict[IssuerID, str] = {}
+        self._files: dict[str, Any] = {}
+        self._seen: dict[Path, int] = {}
+        self._next_look = 0.0
+
+    async def __call__(self, request: OCSPRequest) -> Answered:
+        now = asyncio.get_running_loop().time()
+        try:
+            if now >= self._next_look:
+                self._next_look = now + _LOOK_SECONDS
+                self._look()
+            return self._find(request)
+        except errors.Refusal as failed:
+            log.error("signed answers cannot be read: %s", failed)  # noqa: TRY400  # told, not traced
+            return Answered(octets=error_response(ResponseStatus.TRY_LATER))
+
+    def _find(self, request: OCSPRequest) -> Answered:
+        (cert_id, *others) = request.cert_ids
+        authority = self._authorities.get(cert_id.issuer)
+        found = None
+        if authority is not None and not others and cert_id.serial_number > 0:
+            found = self._files[authority].find(cert_id.issuer[0], cert_id.serial_number)
+        if found is None:
+            return Answered(octets=error_response(ResponseStatus.UNAUTHORIZED))
+        if found.next_update <= self._clock.now():
+            log.error("the signed answers of %s have ended", authority)
+            return Answered(octets=error_response(ResponseStatus.TRY_LATER))
+        return Answered(octets=found.octets, this_update=found.this_update, next_update=found.next_update)
+
+    def _look(self) -> None:
+        seen = {}
+        for file in sorted(self._directory.glob("ca/*.cer")):
+            seen[file] = file.stat().st_mtime_ns
+        if seen != self._seen:
+            authorities = {}
+            for file in seen:
+                certificate = Certificate.from_der(file.read_bytes())
+                spki = certificate.subject_public_key_info
+                for issuer in ocsp.issuer_ids(certificate.subject_name, spki):
+                    authorities[issuer] = file.stem
+                if file.stem not in self._files:
+                    self._files[file.stem] = self._open(file.stem)
+            self._authorities, self._seen = authorities, seen
+        for signed in self._files.values():
+            signed.refresh()
+
+
+# --- answers
+
+
+def _nothing() -> None:
+    """Do nothing: this server has no way to end a connection."""
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+
+
+def _matches(scope: Scope, tag: str) -> bool:
+    """Return whether the client has it already (RFC 9110 section 13.1.2)."""
+    for name, value in scope["headers"]:
+        if name == b"if-none-match":
+            tags = [one.strip().removeprefix("W/") for one in value.decode("latin-1").split(",")]
+            if tag in tags or "*" in tags:
+                return True
+    return False
+
+
+async def _whole(send: Send, status: int, headers: Headers, body: bytes = b"") -> None:
+    """Send an answer; of one to HEAD the server keeps the body to itself."""
+    if status != 304:
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _text(send: Send, status: int, text: str, headers: Headers | None = None) -> None:
+    said = [(b"content-type", b"text/plain; charset=utf-8"), *(headers or [])]
+    await _whole(send, status, said, f"{text}\n".encode())
