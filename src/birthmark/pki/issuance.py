@@ -35,6 +35,7 @@ from birthmark.pki.profilelanguage import (
     Extension,
     KeyUsage,
     Profile,
+    SubjectAlternativeName,
     SubjectAttribute,
     TextTemplate,
 )
@@ -136,6 +137,8 @@ class Template:
     """Signature algorithm and issuer."""
     subject: tuple[bytes | SubjectAttribute, ...] = field(repr=False)
     """Relative distinguished names: encoded where constant."""
+    alternative: SubjectAlternativeName | None = field(repr=False)
+    """The names of every device, less those that are optional and that none will have."""
     extensions: tuple[bytes | Extension, ...] = field(repr=False)
     """Extensions: encoded where constant; neighbours joined."""
     late: tuple[Constraint, ...]
@@ -200,10 +203,9 @@ class Template:
         if extension is Extension.SUBJECT_KEY_IDENTIFIER:
             identifier = key_identifier(spki, self.profile.subject_key_identifier_method)
             return _extension_der(self.profile, extension, der.encode(der.OCTET_STRING, identifier))
-        alternative = self.profile.subject_alternative_name
-        if alternative is None:
+        if self.alternative is None:
             raise RuntimeError(f"{extension} is constant and was not compiled")
-        return _extension_der(self.profile, extension, alternative_name_der(alternative, values))
+        return _extension_der(self.profile, extension, alternative_name_der(self.alternative, values))
 
 
 def compile_template(
@@ -234,9 +236,11 @@ def compile_template(
         _relative_name(attribute, variables) if attribute.value.variables <= variables.keys() else attribute
         for attribute in profile.subject
     )
+    alternative = profile.subject_alternative_name
+    alternative = None if alternative is None else alternative.narrowed(variables)
     extensions: list[bytes | Extension] = []
     for extension in profile.extensions_for(variables):
-        part = _constant_extension(profile, issuer, extension, variables)
+        part = _constant_extension(profile, issuer, extension, variables, alternative)
         if isinstance(part, bytes) and extensions and isinstance(extensions[-1], bytes):
             extensions[-1] += part
         else:
@@ -247,6 +251,7 @@ def compile_template(
         constants=dict(variables),
         authority=ALGORITHMS[issuer.key_algorithm].signature_algorithm + issuer.subject,
         subject=subject,
+        alternative=alternative,
         extensions=tuple(extensions),
         late=tuple(constraint for constraint in every if constraint.variable not in variables),
         decided=profile.early_variables - variables.keys(),
@@ -260,11 +265,14 @@ def _relative_name(attribute: SubjectAttribute, variables: Mapping[str, str]) ->
 
 
 def _constant_extension(
-    profile: Profile, issuer: Issuer, extension: Extension, variables: Mapping[str, str]
+    profile: Profile,
+    issuer: Issuer,
+    extension: Extension,
+    variables: Mapping[str, str],
+    alternative: SubjectAlternativeName | None,
 ) -> bytes | Extension:
     if extension is Extension.SUBJECT_KEY_IDENTIFIER:
         return extension
-    alternative = profile.subject_alternative_name
     if extension is Extension.SUBJECT_ALTERNATIVE_NAME and alternative is not None:
         needed = frozenset[str]().union(*(template.variables for template in alternative.templates()))
         if not needed <= variables.keys():

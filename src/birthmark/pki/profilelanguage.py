@@ -10,7 +10,7 @@ octets by them.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
@@ -20,6 +20,7 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import Attribute
 
 __all__ = [
+    "DEVICE_VARIABLES",
     "VARIABLES",
     "BasicConstraints",
     "Extension",
@@ -64,6 +65,10 @@ VARIABLES: Mapping[str, str] = {
     "vendor_id": "Matter vendor id: four capital hex digits",
 }
 """Every variable a profile may name."""
+
+
+DEVICE_VARIABLES = frozenset({"hardware_id"})
+"""The variables that come with each device; all others are the same for a whole run."""
 
 
 class ProfileKind(StrEnum):
@@ -242,6 +247,25 @@ class SubjectAlternativeName:
         )
         return tuple(template for template in every if template is not None)
 
+    def narrowed(self, values: Mapping[str, str]) -> "SubjectAlternativeName":
+        """Return it without the optional names that no device of a run with these values will have."""
+
+        def lost(key: str, template: TextTemplate | None) -> bool:
+            if template is None or key not in self.optional:
+                return False
+            return not all(values.get(name) for name in template.variables - DEVICE_VARIABLES)
+
+        without_uris = lost("uris", self.uris)
+        without_permanent = lost("permanent-identifier", self.permanent_identifier)
+        if not without_uris and not without_permanent:
+            return self
+        return replace(
+            self,
+            uris=None if without_uris else self.uris,
+            permanent_identifier=None if without_permanent else self.permanent_identifier,
+            assigner=None if without_permanent else self.assigner,
+        )
+
     def optional_templates(self) -> tuple[TextTemplate, ...]:
         """Return the templates that may stay without a value."""
         found = [self.assigner]
@@ -381,12 +405,19 @@ class Profile:
 
     @property
     def early_variables(self) -> frozenset[str]:
-        """Return the variables that must be known before the line starts: those of no name of a device."""
-        late = [attribute.value for attribute in self.subject]
-        late += [] if self.subject_alternative_name is None else self.subject_alternative_name.templates()
-        named = frozenset(name for template in late for name in template.variables)
+        """Return the variables that decide what all certificates have: to be known before the line starts.
+
+        What is optional and needs one of them is left out of every certificate when it is not known by then.
+        """
         parts = [template for _, templates in self._parts() for template in templates]
-        return frozenset(name for template in parts for name in template.variables) - named
+        if self.subject_alternative_name is not None:
+            parts += self.subject_alternative_name.optional_templates()
+        early = frozenset(name for template in parts for name in template.variables)
+        return (
+            early
+            - DEVICE_VARIABLES
+            - frozenset(name for attribute in self.subject for name in attribute.value.variables)
+        )
 
     def _parts(self) -> Iterator[tuple[Extension, tuple[TextTemplate, ...]]]:
         """Yield what is the same for all devices, by the extension it is written into."""
