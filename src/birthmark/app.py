@@ -4,27 +4,37 @@ The edges see this module as an ``edge.application.Factory``.
 """
 
 from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
 
 from birthmark import errors
 from birthmark.adapters import system
 from birthmark.adapters.custody import read_passphrase_file
+from birthmark.adapters.inspection import PkilintInspector
+from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
 from birthmark.adapters.sql import migrate as sql_migrate
 from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
-from birthmark.edge.application import Application
+from birthmark.edge.application import Application, PublicApplication
 from birthmark.floor.realm import Realm
 from birthmark.pki.keys import KeyLabel
-from birthmark.ports import Clock, Entropy, KeyStore
+from birthmark.pki.profiles import Catalogue
+from birthmark.ports import Clock, Entropy, KeyStore, Publication
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
 from birthmark.services.challenges import Challenges
 from birthmark.services.issue import IssueDevices
+from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
+from birthmark.services.publish import PublicationTerms, Publish
+from birthmark.services.recall import Recalls
 from birthmark.services.runs import Runs
+from birthmark.services.status import AnswerStatus
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings, SoftwareKeys
 
 __all__ = [
     "build",
+    "build_public",
     "clock",
     "create_realm",
     "entropy",
@@ -89,7 +99,8 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             store = SQLStore(database, clock, lambda body: keys.sign(log_key, body))
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
-        runs, challenges = Runs(realm), Challenges()
+        catalogue, inspector = Catalogue.read(settings.profiles_directory), PkilintInspector()
+        runs, challenges = Runs(realm, catalogue), Challenges()
         return Application(
             settings=settings,
             realm=realm,
@@ -98,12 +109,86 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             keys=keys,
             clock=clock,
             entropy=entropy,
+            catalogue=catalogue,
+            inspector=inspector,
             runs=runs,
+            opening=OpenRuns(runs, inspector),
             issue=IssueDevices(runs, challenges, keys, clock, entropy),
             prove=ProveDevices(runs, challenges),
-            authorise=Authorise(realm, keys, clock, entropy),
+            publish=_publish(settings, realm, store, keys, clock),
+            publication=_publication(settings),
+            authorise=Authorise(realm, keys, clock, entropy, catalogue),
+            recalls=Recalls(realm, clock, entropy),
             close=opened.pop_all().close,
         )
+
+
+def _publication(settings: Settings) -> Publication | None:
+    table = settings.publication_table
+    return None if table is None else PublicationDirectory(table.directory)
+
+
+def _publish(
+    settings: Settings, realm: Realm, store: SQLStore, keys: KeyStore, clock: Clock
+) -> Publish | None:
+    table, publication = settings.publication_table, _publication(settings)
+    if table is None or publication is None:
+        return None
+    return Publish(
+        realm=realm,
+        store=store,
+        log=store.log,
+        keys=keys,
+        clock=clock,
+        publication=publication,
+        terms=PublicationTerms(
+            locations=table.locations,
+            crl_validity=timedelta(hours=table.crl_hours),
+            crl_refresh=timedelta(hours=table.crl_refresh_hours),
+            crl_alarm=timedelta(hours=table.crl_alarm_hours),
+            offline_alarm=timedelta(hours=table.offline_alarm_hours),
+            behind=timedelta(minutes=table.behind_minutes),
+            partitions=table.partitions,
+            log_entries=table.log_entries,
+        ),
+    )
+
+
+def build_public(settings: Settings, *, clock: Clock | None = None) -> PublicApplication:
+    """Build what the public plane needs: never the authorities' key store, the log's key or a writer.
+
+    Raises:
+        errors.IntegrityFailure: the database belongs to another realm than the settings.
+        errors.Refusal: something the settings name cannot be opened.  What was opened before is let go.
+    """
+    clock, plane, directory = clock or system.SystemClock(), settings.public_plane, settings.public_directory
+    keys: KeyStore | None = None
+    answer: AnswerStatus | None = None
+    with ExitStack() as opened:
+        if plane.ocsp == "live" and plane.key_store is not None:
+            keys = open_key_store(plane.key_store)
+            opened.callback(keys.close)
+            database = open_database(settings.database.url, _password(settings.database))
+            with ExitStack() as until_the_store_has_it:
+                until_the_store_has_it.callback(database.close)
+                _realm(settings, database)
+                store = SQLStore(database, clock, _sign_nothing)
+                until_the_store_has_it.pop_all()
+            opened.callback(store.close)
+            answer = AnswerStatus(store, keys.sign, clock, timedelta(minutes=plane.ocsp_minutes))
+        return PublicApplication(
+            settings=settings,
+            directory=directory,
+            clock=clock,
+            keys=keys,
+            answer=answer,
+            answers=partial(PublishedAnswers, directory) if plane.ocsp == "presigned" else None,
+            close=opened.pop_all().close,
+        )
+
+
+def _sign_nothing(_body: bytes) -> bytes:
+    raise errors.NotPermitted("the public plane writes nothing: it has no key of the log")
 
 
 def _realm(settings: Settings, database: Database) -> Realm:

@@ -3,21 +3,27 @@
 ``app`` builds them; the edges only know these shapes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from birthmark.floor.realm import Realm
-from birthmark.ports import Clock, Entropy, KeyStore, Log, Store
+from birthmark.pki.ocsp import OCSPRequest
+from birthmark.pki.profiles import Catalogue
+from birthmark.ports import Clock, Entropy, Inspector, KeyStore, Log, Publication, SignedAnswer, Store
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
 from birthmark.services.issue import IssueDevices
+from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
+from birthmark.services.publish import Publish
+from birthmark.services.recall import Recalls
 from birthmark.services.runs import Runs
+from birthmark.services.status import Answered, Delegations
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings
 
-__all__ = ["Application", "Factory"]
+__all__ = ["Application", "Factory", "PublicApplication", "SignedAnswersOf", "SignedAnswersOfOne"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +37,52 @@ class Application:
     keys: KeyStore
     clock: Clock
     entropy: Entropy
+    catalogue: Catalogue
+    inspector: Inspector
     runs: Runs
+    opening: OpenRuns
     issue: IssueDevices
     prove: ProveDevices
     authorise: Authorise
+    recalls: Recalls
+    publish: Publish | None
+    """None where nothing is published."""
+    publication: Publication | None
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
+
+
+class SignedAnswersOfOne(Protocol):
+    """An authority's OCSP answers that were signed beforehand; for one thread."""
+
+    def refresh(self) -> None:
+        """Look whether there are newer ones."""
+        ...
+
+    def find(self, algorithm: str, serial_number: int) -> SignedAnswer | None:
+        """Return the answer about a certificate, if there is one."""
+        ...
+
+
+SignedAnswersOf = Callable[[str], SignedAnswersOfOne]
+"""Opens the signed answers of an authority."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicApplication:
+    """Everything the public plane needs: no key of an authority, and nothing it could write with."""
+
+    settings: Settings
+    directory: Path
+    """What is served."""
+    clock: Clock
+    keys: KeyStore | None
+    """Holds the responder's key; None unless answers are live."""
+    answer: Callable[[Delegations, Sequence[OCSPRequest]], list[Answered]] | None
+    """Answers from the record, on one thread; None unless answers are live."""
+    answers: SignedAnswersOf | None
+    """None unless answers are signed beforehand."""
+    close: Callable[[], None]
 
 
 class Factory(Protocol):
@@ -44,6 +90,10 @@ class Factory(Protocol):
 
     def build(self, settings: Settings) -> Application:
         """Build the application of these settings."""
+        ...
+
+    def build_public(self, settings: Settings) -> PublicApplication:
+        """Build what the public plane of these settings needs; it opens no store of authorities' keys."""
         ...
 
     def clock(self) -> Clock:
