@@ -139,6 +139,20 @@ def test_deltas_tell_openssl_and_pyhanko_of_what_happened_since(desk: Desk) -> N
     assert desk.jvm.crl_verdict(pki.chain(STOLEN), lists, at=AT).status is GOOD
 
 
+@pytest.mark.parametrize("name", ["gnutls", "java", "nss", "openssl", "openssl, GET"])
+def test_our_answer_about_anothers_certificate_tells_no_status(name: str, desk: Desk) -> None:
+    """It is "unauthorized", without a signature (RFC 5019 section 2.2.3)."""
+    pki, other = ours(), ours(KeyAlgorithm.EC_P384)
+    asked = Question(
+        chain=lambda url: other.chain(WELL, url),
+        answer=pki.answer,
+        beforehand=lambda: pki.beforehand(WELL),
+        signer=pki.responder_der,
+    )
+    verdict = OCSP_PARTIES[name](desk, asked)
+    assert verdict.status is Status.UNDETERMINED, verdict.said
+
+
 def test_certtool_finds_our_lists_signed_and_in_date(desk: Desk) -> None:
     pki = ours()
     issuer = pki.issuer.certificate
