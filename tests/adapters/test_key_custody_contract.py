@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -34,18 +34,41 @@ def same(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sites]:
 
 
 def verify(spki: bytes, signature: bytes, message: bytes) -> None:
+    """Verify with cryptography; raises InvalidSignature."""
     key = load_der_public_key(spki)
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    key.verify(signature, message, ec.ECDSA(hashes.SHA256() if key.key_size == 256 else hashes.SHA384()))
+    match key:
+        case ec.EllipticCurvePublicKey():
+            by_size = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+            key.verify(signature, message, ec.ECDSA(by_size[key.key_size]))
+        case rsa.RSAPublicKey():
+            key.verify(signature, message, padding.PKCS1v15(), hashes.SHA256())
+        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            key.verify(signature, message)
+        case _:
+            pytest.fail(f"a key of another kind: {key!r}")
 
 
-@pytest.mark.parametrize("algorithm", [KeyAlgorithm.EC_P256, KeyAlgorithm.EC_P384])
+EDWARDS = {KeyAlgorithm.ED25519, KeyAlgorithm.ED448}
+
+
+@pytest.mark.parametrize("algorithm", [each for each in KeyAlgorithm if each != KeyAlgorithm.RSA_4096])
 def test_a_key_that_crossed_under_a_kek_signs_at_the_mirror(place: Sites, algorithm: KeyAlgorithm) -> None:
-    """B5: the same key, verified by a stranger with the public key it had before."""
+    """B5: the same key, verified by a stranger with the public key it had before.
+
+    SoftHSM 2.6 neither wraps nor unwraps keys of Edwards curves, and that is said.
+    """
     made = share_kek(place)
     assert len(made.check_value) == 10
     spki = place.here.generate(CA, algorithm, exportable=True)
+    if algorithm in EDWARDS and not place.here.development:
+        with pytest.raises(errors.PolicyRefused, match="cannot wrap"):
+            place.here.wrap(CA, KEK)
+        return
     wrapped = place.here.wrap(CA, KEK)
+    if algorithm in EDWARDS and not place.mirror.development:
+        with pytest.raises(errors.MalformedRequest, match="no key of its type"):
+            place.mirror.unwrap(CA, spki, wrapped, KEK)
+        return
     place.mirror.unwrap(CA, spki, wrapped, KEK)
     assert place.mirror.public_key(CA) == spki
     verify(spki, place.mirror.sign(CA, b"made by the mirror"), b"made by the mirror")

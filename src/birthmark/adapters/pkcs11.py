@@ -11,49 +11,43 @@ more; ``errors.Unavailable`` is said only when that fails, too, and for a second
 token.  A refused PIN is never sent twice, because tokens lock after a few: the store must be opened again.
 
 Threads are ``tokenworker``'s; a store must be opened in the process that uses it, after every fork.  Left to
-others: secret keys and keys that travel (``tokenkeys``), reading the PIN (``custody``), PINs that a token
-wants for each use (CKA_ALWAYS_AUTHENTICATE).
+others: keys that sign (``tokensigning``), secret keys and keys that travel (``tokenkeys``), reading the PIN
+(``custody``), PINs that a token wants for each use (CKA_ALWAYS_AUTHENTICATE).
 """
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from pkcs11 import (
-    Attribute,
-    KeyType,
-    Mechanism,
-    MechanismFlag,
-    Object,
-    ObjectClass,
-    Session,
-    SignMixin,
-    Slot,
-    Token,
-)
+from pkcs11 import Attribute, KeyType, Mechanism, Object, ObjectClass, Session, SignMixin
 from pkcs11 import exceptions as foreign
 from pkcs11.exceptions import PKCS11Error
 
 from birthmark import errors
 from birthmark.adapters import tokenkeys
 from birthmark.adapters.custody import check_label
-from birthmark.adapters.ecpoint import (
-    CURVE_NAMES,
-    RSA_BITS,
-    PublicPart,
-    public_part,
-    rsa_public_part,
-    signature_value,
+from birthmark.adapters.ecpoint import PublicPart
+from birthmark.adapters.tokensigning import (
+    KEPT_CLASSES,
+    MECHANISMS,
+    TokenKey,
+    custody_complaints,
+    destroyed_on_failure,
+    find_token,
+    generate_pair,
+    kept,
+    labelled,
+    matched,
+    require_alive,
+    sign_with,
+    to_be_signed,
 )
 from birthmark.adapters.tokenworker import TokenWorker
-from birthmark.pki.algorithms import ALGORITHMS, recognise, verify
+from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade, TransportKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
@@ -61,49 +55,6 @@ from birthmark.secret import SecretBytes
 __all__ = ["PKCS11KeyStore", "custody_complaints"]
 
 T = TypeVar("T")
-
-_KEY_TRIAL = b"birthmark: does this private key belong to this public key?"
-
-_SIGN_ONLY: tuple[tuple[Attribute, bool], ...] = (
-    (Attribute.TOKEN, True),
-    (Attribute.PRIVATE, True),
-    (Attribute.SENSITIVE, True),
-    (Attribute.ALWAYS_SENSITIVE, True),
-    (Attribute.EXTRACTABLE, False),
-    (Attribute.NEVER_EXTRACTABLE, True),
-    (Attribute.LOCAL, True),
-    (Attribute.SIGN, True),
-    (Attribute.DECRYPT, False),
-    (Attribute.UNWRAP, False),
-    (Attribute.DERIVE, False),
-)
-"""PKCS#11 v2.40 section 4.9: a private key made in the token that can do nothing but sign.
-
-CKA_SIGN_RECOVER is not here: no mechanism of ours has it, and tokens differ in whether they know it for EC.
-"""
-
-_EXPORTABLE: tuple[tuple[Attribute, bool], ...] = (
-    *((attribute, wanted) for attribute, wanted in _SIGN_ONLY if "EXTRACTABLE" not in attribute.name),
-    (Attribute.EXTRACTABLE, True),
-    (Attribute.WRAP_WITH_TRUSTED, True),
-)
-"""The same for a key that may leave wrapped under a trusted key."""
-
-_KEEPS = (ObjectClass.PRIVATE_KEY, ObjectClass.SECRET_KEY)
-
-_MECHANISMS = {
-    KeyAlgorithm.EC_P256: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
-    KeyAlgorithm.EC_P384: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
-    KeyAlgorithm.EC_P521: (KeyType.EC, Mechanism.EC_KEY_PAIR_GEN, Mechanism.ECDSA),
-    KeyAlgorithm.ED25519: (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EDDSA),
-    KeyAlgorithm.ED448: (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EDDSA),
-    KeyAlgorithm.RSA_2048: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
-    KeyAlgorithm.RSA_3072: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
-    KeyAlgorithm.RSA_4096: (KeyType.RSA, Mechanism.RSA_PKCS_KEY_PAIR_GEN, Mechanism.RSA_PKCS),
-}
-
-_SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
-"""DigestInfo (RFC 8017 section 9.2, note 1) up to the digest: what CKM_RSA_PKCS signs."""
 
 _PIN_REFUSED = (
     foreign.PinExpired,
@@ -133,11 +84,6 @@ _TOKEN_DECLINES = (
 """The token is well and says no; every other error is taken for a lost session."""
 
 
-class _TokenKey(NamedTuple):
-    public: PublicPart
-    private: SignMixin
-
-
 class PKCS11KeyStore:
     """Private keys in one PKCS#11 token.  Safe to call from any thread of the process that opened it."""
 
@@ -161,7 +107,7 @@ class PKCS11KeyStore:
         # All below is touched by the worker alone.
         self._session: Session | None = None
         self._generation = -1
-        self._keys: dict[KeyLabel, _TokenKey] = {}
+        self._keys: dict[KeyLabel, TokenKey] = {}
         self._down_until = 0.0
         self._down_because = ""
         self._pin_refused = ""
@@ -268,8 +214,8 @@ class PKCS11KeyStore:
         """Sign as ``ports.KeyStore`` has it."""
         algorithm = self._public_part(label).algorithm
         # Here, not in the worker: a long CRL must not keep the token from the others.
-        to_be_signed = _to_be_signed(algorithm, message)
-        return self._ask(lambda session: _sign(self._key(session, label), to_be_signed))
+        signed = to_be_signed(algorithm, message)
+        return self._ask(lambda session: sign_with(self._key(session, label), signed))
 
     def labels(self) -> tuple[KeyLabel, ...]:
         """Return the labels of all private and secret keys in the token, sorted.
@@ -278,9 +224,9 @@ class PKCS11KeyStore:
         """
 
         def list_labels(session: Session) -> tuple[KeyLabel, ...]:
-            _require_alive(session)
+            require_alive(session)
             found = set()
-            for key in _kept(session):
+            for key in kept(session):
                 with suppress(errors.MalformedRequest):
                     found.add(check_label(key[Attribute.LABEL]))
             return tuple(sorted(found))
@@ -368,14 +314,14 @@ class PKCS11KeyStore:
     def attributes(self, label: KeyLabel) -> KeyAttributes:
         """Ask the token; what is known by heart is not looked at."""
         check_label(label)
-        return self._ask(lambda session: self._attributes(session, self._one(session, label, *_KEEPS)))
+        return self._ask(lambda session: self._attributes(session, self._one(session, label, *KEPT_CLASSES)))
 
     def inventory(self) -> tuple[KeyAttributes, ...]:
         """See ``ports.KeyStore``."""
 
         def read(session: Session) -> tuple[KeyAttributes, ...]:
-            _require_alive(session)
-            found = [self._attributes(session, key) for key in _kept(session)]
+            require_alive(session)
+            found = [self._attributes(session, key) for key in kept(session)]
             return tuple(sorted(found, key=lambda key: (key.label, key.key_class, key.fingerprint)))
 
         return self._ask(read)
@@ -434,7 +380,7 @@ class PKCS11KeyStore:
         self._generation = self._worker.generation
         try:
             slots = self._worker.library().get_slots(token_present=True)
-            token = _find_token(slots, self._token_label)
+            token = find_token(slots, self._token_label)
             self._generation = self._worker.generation
             self._session = token.open(rw=True, user_pin=self._pin.reveal().decode())
         except _PIN_REFUSED as refused:
@@ -459,7 +405,7 @@ class PKCS11KeyStore:
             with suppress(PKCS11Error):
                 session.close()
 
-    def _key(self, session: Session, label: KeyLabel) -> _TokenKey:
+    def _key(self, session: Session, label: KeyLabel) -> TokenKey:
         """Return the handles of a key, from the token if this session has not seen them."""
         key = self._keys.get(label)
         if key is None:
@@ -472,24 +418,24 @@ class PKCS11KeyStore:
             self._keys[label] = key
         return key
 
-    def _found(self, session: Session, label: KeyLabel) -> _TokenKey:
-        privates = _labelled(session, label, ObjectClass.PRIVATE_KEY)
+    def _found(self, session: Session, label: KeyLabel) -> TokenKey:
+        privates = labelled(session, label, ObjectClass.PRIVATE_KEY)
         if not privates:
             # SoftHSM, for one, finds nothing in a token that is gone, and does not say that it is.
-            _require_alive(session)
+            require_alive(session)
             raise errors.NotFound(f"there is no key {label!r} in token {self._token_label!r}")
-        publics = _labelled(session, label, ObjectClass.PUBLIC_KEY)
+        publics = labelled(session, label, ObjectClass.PUBLIC_KEY)
         if len(privates) > 1 or len(publics) != 1:
             raise errors.IntegrityFailure(
                 f"token {self._token_label!r} has {len(privates)} private and {len(publics)} public keys "
                 f"labelled {label!r}: keep one of each"
             )
-        return _matched(label, publics[0], privates[0])
+        return matched(label, publics[0], privates[0])
 
     def _require_free(self, session: Session, label: KeyLabel) -> None:
-        if _labelled(session, label, ObjectClass.PUBLIC_KEY, *_KEEPS):
+        if labelled(session, label, ObjectClass.PUBLIC_KEY, *KEPT_CLASSES):
             raise errors.IllegalTransition(f"there is a key {label!r} in token {self._token_label!r} already")
-        _require_alive(session)
+        require_alive(session)
 
     def _generate(
         self, session: Session, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool
@@ -503,13 +449,13 @@ class PKCS11KeyStore:
         5. No other process has taken the label meanwhile: PKCS#11 itself lets two keys share one.
         """
         self._require_free(session, label)
-        _, generation, signing = _MECHANISMS[algorithm]
+        _, generation, signing = MECHANISMS[algorithm]
         self._require_offered(session, algorithm, generation, signing)
-        public, private = _generate_pair(session, label, algorithm, exportable=exportable)
-        with _destroyed_on_failure(private, public):
+        public, private = generate_pair(session, label, algorithm, exportable=exportable)
+        with destroyed_on_failure(private, public):
             self._refuse_if(label, custody_complaints(private, exportable=exportable))
-            key = _matched(label, public, private)
-            if len(_labelled(session, label, *_KEEPS)) != 1:
+            key = matched(label, public, private)
+            if len(labelled(session, label, *KEPT_CLASSES)) != 1:
                 raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
         self._keys[label] = key
         self._public[label] = key.public
@@ -537,9 +483,9 @@ class PKCS11KeyStore:
                 )
 
     def _one(self, session: Session, label: KeyLabel, *classes: ObjectClass) -> Object:
-        found = _labelled(session, label, *classes)
+        found = labelled(session, label, *classes)
         if not found:
-            _require_alive(session)
+            require_alive(session)
             raise errors.NotFound(f"there is no key {label!r} in token {self._token_label!r}")
         if len(found) > 1:
             raise errors.IntegrityFailure(
@@ -551,10 +497,10 @@ class PKCS11KeyStore:
         self._require_free(session, label)
         self._require_offered(session, kind, Mechanism.AES_KEY_GEN, Mechanism.AES_CMAC)
         key = tokenkeys.generate_master(session, label, kind)
-        with _destroyed_on_failure(key):
+        with destroyed_on_failure(key):
             made = self._attributes(session, key)
             self._refuse_if(label, tokenkeys.secret_complaints(made, kind))
-            if len(_labelled(session, label, *_KEEPS)) != 1:
+            if len(labelled(session, label, *KEPT_CLASSES)) != 1:
                 raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
         return SecretMade(check_value=made.fingerprint, shares=())
 
@@ -568,7 +514,7 @@ class PKCS11KeyStore:
         trusted = tokenkeys.make_trusted_kek(token, self._pin, officer, label, recipients)
         self._session = trusted.session
         kek = self._one(self._session, label, ObjectClass.SECRET_KEY)
-        with _destroyed_on_failure(kek):
+        with destroyed_on_failure(kek):
             made = self._attributes(self._session, kek)
             self._refuse_if(label, tokenkeys.secret_complaints(made, SecretKind.KEK))
         return SecretMade(check_value=made.fingerprint, shares=trusted.shares)
@@ -584,13 +530,13 @@ class PKCS11KeyStore:
     ) -> None:
         self._require_free(session, label)
         opener = self._one(session, kek, ObjectClass.SECRET_KEY)
-        key_type, _, _ = _MECHANISMS[algorithm]
+        key_type, _, _ = MECHANISMS[algorithm]
         private = tokenkeys.unwrap_private(opener, label, key_type, wrapped)
-        with _destroyed_on_failure(private):
+        with destroyed_on_failure(private):
             curve = b"" if key_type is KeyType.RSA else private[Attribute.EC_PARAMS]
             public = session.create_object(tokenkeys.public_template(label, curve, subject_public_key_info))
-            with _destroyed_on_failure(public):
-                key = _matched(label, public, private)
+            with destroyed_on_failure(public):
+                key = matched(label, public, private)
                 if key.public.subject_public_key_info != subject_public_key_info:
                     raise errors.IntegrityFailure(f"the token shows another public key of {label!r}")
         self._keys[label] = key
@@ -601,173 +547,18 @@ class PKCS11KeyStore:
             kind = tokenkeys.kind_of_secret(key)
             return tokenkeys.read_attributes(key, kind, tokenkeys.check_value(session, key, kind))
         label = key[Attribute.LABEL]
-        publics = _labelled(session, label, ObjectClass.PUBLIC_KEY)
+        publics = labelled(session, label, ObjectClass.PUBLIC_KEY)
         if len(publics) != 1:
             return tokenkeys.read_attributes(key, None, "")
         if not isinstance(key, SignMixin):
             return tokenkeys.transport_attributes(key, publics[0])
         try:
-            part = _matched(label, publics[0], key).public
+            part = matched(label, publics[0], key).public
         except (errors.IntegrityFailure, foreign.AttributeTypeInvalid):
             return tokenkeys.read_attributes(key, None, "")
         return tokenkeys.read_attributes(
             key, part.algorithm, sha256(part.subject_public_key_info).hexdigest()
         )
-
-
-@contextmanager
-def _destroyed_on_failure(*made: Object) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for unwanted in made:
-            unwanted.destroy()
-        raise
-
-
-def custody_complaints(private: Object, *, exportable: bool = False) -> tuple[str, ...]:
-    """Return how a private key differs from one made in its token for signing only; empty is good.
-
-    Args:
-        private: the key.
-        exportable: it may leave, under a trusted key.
-
-    A use the token does not know is one it does not have; a protection it does not know is missing.
-
-    Raises:
-        PKCS11Error: the token cannot be asked.
-    """
-    complaints = []
-    for attribute, wanted in _EXPORTABLE if exportable else _SIGN_ONLY:
-        try:
-            actual = bool(private[attribute])
-        except foreign.AttributeTypeInvalid:
-            actual = attribute is Attribute.EXTRACTABLE
-        if actual is not wanted:
-            complaints.append(f"CKA_{attribute.name} is {str(actual).lower()}")
-    return tuple(complaints)
-
-
-def _find_token(slots: Iterable[Slot], label: str) -> Token:
-    found = []
-    silent: PKCS11Error | None = None
-    for slot in slots:
-        try:
-            token = slot.get_token()
-        except PKCS11Error as failure:
-            silent = failure  # may be another's slot: it counts only if ours is not found
-            continue
-        if token.label == label:
-            found.append(token)
-    if len(found) > 1:
-        raise errors.IntegrityFailure(f"{len(found)} tokens are labelled {label!r}")
-    if not found:
-        raise silent or foreign.TokenNotPresent
-    return found[0]
-
-
-def _require_alive(session: Session) -> None:
-    """Raise TokenNotPresent, or what the library has to say, unless the token of this session is there."""
-    opened = session.token
-    now = opened.slot.get_token()
-    if (now.label, now.serial) != (opened.label, opened.serial):
-        raise foreign.TokenNotPresent
-
-
-def _objects(session: Session, template: dict[Attribute, object]) -> list[Object]:
-    # A search that cannot begin calls the library once more when it is freed, in python-pkcs11 0.10, and
-    # writes that failure to stderr; so a session that is lost is noticed by a call without this habit.
-    with suppress(foreign.RandomNoRNG, foreign.FunctionNotSupported):
-        session.generate_random(64)
-    return list(session.get_objects(template))  # to its end: a search left open blocks the session
-
-
-def _kept(session: Session) -> list[Object]:
-    return [key for kind in _KEEPS for key in _objects(session, {Attribute.CLASS: kind})]
-
-
-def _labelled(session: Session, label: KeyLabel, *classes: ObjectClass) -> list[Object]:
-    return [
-        found
-        for kind in classes
-        for found in _objects(session, {Attribute.CLASS: kind, Attribute.LABEL: label})
-    ]
-
-
-def _generate_pair(
-    session: Session, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool
-) -> tuple[Object, Object]:
-    key_type, generation, _ = _MECHANISMS[algorithm]
-    guard = {Attribute.WRAP_WITH_TRUSTED: True} if exportable else {}
-    failure: PKCS11Error | None = None
-    curves = CURVE_NAMES.get(algorithm, (b"",))
-    # A token that does not know the fixing attributes makes the key without them.
-    for curve, fixed in ((curve, fixed) for fixed in (tokenkeys.FIXED, {}) for curve in curves):
-        generate = _generator(session, key_type, algorithm, curve)
-        try:
-            return generate(
-                id=label.encode(),
-                label=label,
-                store=True,
-                capabilities=MechanismFlag.SIGN | MechanismFlag.VERIFY,
-                mechanism=generation,
-                private_template={
-                    Attribute.PRIVATE: True,
-                    Attribute.SENSITIVE: True,
-                    Attribute.EXTRACTABLE: exportable,
-                    **guard,
-                    **fixed,
-                },
-            )
-        except PKCS11Error as refused:
-            failure = failure or refused  # perhaps it calls the curve otherwise
-    if failure is None:
-        raise AssertionError(f"{algorithm} has no curve")
-    raise failure
-
-
-def _generator(
-    session: Session, key_type: KeyType, algorithm: KeyAlgorithm, curve: bytes
-) -> Callable[..., tuple[Object, Object]]:
-    if key_type is KeyType.RSA:
-        return partial(session.generate_keypair, key_type, RSA_BITS[algorithm])
-    parameters = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: curve}, local=True)
-    return parameters.generate_keypair
-
-
-def _matched(label: KeyLabel, public: Object, private: Object) -> _TokenKey:
-    """Return the key after having it sign, once, something its public half verifies."""
-    if not isinstance(private, SignMixin):
-        raise errors.IntegrityFailure(f"key {label!r} may not sign: CKA_SIGN is false")
-    if public[Attribute.KEY_TYPE] is KeyType.RSA:
-        part = rsa_public_part(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
-    else:
-        part = public_part(public[Attribute.EC_PARAMS], public[Attribute.EC_POINT])
-    key = _TokenKey(part, private)
-    signature = _sign(key, _to_be_signed(part.algorithm, _KEY_TRIAL))
-    try:
-        verify(part.subject_public_key_info, signature, _KEY_TRIAL)
-    except InvalidSignature as mismatch:
-        raise errors.IntegrityFailure(
-            f"the public and the private key labelled {label!r} are no pair"
-        ) from mismatch
-    return key
-
-
-def _to_be_signed(algorithm: KeyAlgorithm, message: bytes) -> bytes:
-    """Return what CKM_ECDSA signs, a digest, CKM_RSA_PKCS, a DigestInfo, and CKM_EDDSA, the message."""
-    hash_algorithm = ALGORITHMS[algorithm].hash_algorithm
-    if hash_algorithm is None:
-        return message
-    digest = hashes.Hash(hash_algorithm)
-    digest.update(message)
-    return (_SHA256_DIGEST_INFO if algorithm in RSA_BITS else b"") + digest.finalize()
-
-
-def _sign(key: _TokenKey, to_be_signed: bytes) -> bytes:
-    algorithm = key.public.algorithm
-    _, _, mechanism = _MECHANISMS[algorithm]
-    return signature_value(algorithm, key.private.sign(to_be_signed, mechanism=mechanism))
 
 
 def _reason(failure: PKCS11Error) -> str:

@@ -442,7 +442,7 @@ def unwrap_private(kek: Object, label: KeyLabel, key_type: KeyType, wrapped: byt
     except _NOT_OPENED as failure:
         raise errors.MalformedRequest(
             f"the wrapped key does not open under {kek[Attribute.LABEL]!r}: another key wrapped it, "
-            "it is damaged, or it is of another type"
+            "it is damaged, or the token takes in no key of its type"
         ) from failure
 
 
