@@ -13,13 +13,22 @@
                 show_pass(release.device, release.token)
 
 It needs the standard library and ``cryptography``, nothing of the server.  See ``Station`` for the methods,
-``DeviceElement`` for what another kind of device has to offer, and ``write_station_directory`` for the files.
+``DeviceElement`` for what another kind of device has to offer (and ``SeveralSlots``, if it can have several
+certificates), and ``write_station_directory`` for the files.
 """
 
-from birthmark.edge.station.answers import DeviceStatus, Issued, Me, Proved, Release, RunStatus
+from birthmark.edge.station.answers import (
+    DeviceStatus,
+    Issued,
+    IssuedCertificate,
+    Me,
+    Proved,
+    Release,
+    RunStatus,
+)
 from birthmark.edge.station.client import Station
 from birthmark.edge.station.credentials import Credentials, read_station_directory, write_station_directory
-from birthmark.edge.station.element import DeviceElement
+from birthmark.edge.station.element import DeviceElement, DeviceSlot, SeveralSlots
 from birthmark.edge.station.enclave import Enclave
 from birthmark.edge.station.pending import Journal, Pending, Phase
 from birthmark.edge.station.provisioning import IssueItem, ProofItem
@@ -27,10 +36,12 @@ from birthmark.edge.station.provisioning import IssueItem, ProofItem
 __all__ = [
     "Credentials",
     "DeviceElement",
+    "DeviceSlot",
     "DeviceStatus",
     "Enclave",
     "IssueItem",
     "Issued",
+    "IssuedCertificate",
     "Journal",
     "Me",
     "Pending",
@@ -39,6 +50,7 @@ __all__ = [
     "Proved",
     "Release",
     "RunStatus",
+    "SeveralSlots",
     "Station",
     "read_station_directory",
     "write_station_directory",

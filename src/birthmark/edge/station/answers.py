@@ -14,7 +14,7 @@ from birthmark.errors import IntegrityFailure, MalformedRequest
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 
-__all__ = ["DeviceStatus", "Issued", "Me", "Proved", "Release", "RunStatus"]
+__all__ = ["DeviceStatus", "Issued", "IssuedCertificate", "Me", "Proved", "Release", "RunStatus"]
 
 _T = TypeVar("_T")
 _Body = Mapping[str, Any]
@@ -41,6 +41,18 @@ def _texts(body: _Body, name: str) -> tuple[str, ...]:
     if not all(isinstance(value, str) for value in values):
         raise IntegrityFailure(f"the service's answer has a strange {name}")
     return tuple(values)
+
+
+def _objects(body: _Body, name: str) -> list[_Body]:
+    values: list[_Body] = take(body, name, list)
+    if not all(isinstance(value, dict) for value in values):
+        raise IntegrityFailure(f"the service's answer has a strange {name}")
+    return values
+
+
+def _private_key(body: _Body) -> SecretBytes | None:
+    key = _optional(body, "private_key", str)
+    return None if key is None else SecretBytes(_one_block(key, "PRIVATE KEY"))
 
 
 def _certificate(pem: str) -> bytes:
@@ -109,6 +121,8 @@ class RunStatus:
     hardware_id_kind: str
     origins: tuple[str, ...]
     """``born``, ``delivered``: how its devices may come by their keys."""
+    further_profiles: tuple[str, ...] = ()
+    """Profiles of the further certificates that each device gets, for a key of its own each."""
 
     @classmethod
     def read(cls, body: _Body) -> "RunStatus":
@@ -128,6 +142,7 @@ class RunStatus:
             not_after=take(body, "not_after", str),
             hardware_id_kind=take(body, "hardware_id_kind", str),
             origins=_texts(body, "origins"),
+            further_profiles=_texts(body, "further_profiles") if "further_profiles" in body else (),
         )
 
 
@@ -167,6 +182,26 @@ class DeviceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedCertificate:
+    """A further certificate of a device."""
+
+    profile: str
+    certificate: bytes = field(repr=False)
+    """DER."""
+    private_key: SecretBytes | None
+    """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "IssuedCertificate":
+        """Read a part of an answer."""
+        return cls(
+            profile=take(body, "profile", str),
+            certificate=_certificate(take(body, "certificate", str)),
+            private_key=_private_key(body),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
     """A certificate to install, and the challenge to sign afterwards.  Nothing is verified yet."""
 
@@ -180,11 +215,12 @@ class Issued:
     challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
+    further: tuple[IssuedCertificate, ...] = ()
+    """For the run's further profiles, in their order: proved with the same challenge."""
 
     @classmethod
     def read(cls, body: _Body) -> "Issued":
         """Read an answer."""
-        key = _optional(body, "private_key", str)
         try:
             challenge = base64.b64decode(take(body, "challenge", str), validate=True)
         except ValueError as wrong:
@@ -195,7 +231,10 @@ class Issued:
             certificate=_certificate(take(body, "certificate", str)),
             chain=tuple(_certificate(pem) for pem in _texts(body, "chain")),
             challenge=challenge,
-            private_key=None if key is None else SecretBytes(_one_block(key, "PRIVATE KEY")),
+            private_key=_private_key(body),
+            further=tuple(map(IssuedCertificate.read, _objects(body, "further")))
+            if "further" in body
+            else (),
         )
 
 
@@ -234,3 +273,5 @@ class Release:
     """Index of the release in the log."""
     token: str = field(repr=False)
     """C2SP ``.tlog-proof``: checked offline with the log's public key."""
+    further: tuple[tuple[str, str], ...] = ()
+    """Profile and fingerprint (hex) of each further certificate, likewise read back."""

@@ -18,9 +18,12 @@ from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki import der
 from birthmark.pki.certificates import Certificate
 
-__all__ = ["VerifiedToken", "same_hardware_id", "verify_certificate", "verify_token"]
+__all__ = ["Further", "VerifiedToken", "same_hardware_id", "verify_certificate", "verify_token"]
 
-_FREE_SPELLING = ("vin", "eui-64")
+Further = Sequence[tuple[str, str]]
+"""Profile and fingerprint (hex) of each further certificate, in the order of the run's profiles."""
+
+_FREE_SPELLING = ("vin", "eui-64", "system-title")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,8 @@ class VerifiedToken:
 def same_hardware_id(asked: str, device: str) -> bool:
     """Tell whether ``device``, e.g. ``vin:1M8…``, names the hardware id that was asked for.
 
-    The service stores VINs and EUI-64s in capitals, EUI-64s without separators; nothing else changes.
+    The service stores VINs, EUI-64s and system titles in capitals, EUI-64s without separators; nothing else
+    changes.
     """
     kind, _, stored = device.partition(":")
     if stored == asked:
@@ -101,13 +105,20 @@ def verify_certificate(
 
 
 def verify_token(
-    token: str, vkey: VerifierKey, *, device: str, attempt: str, certificate_sha256: str
+    token: str,
+    vkey: VerifierKey,
+    *,
+    device: str,
+    attempt: str,
+    certificate_sha256: str,
+    further: Further = (),
 ) -> VerifiedToken:
     """Return what a release token proves, if it is this device's.
 
     1. It is the log's own proof of its entry (C2SP tlog-proof) under the pinned key.
     2. The entry is a release.
     3. Its record names this device, this attempt and this certificate.
+    4. It names these further certificates, in this order, and no others.
 
     Raises:
         IntegrityFailure: it is not.
@@ -129,7 +140,19 @@ def verify_token(
     ):
         if record.get(name) != expected:
             raise IntegrityFailure(f"the release token of {device} names another {name}")
+    if _further(record) != list(further):
+        raise IntegrityFailure(f"the release token of {device} names other further certificates")
     return VerifiedToken(leaf=text.index, record=record, checkpoint_note=text.checkpoint_note)
+
+
+def _further(record: dict[str, object]) -> list[tuple[object, object]]:
+    listed = record.get("further", [])
+    if not isinstance(listed, list):
+        return [(listed, None)]
+    return [
+        (one.get("profile"), one.get("certificate_sha256")) if isinstance(one, dict) else (one, None)
+        for one in listed
+    ]
 
 
 @lru_cache(maxsize=64)

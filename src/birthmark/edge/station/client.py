@@ -15,12 +15,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
 from birthmark import errors
 from birthmark.edge.station.answers import DeviceStatus, Issued, Me, Proved, Release, RunStatus, take
-from birthmark.edge.station.checks import VerifiedToken, verify_token
+from birthmark.edge.station.checks import Further, VerifiedToken, verify_token
 from birthmark.edge.station.credentials import Credentials, read_station_directory
 from birthmark.edge.station.element import DeviceElement
 from birthmark.edge.station.folder import Folder
@@ -95,6 +95,7 @@ class Station:
         self._records = StationRecords(self._folder, keep_checkpoints=keep_checkpoints)
         self._me: Me | None = None
         self._journals: dict[str, Journal] = {}
+        self._further: dict[str, tuple[str, ...]] = {}
         self._transport = Transport(
             self._url,
             credentials.tls_context(),
@@ -171,16 +172,27 @@ class Station:
 
     # --- single requests -------------------------------------------------------------------------------
 
-    def issue(self, run: str, hardware_id: str, csr: str | None = None, *, key: str | None = None) -> Issued:
+    def issue(
+        self,
+        run: str,
+        hardware_id: str,
+        csr: str | None = None,
+        *,
+        further_csrs: Sequence[str] = (),
+        key: str | None = None,
+    ) -> Issued:
         """Ask for one identity.  Nothing of the answer is verified: see ``provision`` for the whole story.
 
         Args:
             run: id of the run.
             hardware_id: as scanned.
             csr: PKCS#10 (PEM or base64 DER) of a key born in the device; None to have the key delivered.
+            further_csrs: the same for the run's further profiles, in their order.
             key: idempotency key; give one to be able to ask again for the same.
         """
-        item = IssueItem(hardware_id=hardware_id, csr=csr, key=key or self._new_key())
+        item = IssueItem(
+            hardware_id=hardware_id, csr=csr, further_csrs=tuple(further_csrs), key=key or self._new_key()
+        )
         return self._issue(run, item, self._next_seq())
 
     def gang_issue(self, run: str, items: Sequence[IssueItem]) -> list[Issued | errors.Refusal]:
@@ -188,7 +200,13 @@ class Station:
         return self._in_gangs(items, lambda gang: self._gang_issue(run, gang, self._next_seq()))
 
     def prove(
-        self, attempt: str, certificate_sha256: str, signature: bytes, *, key: str | None = None
+        self,
+        attempt: str,
+        certificate_sha256: str,
+        signature: bytes,
+        *,
+        further: Sequence[tuple[str, bytes]] = (),
+        key: str | None = None,
     ) -> Proved:
         """Send one proof.  The token in the answer is not verified: see ``provision``.
 
@@ -196,6 +214,7 @@ class Station:
             attempt: id of the attempt.
             certificate_sha256: of the certificate (DER) as read back from the device, hex.
             signature: the device's, over ``birthmark.pki.possession.proof_message``.
+            further: fingerprint and signature for each further certificate, in their order.
             key: idempotency key; give one to be able to ask again for the same.
         """
         item = ProofItem(
@@ -203,6 +222,7 @@ class Station:
             certificate_sha256=certificate_sha256,
             signature=signature,
             key=key or self._new_key(),
+            further=tuple(further),
         )
         return self._prove(item, self._next_seq())
 
@@ -225,7 +245,13 @@ class Station:
     # --- the whole story -------------------------------------------------------------------------------
 
     def provision(
-        self, run: str, hardware_id: str, element: DeviceElement, *, delivered: bool = False
+        self,
+        run: str,
+        hardware_id: str,
+        element: DeviceElement,
+        *,
+        delivered: bool = False,
+        further: Sequence[str] | None = None,
     ) -> Release:
         """Take one device from nothing to its release token, or from wherever it was.
 
@@ -234,17 +260,23 @@ class Station:
         Args:
             run: id of the run.
             hardware_id: as scanned.
-            element: the device.
-            delivered: True to have the service make the key.
+            element: the device.  If the run gives each device several certificates, it has to be a
+                ``SeveralSlots`` too.
+            delivered: True to have the service make the keys.
+            further: profiles of the run's further certificates, in their order, where the client may not ask
+                the service for them: a bootstrap credential may not.
 
         Raises:
-            errors.ProofFailed: the device did not prove that it holds its key; the service holds it.
+            errors.MalformedRequest: the device cannot make a key, or has no place for all certificates.
+            errors.ProofFailed: the device did not prove that it holds its keys; the service holds it.
             errors.Unavailable: the service was away longer than our patience: call again.
             errors.IntegrityFailure: the service's answer is not to be believed: stop the line.
             errors.Refusal: the service refused; a later call is a new attempt.
         """
         work = self._work(run, hardware_id, element)
-        work.begin(delivered=delivered, new_seq=self._next_seq)
+        work.begin(
+            delivered=delivered, further=partial(self._further_of, run, further), new_seq=self._next_seq
+        )
         if work.pending.phase is Phase.ASKING:
             try:
                 issued = self._issue(run, work.request(), work.pending.issue_seq)
@@ -263,13 +295,18 @@ class Station:
         return work.finish(proved)
 
     def provision_gang(
-        self, run: str, devices: Sequence[tuple[str, DeviceElement, bool]]
+        self,
+        run: str,
+        devices: Sequence[tuple[str, DeviceElement, bool]],
+        *,
+        further: Sequence[str] | None = None,
     ) -> list[Release | errors.Refusal]:
         """Provision many devices with gang requests; each succeeds or fails alone.
 
         Args:
             run: id of the run.
-            devices: hardware id, element, and True to have the key delivered.
+            devices: hardware id, element, and True to have the keys delivered.
+            further: as for ``provision``.
 
         Returns:
             A release or a refusal for each, in order.  Whatever a refusal stands for, the call can be made
@@ -279,10 +316,11 @@ class Station:
         works: dict[int, Work] = {}
         # One number for all that is asked for the first time; what was asked before keeps its own (SPEC E5).
         fresh = _Once(self._next_seq)
+        profiles = _Once(partial(self._further_of, run, further))
         for index, (hardware_id, element, delivered) in enumerate(devices):
             with _noting(results, index):
                 work = self._work(run, hardware_id, element)
-                work.begin(delivered=delivered, new_seq=fresh)
+                work.begin(delivered=delivered, further=profiles, new_seq=fresh)
                 works[index] = work
         self._gang_issue_all(run, works, results)
         self._gang_prove_all({i: work for i, work in works.items() if i not in results}, results)
@@ -333,14 +371,21 @@ class Station:
         """
         self._journal(hardware_id, element).forget()
 
-    def verified(self, token: str, *, device: str, attempt: str, certificate_sha256: str) -> VerifiedToken:
+    def verified(
+        self, token: str, *, device: str, attempt: str, certificate_sha256: str, further: Further = ()
+    ) -> VerifiedToken:
         """Check a release token against the pinned key, and take notice of its checkpoint.
 
         Raises:
             errors.IntegrityFailure: it is not this device's token.
         """
         verified = verify_token(
-            token, self.vkey(), device=device, attempt=attempt, certificate_sha256=certificate_sha256
+            token,
+            self.vkey(),
+            device=device,
+            attempt=attempt,
+            certificate_sha256=certificate_sha256,
+            further=further,
         )
         self._records.see(verified.checkpoint_note)
         return verified
@@ -358,6 +403,20 @@ class Station:
             anchors=self._anchors,
             new_key=self._new_key,
         )
+
+    def _further_of(self, run: str, told: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the profiles of a run's further certificates; asked once, since a licence never changes."""
+        if told is not None:
+            return tuple(told)
+        known = self._further.get(run)
+        if known is None:
+            try:
+                known = self.run(run).further_profiles
+            except errors.NotPermitted:
+                # A bootstrap credential may not ask.  If there are any, the service refuses the request.
+                known = ()
+            self._further[run] = known
+        return known
 
     def _journal(self, hardware_id: str, element: DeviceElement) -> Journal:
         if isinstance(element, Journal):
@@ -435,17 +494,23 @@ class Station:
         return decode_object(answer)
 
 
-class _Once:
-    """A request number that is taken when the first one asks for it, and shared by the others."""
+class _Once(Generic[_T]):
+    """What is asked for when the first one wants it, and shared by the others; a refusal is shared too."""
 
-    def __init__(self, take_number: Callable[[], int]) -> None:
-        self._take = take_number
-        self._number: int | None = None
+    def __init__(self, ask: Callable[[], _T]) -> None:
+        self._ask = ask
+        self._answers: list[_T | errors.Refusal] = []
 
-    def __call__(self) -> int:
-        if self._number is None:
-            self._number = self._take()
-        return self._number
+    def __call__(self) -> _T:
+        if not self._answers:
+            try:
+                self._answers.append(self._ask())
+            except errors.Refusal as refused:
+                self._answers.append(refused)
+        (answer,) = self._answers
+        if isinstance(answer, errors.Refusal):
+            raise answer
+        return answer
 
 
 @contextmanager
@@ -481,16 +546,26 @@ def _results(
 
 def _issue_body(item: IssueItem) -> dict[str, Any]:
     body: dict[str, Any] = {"hardware_id": item.hardware_id, "idempotency_key": item.key}
-    return body if item.csr is None else body | {"csr": item.csr}
+    if item.csr is not None:
+        body["csr"] = item.csr
+    if item.further_csrs:
+        body["further_csrs"] = list(item.further_csrs)
+    return body
 
 
 def _proof_body(item: ProofItem) -> dict[str, Any]:
-    return {
+    body: dict[str, Any] = {
         "attempt": item.attempt,
-        "certificate_sha256": item.certificate_sha256,
-        "signature": base64.b64encode(item.signature).decode(),
+        **_shown(item.certificate_sha256, item.signature),
         "idempotency_key": item.key,
     }
+    if item.further:
+        body["further"] = [_shown(digest, signature) for digest, signature in item.further]
+    return body
+
+
+def _shown(certificate_sha256: str, signature: bytes) -> dict[str, str]:
+    return {"certificate_sha256": certificate_sha256, "signature": base64.b64encode(signature).decode()}
 
 
 def _segment(text: str) -> str:

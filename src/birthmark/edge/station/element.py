@@ -11,21 +11,26 @@ the one for a plain directory.  The rules that make the proof mean something:
 - ``install`` and ``released`` return when what they were given will survive a power cut.
 - ``install`` may come again with the same or another certificate until the device is released, never after.
 
+A run may give each device several certificates, each for a key of its own (SPEC C5): a meter has one to sign
+with, one to agree on keys and one for TLS.  For such a run the element has a sixth method, ``slot``, and is a
+``SeveralSlots`` as well: the element itself is the place of the first, the slots are those of the others, and
+all of them are released with one token.
+
 An element that can also remember what is under way (``birthmark.edge.station.pending.Journal``) lets another
-station finish what was begun, once the certificate is installed; for others the station that began has to
+station finish what was begun, once the certificates are installed; for others the station that began has to
 finish.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from birthmark.secret import SecretBytes
 
-__all__ = ["DeviceElement"]
+__all__ = ["DeviceElement", "DeviceSlot", "SeveralSlots"]
 
 
-class DeviceElement(Protocol):
-    """One device, in one fixture.  Refuse with classes of ``birthmark.errors``."""
+class DeviceSlot(Protocol):
+    """The place of one key and its certificate in a device.  Refuse with classes of ``birthmark.errors``."""
 
     def certification_request(self, hardware_id: str) -> bytes | None:
         """Make a key in the device and ask for its certificate.
@@ -62,5 +67,25 @@ class DeviceElement(Protocol):
             DER Ecdsa-Sig-Value (P-256 with SHA-256, P-384 with SHA-384), or 64 octets of Ed25519.
         """
 
+
+class DeviceElement(DeviceSlot, Protocol):
+    """One device, in one fixture, and the place of its first certificate."""
+
     def released(self, token: str) -> None:
         """Store the release token: from now on the identity never changes."""
+
+
+@runtime_checkable
+class SeveralSlots(Protocol):
+    """What a device that can have several certificates offers besides."""
+
+    def slot(self, profile: str) -> DeviceSlot:
+        """Return the place of a further certificate; the same place for the same profile, always.
+
+        Args:
+            profile: name of the certificate's profile, e.g. ``dlms-agreement-1``, as the run's licence
+                has it.
+
+        Raises:
+            Refusal: the device has no place for such a key.
+        """

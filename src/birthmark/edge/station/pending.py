@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from birthmark.edge.station.folder import Folder
 from birthmark.errors import IntegrityFailure
 
-__all__ = ["FolderJournal", "Journal", "MemoryJournal", "Pending", "Phase"]
+__all__ = ["FolderJournal", "FurtherPending", "Journal", "MemoryJournal", "Pending", "Phase"]
 
 
 class Phase(StrEnum):
@@ -31,6 +31,19 @@ class Phase(StrEnum):
     INSTALLED = "installed"
     PROVING = "proving"
     RELEASED = "released"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherPending:
+    """What is under way for one of a device's further certificates."""
+
+    profile: str
+    csr: str | None = field(default=None, repr=False)
+    """Certification request (PEM), exactly as sent; None for a delivered key."""
+    certificate_sha256: str | None = None
+    """Of the certificate that was installed (DER), hex."""
+    signature: str | None = field(default=None, repr=False)
+    """The proof exactly as sent (hex); from ``proving`` on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +74,15 @@ class Pending:
     prove_seq: int | None = None
     signature: str | None = field(default=None, repr=False)
     """The proof exactly as sent (hex); from ``proving`` on."""
+    further: tuple[FurtherPending, ...] = ()
+    """For the run's further certificates, in their order."""
 
     def encode(self) -> bytes:
-        """Return it as JSON, one line."""
-        return json.dumps(asdict(self), sort_keys=True).encode() + b"\n"
+        """Return it as JSON, one line; nothing of further certificates where there are none."""
+        value = asdict(self)
+        if not self.further:
+            del value["further"]
+        return json.dumps(value, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def decode(cls, octets: bytes) -> "Pending":
@@ -76,17 +94,23 @@ class Pending:
         try:
             value = json.loads(octets)
             value["phase"] = Phase(value["phase"])
-            pending = cls(**value)
-        except (ValueError, TypeError, KeyError) as wrong:
+            further = tuple(FurtherPending(**one) for one in value.pop("further", ()))
+            pending = cls(**value, further=further)
+            if not all(isinstance(one.profile, str) for one in further):
+                raise TypeError("a profile has no name")
+        except (ValueError, TypeError, KeyError, AttributeError) as wrong:
             raise IntegrityFailure("what is written down as under way cannot be read") from wrong
-        for item in fields(pending):
-            if not isinstance(getattr(pending, item.name), str | int | None):
-                raise IntegrityFailure(f"what is written down as under way has a strange {item.name}")
+        parts: tuple[Pending | FurtherPending, ...] = (pending, *further)
+        for part in parts:
+            for item in fields(part):
+                if item.name != "further" and not isinstance(getattr(part, item.name), str | int | None):
+                    raise IntegrityFailure(f"what is written down as under way has a strange {item.name}")
         if pending.phase is not Phase.ASKING and None in (
             pending.device,
             pending.attempt,
             pending.challenge,
             pending.certificate_sha256,
+            *(one.certificate_sha256 for one in further),
         ):
             raise IntegrityFailure(f"what is written down as {pending.phase} names no attempt")
         return pending

@@ -3,10 +3,14 @@
 ``Work`` knows what to ask next and what to make of the answer, and writes down each step before it is
 taken; who asks (one device a request, or a gang) is the client's business.
 
-    begin     what is under way is picked up; else the device makes its key, and the intent is written down
-    accept    the certificate is checked and installed
-    prepare   the device reads its certificate back and signs; the proof is written down
+    begin     what is under way is picked up; else the device makes its keys, and the intent is written down
+    accept    the certificates are checked and installed
+    prepare   the device reads its certificates back and signs; the proofs are written down
     finish    the token is checked and stored
+
+A run may give each device several certificates; each step takes them together, so that a device has all of
+them or is under way.  What comes first in every list is the first one's, the others follow in the order of
+the run's profiles.
 
 What a refusal means for what is written down, so that the same call is always the right thing to do next:
 
@@ -25,11 +29,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
 from birthmark import errors
-from birthmark.edge.station.answers import DeviceStatus, Issued, Proved, Release
-from birthmark.edge.station.checks import VerifiedToken, verify_certificate
-from birthmark.edge.station.element import DeviceElement
-from birthmark.edge.station.pending import Journal, Pending, Phase
-from birthmark.pki.certificates import fingerprint, from_pem, to_pem
+from birthmark.edge.station.answers import DeviceStatus, Issued, IssuedCertificate, Proved, Release
+from birthmark.edge.station.checks import Further, VerifiedToken, verify_certificate
+from birthmark.edge.station.element import DeviceElement, DeviceSlot, SeveralSlots
+from birthmark.edge.station.pending import FurtherPending, Journal, Pending, Phase
+from birthmark.pki.certificates import Certificate, fingerprint, from_pem, to_pem
 from birthmark.pki.possession import proof_message
 from birthmark.secret import SecretBytes
 
@@ -48,6 +52,8 @@ class IssueItem:
     """Idempotency key."""
     csr: str | None = field(default=None, repr=False)
     """PKCS#10 (PEM), or None to have the key delivered."""
+    further_csrs: tuple[str, ...] = field(default=(), repr=False)
+    """The same for the run's further profiles, in their order; none if keys are delivered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,8 @@ class ProofItem:
     signature: bytes
     key: str
     """Idempotency key."""
+    further: tuple[tuple[str, bytes], ...] = ()
+    """Fingerprint (hex) and signature for each further certificate, in the order of the run's profiles."""
 
 
 class Service(Protocol):
@@ -71,7 +79,9 @@ class Service(Protocol):
     def token(self, device: str) -> str:
         """Return a released device's token."""
 
-    def verified(self, token: str, *, device: str, attempt: str, certificate_sha256: str) -> VerifiedToken:
+    def verified(
+        self, token: str, *, device: str, attempt: str, certificate_sha256: str, further: Further = ()
+    ) -> VerifiedToken:
         """Check a release token."""
 
 
@@ -110,25 +120,28 @@ class Work:
 
     # --- the steps -------------------------------------------------------------------------------------
 
-    def begin(self, *, delivered: bool, new_seq: Callable[[], int]) -> None:
+    def begin(
+        self, *, delivered: bool, further: Callable[[], Sequence[str]], new_seq: Callable[[], int]
+    ) -> None:
         """Pick up what is under way, or write down the intent to ask for an identity.
+
+        Args:
+            delivered: True if the service makes the keys.
+            further: returns the profiles of the run's further certificates.
+            new_seq: takes a request number.
 
         Raises:
             errors.IllegalTransition: something else is under way in this device, or it has its identity.
-            errors.MalformedRequest: the device makes no key of its own and none is to be delivered.
+            errors.MalformedRequest: the device makes no key of its own and none is to be delivered, or it
+                has no place for the run's further certificates.
         """
         self._now = self._journal.pending()
         if self._now is not None:
             self._check_same(self._now, delivered=delivered)
             return
-        csr = None
-        if not delivered:
-            request = self._element.certification_request(self._hardware_id)
-            if request is None:
-                raise errors.MalformedRequest(
-                    f"the device of {self._hardware_id!r} makes no key: ask for a delivered one"
-                )
-            csr = _request_pem(request)
+        profiles = tuple(further())
+        slots = self._slots(profiles)
+        csrs = [None if delivered else self._request_of(slot) for slot in slots]
         self._remember(
             Pending(
                 station=self._station,
@@ -137,14 +150,23 @@ class Work:
                 delivered=delivered,
                 issue_key=self._new_key(),
                 issue_seq=new_seq(),
-                csr=csr,
+                csr=csrs[0],
+                further=tuple(
+                    FurtherPending(profile=profile, csr=csr)
+                    for profile, csr in zip(profiles, csrs[1:], strict=True)
+                ),
             )
         )
 
     def request(self) -> IssueItem:
         """Return what to ask in the phase ``asking``; the same as often as it is called."""
         now = self.pending
-        return IssueItem(hardware_id=now.hardware_id, key=now.issue_key, csr=now.csr)
+        return IssueItem(
+            hardware_id=now.hardware_id,
+            key=now.issue_key,
+            csr=now.csr,
+            further_csrs=tuple(one.csr for one in now.further if one.csr is not None),
+        )
 
     def accept(self, issued: Issued) -> None:
         """Check what the service issued, and install it.
@@ -153,23 +175,24 @@ class Work:
             errors.IntegrityFailure: it is not what was asked for; nothing was installed.
         """
         now = self.pending
-        if now.delivered != (issued.private_key is not None):
-            raise errors.IntegrityFailure(f"the service sent {issued.device} a key unasked, or none")
-        certificate = verify_certificate(
-            issued.certificate,
-            issued.chain,
-            anchors=self._anchors,
-            device=issued.device,
-            hardware_id=now.hardware_id,
-            public_key=_spki_of_request(now.csr) if now.csr else _spki_of_key(issued.private_key),
-        )
+        slots = self._slots([one.profile for one in now.further])
+        wanted, sent = [one.profile for one in now.further], [one.profile for one in issued.further]
+        if sent != wanted:
+            raise errors.IntegrityFailure(
+                f"{issued.device} was to get further certificates of {wanted}, the service sent {sent}"
+            )
+        asked: tuple[Pending | FurtherPending, ...] = (now, *now.further)
+        certified: tuple[Issued | IssuedCertificate, ...] = (issued, *issued.further)
+        certificates = [
+            self._verified_certificate(issued, one.certificate, one.private_key, request.csr)
+            for one, request in zip(certified, asked, strict=True)
+        ]
+        if len({certificate.subject_public_key_info for certificate in certificates}) != len(certificates):
+            raise errors.IntegrityFailure(f"the service sent {issued.device} one key for two certificates")
         # Refuses a strange attempt or challenge before anything is installed.
-        proof_message(
-            attempt=issued.attempt, certificate_sha256=certificate.fingerprint, challenge=issued.challenge
-        )
-        self._element.install(
-            certificate=issued.certificate, chain=issued.chain, private_key=issued.private_key
-        )
+        _message(issued.attempt, certificates[0].fingerprint, issued.challenge)
+        for slot, one in zip(slots, certified, strict=True):
+            slot.install(certificate=one.certificate, chain=issued.chain, private_key=one.private_key)
         self._remember(
             replace(
                 now,
@@ -177,19 +200,39 @@ class Work:
                 device=issued.device,
                 attempt=issued.attempt,
                 challenge=issued.challenge.hex(),
-                certificate_sha256=certificate.fingerprint,
+                certificate_sha256=certificates[0].fingerprint,
+                further=tuple(
+                    replace(one, certificate_sha256=certificate.fingerprint)
+                    for one, certificate in zip(now.further, certificates[1:], strict=True)
+                ),
             )
         )
 
+    def _verified_certificate(
+        self, issued: Issued, certificate: bytes, private_key: SecretBytes | None, csr: str | None
+    ) -> Certificate:
+        if self.pending.delivered != (private_key is not None):
+            raise errors.IntegrityFailure(f"the service sent {issued.device} a key unasked, or none")
+        return verify_certificate(
+            certificate,
+            issued.chain,
+            anchors=self._anchors,
+            device=issued.device,
+            hardware_id=self.pending.hardware_id,
+            public_key=_spki_of_request(csr) if csr else _spki_of_key(private_key),
+        )
+
     def prepare(self, *, new_seq: Callable[[], int]) -> None:
-        """Have the device read its certificate back and sign, and write the proof down.
+        """Have the device read its certificates back and sign for each, and write the proofs down.
 
         What the device says goes to the service unjudged: a wrong proof is on record there, and holds the
         device.
         """
         now = self.pending
-        read_back = fingerprint(self._element.read_back())
-        if now.phase is Phase.RELEASED and read_back != now.certificate_sha256:
+        slots = self._slots([one.profile for one in now.further])
+        read_back = [fingerprint(slot.read_back()) for slot in slots]
+        known = [now.certificate_sha256, *(one.certificate_sha256 for one in now.further)]
+        if now.phase is Phase.RELEASED and read_back != known:
             raise errors.IntegrityFailure(f"{now.device} holds another certificate than it was released with")
         if now.phase is not Phase.INSTALLED:
             if now.station != self._station:
@@ -199,21 +242,24 @@ class Work:
                     replace(now, station=self._station, prove_key=self._new_key(), prove_seq=new_seq())
                 )
             return
-        message = proof_message(
-            attempt=str(now.attempt),
-            certificate_sha256=read_back,
-            challenge=bytes.fromhex(str(now.challenge)),
-        )
-        signature = self._element.sign(message)
+        challenge = bytes.fromhex(str(now.challenge))
+        signatures = [
+            slot.sign(_message(str(now.attempt), digest, challenge)).hex()
+            for slot, digest in zip(slots, read_back, strict=True)
+        ]
         self._remember(
             replace(
                 now,
                 station=self._station,
                 phase=Phase.PROVING,
-                certificate_sha256=read_back,
+                certificate_sha256=read_back[0],
                 prove_key=self._new_key(),
                 prove_seq=new_seq(),
-                signature=signature.hex(),
+                signature=signatures[0],
+                further=tuple(
+                    replace(one, certificate_sha256=digest, signature=signature)
+                    for one, digest, signature in zip(now.further, read_back[1:], signatures[1:], strict=True)
+                ),
             )
         )
 
@@ -229,6 +275,9 @@ class Work:
             certificate_sha256=str(now.certificate_sha256),
             signature=bytes.fromhex(str(now.signature)),
             key=str(now.prove_key),
+            further=tuple(
+                (str(one.certificate_sha256), bytes.fromhex(str(one.signature))) for one in now.further
+            ),
         )
 
     def finish(self, proved: Proved) -> Release:
@@ -254,8 +303,16 @@ class Work:
         if _is_unknown(refusal):
             return None
         if isinstance(refusal, _ASK_ANOTHER_WAY):
+            further = tuple(replace(one, signature=None) for one in self.pending.further)
             self._remember(
-                replace(self.pending, phase=Phase.INSTALLED, prove_key=None, prove_seq=None, signature=None)
+                replace(
+                    self.pending,
+                    phase=Phase.INSTALLED,
+                    prove_key=None,
+                    prove_seq=None,
+                    signature=None,
+                    further=further,
+                )
             )
             return None
         if isinstance(refusal, errors.IllegalTransition | errors.KeyReused):
@@ -279,6 +336,26 @@ class Work:
 
     # --- pieces ----------------------------------------------------------------------------------------
 
+    def _slots(self, profiles: Sequence[str]) -> tuple[DeviceSlot, ...]:
+        """Return the places of the device's certificates, the first one's first."""
+        element = self._element
+        if not profiles:
+            return (element,)
+        if not isinstance(element, SeveralSlots):
+            raise errors.MalformedRequest(
+                f"run {self._run} gives each device {len(profiles) + 1} certificates, this device takes one:"
+                f" its element has no slot for {', '.join(profiles)}"
+            )
+        return (element, *(element.slot(profile) for profile in profiles))
+
+    def _request_of(self, slot: DeviceSlot) -> str:
+        request = slot.certification_request(self._hardware_id)
+        if request is None:
+            raise errors.MalformedRequest(
+                f"the device of {self._hardware_id!r} makes no key: ask for a delivered one"
+            )
+        return _request_pem(request)
+
     def _check_same(self, now: Pending, *, delivered: bool) -> None:
         if now.hardware_id != self._hardware_id:
             raise errors.IllegalTransition(
@@ -298,11 +375,13 @@ class Work:
 
     def _verified(self, token: str) -> Release:
         now = self.pending
+        further = tuple((one.profile, str(one.certificate_sha256)) for one in now.further)
         verified = self._service.verified(
             token,
             device=str(now.device),
             attempt=str(now.attempt),
             certificate_sha256=str(now.certificate_sha256),
+            further=further,
         )
         return Release(
             device=str(now.device),
@@ -312,12 +391,14 @@ class Work:
             certificate_sha256=str(now.certificate_sha256),
             leaf=verified.leaf,
             token=token,
+            further=further,
         )
 
     def _store(self, token: str) -> Release:
         release = self._verified(token)
         self._element.released(token)
-        self._remember(replace(self.pending, phase=Phase.RELEASED, csr=None))
+        further = tuple(replace(one, csr=None) for one in self.pending.further)
+        self._remember(replace(self.pending, phase=Phase.RELEASED, csr=None, further=further))
         return release
 
     def _remember(self, pending: Pending) -> None:
@@ -328,6 +409,10 @@ class Work:
 def _is_unknown(refusal: errors.Refusal) -> bool:
     # A plain Refusal has a code we do not know, "internal" for one: nobody knows what it left behind.
     return isinstance(refusal, _UNKNOWN_OUTCOME) or type(refusal) is errors.Refusal
+
+
+def _message(attempt: str, certificate_sha256: str, challenge: bytes) -> bytes:
+    return proof_message(attempt=attempt, certificate_sha256=certificate_sha256, challenge=challenge)
 
 
 def _request_pem(request: bytes) -> str:
