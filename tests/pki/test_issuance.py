@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der, issuance, lint, profiles
 from birthmark.pki.certificates import TBSCertificate
+from birthmark.pki.constraints import parse_constraint
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.profiles import Profile
-from tests.pki.sample import FOUNDED, LEAF_PROFILES, NOW, VARIABLES, private_key, realm, serial, spki
+from tests.pki.sample import FOUNDED, NOW, VARIABLES, private_key, realm, serial, spki
+from tests.support.chains import LOCATIONS, variables_of
 
 P256 = KeyAlgorithm.EC_P256
 
@@ -40,9 +42,14 @@ def everything(name: str) -> Profile:
     )
 
 
-PROFILES = {name: profiles.load(name) for name in LEAF_PROFILES} | {
+PROFILES = {name: profiles.load(name) for name in profiles.names() if not profiles.load(name).is_ca} | {
     f"{name}, everything": everything(name) for name in ("idevid", "server")
 }
+QUICK = [
+    kind
+    for kind in KeyAlgorithm
+    if kind not in {KeyAlgorithm.RSA_2048, KeyAlgorithm.RSA_3072, KeyAlgorithm.RSA_4096}
+]
 
 dates = st.one_of(
     st.sampled_from(
@@ -56,34 +63,46 @@ dates = st.one_of(
     ),
     st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001
 )
+ids = {
+    "wisun": st.text("0123456789ABCDEF", min_size=16, max_size=16),
+    "dlms": st.text("0123456789ABCDEF", min_size=16, max_size=16),
+    "iso15118": st.text("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", min_size=17, max_size=18),
+}
 vins = st.text("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", min_size=17, max_size=17)
 
 
+def names_and_ids(name: str) -> st.SearchStrategy[tuple[str, str]]:
+    return st.tuples(st.just(name), ids.get(name.partition("-")[0], vins))
+
+
 @given(
-    name=st.sampled_from(sorted(PROFILES)),
-    issuer=st.sampled_from(KeyAlgorithm),
+    name_and_id=st.sampled_from(sorted(PROFILES)).flatmap(names_and_ids),
+    issuer=st.sampled_from([*QUICK, KeyAlgorithm.RSA_3072]),
     subject=st.sampled_from(KeyAlgorithm),
     number=st.one_of(
         st.integers(1, (1 << 159) - 1), st.sampled_from([1, 127, 128, 1 << 158, (1 << 159) - 1])
     ),
     not_before=dates,
-    vin=vins,
+    locations=st.sets(st.sampled_from(sorted(LOCATIONS))),
     organization=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=64),
     known=st.sets(st.sampled_from(sorted(VARIABLES))),
 )
 def test_a_filled_template_is_what_the_builder_builds_octet_for_octet(
     *,
-    name: str,
+    name_and_id: tuple[str, str],
     issuer: KeyAlgorithm,
     subject: KeyAlgorithm,
     number: int,
     not_before: datetime,
-    vin: str,
+    locations: set[str],
     organization: str,
     known: set[str],
 ) -> None:
     """Whatever of the variables was known when the template was compiled; or both refuse the time."""
-    values = VARIABLES | {"hardware_id": vin, "organization": organization}
+    name, hardware_id = name_and_id
+    values = variables_of(name) | {"hardware_id": hardware_id, "organization": organization}
+    values |= {location: LOCATIONS[location] for location in locations}
+    known = known | (PROFILES[name].early_variables & values.keys())
     authority = realm(issuer).issuing
     template = issuance.compile_template(PROFILES[name], authority, {key: values[key] for key in known})
     filled = octets_or_rule(
@@ -162,10 +181,126 @@ def test_a_station_may_not_get_more_than_its_profile() -> None:
     assert refusal.value.rule == "validity_is_the_profiles"
 
 
-def test_a_vehicle_may_not_get_an_end() -> None:
-    with pytest.raises(PolicyRefused) as refusal:
-        lint.permit(fill("vehicle", not_after=NOW + timedelta(days=3650)))
-    assert refusal.value.rule == "validity_is_the_profiles"
+def test_a_vehicle_under_an_authority_that_ends_gets_an_earlier_end() -> None:
+    """RFC 5280 section 6.1.3: nothing outlives its issuer, so that such an authority needs the choice."""
+    end = datetime(2040, 1, 1, tzinfo=UTC)
+    template = issuance.compile_template(profiles.load("vehicle"), realm(P256, end).issuing, VARIABLES)
+
+    def filled(not_after: datetime | None) -> TBSCertificate:
+        return template.fill(
+            serial_number=serial("x"),
+            subject_public_key_info=spki(P256, "device"),
+            not_before=NOW,
+            not_after=not_after,
+            variables={},
+        )
+
+    with pytest.raises(PolicyRefused, match="never outlives its issuer; give an earlier end") as refusal:
+        lint.permit(filled(None))
+    assert refusal.value.rule == "validity_lies_within_the_issuers"
+    assert lint.read(lint.permit(filled(end)).tbs.der).not_after == end
+
+
+def test_a_profile_without_the_choice_gives_no_earlier_end() -> None:
+    profile = replace(profiles.load("vehicle"), shorter_validity=False)
+    for end, rule in (
+        (NOW + timedelta(days=3650), "validity_is_the_profiles"),
+        (None, "validity_lies_within_the_issuers"),
+    ):
+        authority = realm(P256, None if end else datetime(2040, 1, 1, tzinfo=UTC)).issuing
+        tbs = issuance.compile_template(profile, authority, VARIABLES).fill(
+            serial_number=serial("x"),
+            subject_public_key_info=spki(P256, "device"),
+            not_before=NOW,
+            not_after=end,
+            variables={},
+        )
+        with pytest.raises(PolicyRefused) as refusal:
+            lint.permit(tbs)
+        assert refusal.value.rule == rule
+
+
+def test_locations_are_left_out_where_there_is_no_public_place() -> None:
+    """SPEC G1: the same profile serves a realm with and one without."""
+    found = {
+        name: set(lint.read(fill_with("vehicle", VARIABLES | changes).der).extensions)
+        for name, changes in {
+            "none": {},
+            "empty": dict.fromkeys(LOCATIONS, ""),
+            "crl": {"crl_url": LOCATIONS["crl_url"]},
+            "all": LOCATIONS,
+        }.items()
+    }
+    crl, access = der.oid("2.5.29.31"), der.oid("1.3.6.1.5.5.7.1.1")
+    assert found["none"] == found["empty"] == found["all"] - {crl, access}
+    assert found["crl"] == found["none"] | {crl}
+
+
+def test_a_location_that_comes_with_a_device_comes_too_late() -> None:
+    """What is in a run's certificates is decided when the run is opened, not device by device."""
+    template = issuance.compile_template(profiles.load("vehicle"), realm(P256).issuing, VARIABLES)
+    with pytest.raises(MalformedRequest, match="too late for crl_url"):
+        template.fill(
+            serial_number=serial("x"),
+            subject_public_key_info=spki(P256, "device"),
+            not_before=NOW,
+            variables={"crl_url": LOCATIONS["crl_url"]},
+        )
+
+
+def test_a_product_uri_is_written_where_there_is_one() -> None:
+    """OPC 10000-21: the ProductInstanceUri beside the hardware's name."""
+    parsed = x509.SubjectAlternativeName
+    with_uri = fill_with("idevid", VARIABLES)
+    without = fill_with("idevid", {name: text for name, text in VARIABLES.items() if name != "product_uri"})
+    uri = b"https://products.example/line-1/" + VARIABLES["hardware_id"].encode()
+    assert parsed.oid.dotted_string == "2.5.29.17"
+    assert uri in lint.read(lint.permit(with_uri).tbs.der).extensions[der.oid("2.5.29.17")]
+    assert b"https" not in lint.permit(without).tbs.der
+
+
+def fill_with(name: str, variables: dict[str, str]) -> TBSCertificate:
+    return issuance.compile_template(profiles.load(name), realm(P256).issuing, variables).fill(
+        serial_number=serial("x"), subject_public_key_info=spki(P256, "device"), not_before=NOW, variables={}
+    )
+
+
+def test_constraints_are_checked_when_compiling_and_when_filling() -> None:
+    """SPEC G2: the licence's and the profile's, whichever way a value comes."""
+    arc = parse_constraint({"rule": "maker", "variable": "hardware_type", "under-arc": "1.3.6.1.4.1.32473"})
+    wmi = parse_constraint({"rule": "wmi", "variable": "hardware_id", "wmi": ["1M8", "WVW"]})
+    profile, authority = profiles.load("idevid"), realm(P256).issuing
+    arguments = {
+        "serial_number": serial("x"),
+        "subject_public_key_info": spki(P256, "device"),
+        "not_before": NOW,
+    }
+    constants = {name: text for name, text in VARIABLES.items() if name != "hardware_id"}
+    good = {"hardware_id": VARIABLES["hardware_id"]}
+    template = issuance.compile_template(profile, authority, constants, [arc, wmi])
+    lint.permit(template.fill(variables=good, **arguments))  # type: ignore[arg-type]
+    foreign = constants | {"hardware_type": "1.3.6.1.4.1.32474.1"}
+    refusals: list[tuple[str, Callable[[], object]]] = [
+        ("maker", lambda: issuance.compile_template(profile, authority, foreign, [arc, wmi])),
+        (
+            "wmi",
+            lambda: template.fill(variables={"hardware_id": "YV1" + "0" * 14}, **arguments),  # type: ignore[arg-type]
+        ),
+        (
+            "wmi",
+            lambda: issuance.build_reference(
+                profile,
+                authority,
+                variables=constants | {"hardware_id": "YV1"},
+                constraints=[wmi],
+                **arguments,  # type: ignore[arg-type]
+            ),
+        ),
+    ]
+    for rule, attempt in refusals:
+        with pytest.raises(PolicyRefused) as refusal:
+            attempt()
+        assert refusal.value.rule == rule
 
 
 @pytest.mark.parametrize("name", ["station", "vehicle"])
@@ -214,6 +349,8 @@ def test_an_optional_attribute_without_value_is_left_out() -> None:
         ("vehicle", {"hardware_id": "a\nb"}, "not allowed"),
         ("idevid", {"hardware_id": "under_score"}, "'_' is not allowed"),
         ("idevid", {"hardware_type": "1.3.x"}, "object identifier"),
+        ("idevid", {"product_uri": "no uri"}, "no absolute uri"),
+        ("idevid", {"product_uri": "//host/"}, "no absolute uri"),
         ("server", {"dns_names": "a..b"}, "no dns name"),
         ("server", {"dns_names": "-a.example"}, "no dns name"),
         ("server", {"ip_addresses": "192.0.2.256"}, "192.0.2.256"),
@@ -231,8 +368,9 @@ def test_a_value_that_does_not_fit_its_field_is_refused_by_both_ways(
     }
     with pytest.raises(MalformedRequest, match=complaint):
         issuance.compile_template(profile, authority, values)
+    early = {key: values[key] for key in profile.early_variables & values.keys()}
     with pytest.raises(MalformedRequest, match=complaint):
-        issuance.compile_template(profile, authority, {}).fill(**arguments, variables=values)  # type: ignore[arg-type]
+        issuance.compile_template(profile, authority, early).fill(**arguments, variables=values)  # type: ignore[arg-type]
     with pytest.raises(MalformedRequest, match=complaint):
         issuance.build_reference(profile, authority, **arguments, variables=values)  # type: ignore[arg-type]
 
@@ -274,7 +412,7 @@ def test_an_issuer_must_be_allowed_to_certify() -> None:
 
 
 def test_an_issuer_with_a_key_we_cannot_use_is_malformed() -> None:
-    key = rsa.generate_private_key(65537, 2048)
+    key = rsa.generate_private_key(65537, 2056)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Theirs")])
     usage = [False] * 5 + [True] + [False] * 3
     theirs = (
@@ -291,7 +429,7 @@ def test_an_issuer_with_a_key_we_cannot_use_is_malformed() -> None:
         .sign(key, hashes.SHA256())
     )
     octets = theirs.public_bytes(Encoding.DER)
-    with pytest.raises(MalformedRequest, match="neither P-256 nor P-384 nor Ed25519"):
+    with pytest.raises(MalformedRequest, match="in none of our encodings"):
         issuance.Issuer.from_certificate(KeyLabel("theirs"), octets)
     unknown = octets.replace(der.oid("1.2.840.113549.1.1.1"), der.oid("1.2.840.113549.1.1.127"))
     with pytest.raises(MalformedRequest, match=r"not an x.509 certificate"):

@@ -134,14 +134,16 @@ def parse_constraint(table: Mapping[str, Any]) -> Constraint:
 
 
 def check(constraints: Iterable[Constraint], values: Mapping[str, str]) -> None:
-    """Refuse values that break a rule; a variable without a value breaks none.
+    """Refuse values that break a rule; a variable without a value, or with an empty one, breaks none.
+
+    An empty value is none everywhere: what is optional is left out, and what is not has no encoding.
 
     Raises:
         PolicyRefused: ``rule`` is the constraint's name.
     """
     for constraint in constraints:
         value = values.get(constraint.variable)
-        if value is not None and not constraint.accepts(value):
+        if value and not constraint.accepts(value):
             raise PolicyRefused(constraint.rule, _complaint(constraint, value))
 
 
@@ -162,7 +164,7 @@ def negative_tests(
     check(constraints, good)
     done: list[NegativeTest] = []
     for constraint in constraints:
-        for tried in dict.fromkeys((*constraint.rejects, *_violations(constraint, good))):
+        for tried in filter(None, dict.fromkeys((*constraint.rejects, *_violations(constraint, good)))):
             try:
                 check((constraint,), {**good, constraint.variable: tried})
             except PolicyRefused as refusal:
@@ -269,8 +271,8 @@ def _texts(rest: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple) or not 1 <= len(listed) <= _MOST_OPERANDS:
         raise MalformedRequest(f"{where}: {key}: must be a text or a list of 1 to {_MOST_OPERANDS} texts")
-    if not all(isinstance(text, str) and len(text) <= _LONGEST_VALUE for text in listed):
-        raise MalformedRequest(f"{where}: {key}: must be texts of at most {_LONGEST_VALUE} characters")
+    if not all(isinstance(text, str) and 1 <= len(text) <= _LONGEST_VALUE for text in listed):
+        raise MalformedRequest(f"{where}: {key}: must be texts of 1 to {_LONGEST_VALUE} characters")
     if len(set(listed)) != len(listed):
         raise MalformedRequest(f"{where}: {key}: names one twice")
     return tuple(listed)
@@ -288,8 +290,6 @@ def _check_operands(made: Constraint) -> None:
                 raise MalformedRequest(f"{where}: {operand!r} is no object identifier in dotted decimals")
             case Check.WMI if _WMI.fullmatch(operand) is None:
                 raise MalformedRequest(f"{where}: {operand!r} is not three of A-Z and 0-9 without I, O and Q")
-            case Check.PREFIX_OF | Check.ONE_OF | Check.EQUALS if not operand:
-                raise MalformedRequest(f"{where}: an empty text")
 
 
 _TOKEN = re.compile(

@@ -274,7 +274,9 @@ def policies_are_the_profiles(seen: Reading, tbs: TBSCertificate) -> str | None:
     if len(found) != len(listed) or len(set(found)) != len(found):
         return f"there are {len(found)} policies, the profile has {len(listed)}"
     for policy, template in zip(found, listed, strict=True):
-        der.only(policy, der.OID)
+        _, _, start, stop = der.only(policy, der.OID)
+        if start == stop:
+            return "a policy is no object identifier"
         if not template.variables and policy != der.oid(template.source):
             return f"policy {policy.hex()} is not the profile's"
     return None
