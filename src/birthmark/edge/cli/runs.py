@@ -1,8 +1,10 @@
 """``birthmark run``: production runs, the signed licences to issue (SPEC C3)."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +18,11 @@ from birthmark.floor.authorities import AuthorityKind
 from birthmark.floor.clients import Credential
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import Run, RunLicence, RunStatus
+from birthmark.ledger.entry import decode
 from birthmark.ports import carry
+from birthmark.services.runs import signers
 
 __all__ = ["runs"]
 
@@ -27,7 +32,9 @@ runs = typer.Typer(
     help="Production runs: what is made, how many, where, until when, under whose licence.",
 )
 DEFAULT_HOURS = 24
-_IDS = "Hardware ids"
+_IDS, _SCOPE, _CERTIFICATES = "Hardware ids", "Inside whose scope", "Certificates"
+_LOCATIONS = frozenset({"crl_url", "ocsp_url", "issuer_url"})
+"""Variables that say where things are published: the settings know them."""
 
 
 def document(run: Run) -> dict[str, object]:
@@ -39,7 +46,13 @@ def document(run: Run) -> dict[str, object]:
         "status": str(run.status),
         "product": licence.product,
         "batch": licence.batch,
+        "class": licence.device_class or None,
+        "region": licence.region or None,
+        "site": licence.site or None,
         "profile": licence.profile,
+        "further_profiles": list(licence.further_profiles),
+        "profile_sha256": licence.profile_sha256,
+        "partition": licence.partition,
         "authority": licence.authority,
         "quantity": run.quantity,
         "admitted": run.admitted,
@@ -65,7 +78,19 @@ def document(run: Run) -> dict[str, object]:
         "opened_by": licence.opened_by,
         "signer": run.signer,
         "signature": run.signature.hex(),
+        "approver": run.approver,
+        "approval": None if run.approval is None else run.approval.hex(),
     }
+
+
+def _evidence(application: Application, run: Run) -> Mapping[str, Any]:
+    """Return what was inspected and tried when a run was opened, as the log says."""
+    if run.opening is None:
+        return {}
+    (item,) = application.log.entries(run.opening, run.opening + 1)
+    entry = decode(item.entry)
+    names = ("inspections", "constraints", "negative_tests", "negative_tests_done")
+    return {"opening": {"entry": run.opening, **{name: entry[name] for name in names if name in entry}}}
 
 
 @runs.command("open")
@@ -79,7 +104,32 @@ def open_run(
         typer.Option(metavar="N", help="The most devices it may admit, for ever. [all that are listed]"),
     ] = None,
     batch: Annotated[str | None, typer.Option(help="The batch. [the run's ID]")] = None,
-    profile: Annotated[str, typer.Option(help="The certificates' profile: vehicle or idevid.")] = "vehicle",
+    device_class: Annotated[
+        str, typer.Option("--class", help="The devices' class.", rich_help_panel=_SCOPE)
+    ] = "",
+    region: Annotated[str, typer.Option(help="The market they are made for.", rich_help_panel=_SCOPE)] = "",
+    site: Annotated[
+        str,
+        typer.Option(help="Where they are made: all stations must be there.", rich_help_panel=_SCOPE),
+    ] = "",
+    profile: Annotated[
+        str, typer.Option(help="Their profile; see 'birthmark profile list'.", rich_help_panel=_CERTIFICATES)
+    ] = "vehicle",
+    further: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROFILE",
+            help="Another certificate that each device gets; may be given again.",
+            rich_help_panel=_CERTIFICATES,
+        ),
+    ] = None,
+    partition: Annotated[
+        Partitioning | None,
+        typer.Option(
+            help="Whose CRL they name. [batch, where the settings publish and the profile names a CRL]",
+            rich_help_panel=_CERTIFICATES,
+        ),
+    ] = None,
     authority: Annotated[
         str | None, typer.Option(metavar="ID", help="Who certifies. [the only active one for the product]")
     ] = None,
@@ -129,14 +179,23 @@ def open_run(
     variable: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=VALUE", help="For the certificates' names, e.g. hardware_type=1.3.6.1.4.1.…"
+            metavar="NAME=VALUE",
+            help="For the certificates' names, e.g. hardware_type=1.3.6.1.4.1.…",
+            rich_help_panel=_CERTIFICATES,
         ),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="A hardware id for the first article.", rich_help_panel=_IDS),
     ] = None,
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
     as_json: AsJson = False,
 ) -> None:
     """Open a run: sign a licence to issue with the operator's own key, and put it on record.
+
+    In a production realm this proposes it, and another operator opens it with 'run approve'. A first article
+    is made and inspected; a finding that the profile does not waive refuses the run.
 
     With --hardware-ids only the listed devices are admitted; the file is judged whole before anything is
     imported. Quantity and end are hard limits; a licence is never changed, only closed.
@@ -182,16 +241,71 @@ def open_run(
             hardware_id=rule,
             allow_list=allow_list,
             origins=_origins(born=born, delivered=delivered),
-            variables={"organization": application.settings.realm.organization, **given},
+            variables=given,
             opened_by=operator.caller.client.id,
+            device_class=device_class,
+            site=site,
+            region=region,
+            further_profiles=tuple(further or ()),
         )
+        licence = _completed(application, licence, partition)
         signature = operator.sign(licence.encode())
-        opened = carry(application.store, application.runs.open(operator.caller, licence, signature))
-    shown = document(opened)
-    if as_json:
-        printing.line(printing.json_text(shown))
-    else:
-        _say(shown)
+        use_case = application.opening.open(operator.caller, licence, signature, sample=sample)
+        opened = carry(application.store, use_case)
+        shown = {**document(opened), **_evidence(application, opened)}
+    _print(shown, as_json=as_json)
+    if opened.status is RunStatus.PROPOSED and not as_json:
+        printing.line(f"another operator opens it: birthmark run approve {run} --as DIR")
+
+
+def _completed(application: Application, licence: RunLicence, wanted: Partitioning | None) -> RunLicence:
+    """Return the licence with its profiles pinned, and the values that the settings know."""
+    profiles = [application.catalogue.load(name) for name in (licence.profile, *licence.further_profiles)]
+    publication = application.settings.publication_table
+    given = sorted(_LOCATIONS & licence.variables.keys())
+    if publication is not None and given:
+        raise errors.MalformedRequest(f"the settings' [publication] says what {', '.join(given)} is")
+    listed = all(profile.crl_distribution_point is not None for profile in profiles)
+    default = Partitioning.BATCH if listed and publication is not None else Partitioning.NONE
+    licence = replace(
+        licence,
+        profile_sha256=profiles[0].sha256,
+        further_sha256=tuple(profile.sha256 for profile in profiles[1:]),
+        partitioning=default if wanted is None else wanted,
+    )
+    known = {"organization": application.settings.realm.organization}
+    if publication is not None:
+        known |= publication.locations.variables(licence.authority, licence.partition)
+    used = frozenset[str]().union(*(profile.variables for profile in profiles))
+    variables = {name: value for name, value in known.items() if name in used} | dict(licence.variables)
+    return replace(licence, variables=variables)
+
+
+@runs.command("approve")
+def approve_run(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="ID")],
+    *,
+    sample: Annotated[
+        str | None, typer.Option(metavar="ID", help="A hardware id for the first article.")
+    ] = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Open a run that another operator proposed: sign the same licence with your own key.
+
+    Look at it first with 'run show'. Everything is judged again, and the first article inspected again.
+    """
+    with session_of(context).acting(settings, as_directory) as (application, operator):
+        found = application.store.look({Run: (run,)}).get(Run, run)
+        if found is None:
+            raise errors.NotFound(f"there is no run {run}")
+        signature = operator.sign(found.document)
+        use_case = application.opening.approve(operator.caller, run, signature, sample=sample)
+        opened = carry(application.store, use_case)
+        shown = {**document(opened), **_evidence(application, opened)}
+    _print(shown, as_json=as_json)
 
 
 def _judged(path: Path, rule: HardwareIdRule) -> list[str]:
@@ -223,16 +337,41 @@ def _origins(*, born: bool, delivered: bool) -> tuple[KeyOrigin, ...]:
     return (KeyOrigin.BORN,) if born else (KeyOrigin.DELIVERED,)
 
 
-def _say(shown: dict[str, object]) -> None:
+def _print(shown: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        printing.line(printing.json_text(shown))
+    else:
+        _say(shown)
+
+
+def _say(shown: Mapping[str, object]) -> None:
     flat = {name: value for name, value in shown.items() if not isinstance(value, dict | list)}
-    for name in ("stations", "origins"):
+    for name in ("stations", "origins", "further_profiles"):
         values = shown[name]
         flat[name] = ", ".join(values) if isinstance(values, list) and values else None
     for name in ("hardware_id", "allow_list", "variables"):
         table = shown[name]
         if isinstance(table, dict):
             flat[name] = ", ".join(f"{key}={value}" for key, value in table.items() if value) or None
+    opening = shown.get("opening")
+    tests: Sequence[Mapping[str, object]] = ()
+    if isinstance(opening, dict):
+        for one in opening.get("inspections", ()):
+            flat[f"first article, {one['profile']}"] = _said_of(one)
+        tests = opening.get("negative_tests", ())
+        flat["constraints"] = (
+            f"{opening['constraints']}; {opening['negative_tests_done']} wrong values refused"
+        )
     printing.fields(flat)
+    if tests:
+        printing.line()
+        keys = ("rule", "tried", "refused_with")
+        printing.columns(keys, ([test[key] for key in keys] for test in tests))
+
+
+def _said_of(inspection: Mapping[str, Any]) -> str:
+    waived = [finding["code"] for finding in inspection["findings"]]
+    return f"{inspection['inspector']}: " + (f"waived {', '.join(waived)}" if waived else "no finding")
 
 
 @runs.command("list")
@@ -263,19 +402,15 @@ def show_run(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run: its licence, whose signature on it is verified, and its counters."""
+    """Show a run: its licence, the signatures on it verified, its counters, and what was inspected."""
     with session_of(context).application(settings) as application:
         facts = application.store.look({Run: (run,)})
         found = facts.get(Run, run)
         if found is None:
             raise errors.NotFound(f"there is no run {run}")
-        signer = application.store.look({Credential: (found.signer,)}).get(Credential, found.signer)
-        application.runs.verify(found, signer)
-    shown = document(found)
-    if as_json:
-        printing.line(printing.json_text(shown))
-    else:
-        _say(shown)
+        application.runs.verify(found, application.store.look({Credential: signers(found)}))
+        shown = {**document(found), **_evidence(application, found)}
+    _print(shown, as_json=as_json)
 
 
 @runs.command("close")
