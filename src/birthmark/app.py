@@ -38,6 +38,7 @@ __all__ = [
     "clock",
     "create_realm",
     "entropy",
+    "inspector",
     "migrate",
     "open_key_store",
     "read_secret",
@@ -45,6 +46,7 @@ __all__ = [
 
 clock = system.SystemClock
 entropy = system.SystemEntropy
+inspector = PkilintInspector
 read_secret = read_passphrase_file
 
 

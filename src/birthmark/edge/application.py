@@ -104,6 +104,10 @@ class Factory(Protocol):
         """Return the system's source of randomness."""
         ...
 
+    def inspector(self) -> Inspector:
+        """Return the linter of first articles."""
+        ...
+
     def open_key_store(self, settings: KeyStoreSettings) -> KeyStore:
         """Open a key store; a software store is made if its directory does not exist."""
         ...
