@@ -26,6 +26,7 @@ ANYWHERE = HardwareIdRule(kind=HardwareIdKind.VIN)
 NORTH_AMERICA = HardwareIdRule(kind=HardwareIdKind.VIN, check_digit=True)
 EUI_64 = HardwareIdRule(kind=HardwareIdKind.EUI_64)
 EID = HardwareIdRule(kind=HardwareIdKind.EID)
+SYSTEM_TITLE = HardwareIdRule(kind=HardwareIdKind.SYSTEM_TITLE)
 SERIAL = HardwareIdRule(kind=HardwareIdKind.SERIAL)
 
 
@@ -117,6 +118,41 @@ def test_an_eui_64_has_one_stored_spelling(text: str) -> None:
 def test_what_is_no_eui_64_is_refused(text: str) -> None:
     with pytest.raises(MalformedRequest):
         EUI_64.parse(text)
+
+
+@pytest.mark.parametrize("text", ["4D4D4D0000BC614E", "4d4d4d0000bc614e", "4D4d4D0000bC614e"])
+def test_a_system_title_has_one_stored_spelling(text: str) -> None:
+    """DLMS/COSEM: the maker's FLAG id (here "MMM", as in the Green Book's examples), then five octets."""
+    found = SYSTEM_TITLE.parse(text)
+    assert found == HardwareId(HardwareIdKind.SYSTEM_TITLE, "4D4D4D0000BC614E")
+    assert bytes.fromhex(found.text)[:3] == b"MMM"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is not 16 hex digits"),
+        ("4D4D4D0000BC614", "is not 16 hex digits"),
+        ("4D4D4D0000BC614E0", "is not 16 hex digits"),
+        ("4D4D4D0000BC614G", "is not 16 hex digits"),
+        ("4D-4D-4D-00-00-BC-61-4E", "is not 16 hex digits"),
+        ("4D4D4D0000BC614E\n", "is not 16 hex digits"),
+        ("MMM0000000000001", "is not 16 hex digits"),
+        ("0123456789ABCDEF", "octet 1 is 01, no letter"),
+        ("4D6D4D0000BC614E", "octet 2 is 6D, no letter"),
+        ("4D4D330000BC614E", "octet 3 is 33, no letter"),
+    ],
+)
+def test_what_is_no_system_title_is_refused(text: str, why: str) -> None:
+    assert why in complaint(SYSTEM_TITLE, text)
+
+
+@given(st.binary(min_size=8, max_size=8))
+def test_eight_octets_are_a_system_title_if_they_begin_with_three_letters(octets: bytes) -> None:
+    if octets[:3].isalpha() and octets[:3].isupper():
+        assert SYSTEM_TITLE.parse(octets.hex()).text == octets.hex().upper()
+    else:
+        assert "no letter" in complaint(SYSTEM_TITLE, octets.hex())
 
 
 @pytest.mark.parametrize("eid", EIDS)

@@ -26,6 +26,8 @@ class HardwareIdKind(StrEnum):
     """IEEE 64-bit extended unique identifier."""
     EID = "eid"
     """Identifier of an embedded UICC, GSMA SGP.02 and SGP.29."""
+    SYSTEM_TITLE = "system-title"
+    """System title of a meter, DLMS/COSEM Green Book (IEC 62056-5-3): eight octets."""
     SERIAL = "serial"
     """The maker's own serial number."""
 
@@ -96,6 +98,8 @@ class HardwareIdRule:
                 return _eui_64(text)
             case HardwareIdKind.EID:
                 return _eid(text)
+            case HardwareIdKind.SYSTEM_TITLE:
+                return _system_title(text)
             case HardwareIdKind.SERIAL:
                 return self._serial(text)
 
@@ -200,6 +204,30 @@ def _eid(text: str) -> HardwareId:
     if text[-2:] != expected:
         raise MalformedRequest(f"eid {text}: check digits should be {expected}, are {text[-2:]}")
     return HardwareId(HardwareIdKind.EID, text)
+
+
+# --- system titles ---
+
+_SYSTEM_TITLE = re.compile(r"[0-9A-F]{16}")
+_FLAG = range(ord("A"), ord("Z") + 1)
+
+
+def _system_title(text: str) -> HardwareId:
+    """Sixteen hex digits, stored as capitals: the maker's FLAG id (three letters), and five octets of its own.
+
+    What the five octets mean is the maker's business: IDIS has two device types and a serial number in them,
+    others have other things.
+    """
+    digits = text.upper()
+    if not _SYSTEM_TITLE.fullmatch(digits):
+        raise MalformedRequest(f"system-title {text!r} is not 16 hex digits")
+    for octet, code in enumerate(bytes.fromhex(digits[:6]), 1):
+        if code not in _FLAG:
+            raise MalformedRequest(
+                f"system-title {text!r}: octet {octet} is {code:02X}, no letter A to Z (41 to 5A): the first"
+                " three are the maker's FLAG id"
+            )
+    return HardwareId(HardwareIdKind.SYSTEM_TITLE, digits)
 
 
 # --- serial patterns ---

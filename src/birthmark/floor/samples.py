@@ -26,8 +26,10 @@ VARIABLE = "hardware_id"
 _HEX = "0123456789ABCDEF"
 _VIN = "1M8GDM9AXKP042788"
 _EID = "89049032123451234512345678901235"
-_IDS = (_HEX, _VIN, _EID, "0001")
-"""An EUI-64, a VIN, an EID and a serial number."""
+_SYSTEM_TITLE = "4D4D4D0000BC614E"
+"""Of the maker "MMM", whom the Green Book's examples have."""
+_IDS = (_HEX, _VIN, _EID, _SYSTEM_TITLE, "0001")
+"""An EUI-64, a VIN, an EID, a system title and a serial number."""
 
 _TEXTS: Mapping[str, str] = {
     "authority": "Sample CA",
@@ -135,6 +137,8 @@ def _completed(kind: HardwareIdKind, text: str) -> Iterator[str]:
                 yield digits[:-2] + eid_check_digits(digits)
         case HardwareIdKind.EUI_64:
             yield text + _HEX[len(text) :]
+        case HardwareIdKind.SYSTEM_TITLE:
+            yield text + _SYSTEM_TITLE[len(text) :]
         case _:
             yield text
             yield text + _HEX[len(text) :]

@@ -25,12 +25,21 @@ def provision(
     enclave: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="The device: a directory that keeps its key and certificate; made if missing."
+            metavar="DIR",
+            help="The device: a directory that keeps its keys and certificates; made if missing.",
         ),
     ],
     delivered: Annotated[
-        bool, typer.Option("--delivered", help="The service makes the key, instead of the device.")
+        bool, typer.Option("--delivered", help="The service makes the keys, instead of the device.")
     ] = False,
+    further: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROFILE",
+            help="Another certificate that the run gives each device, in the run's order; may be given again."
+            " Only a bootstrap credential has to say: a station asks.",
+        ),
+    ] = None,
     operator: Annotated[str | None, typer.Option(metavar="NAME", help="Who stands at the station.")] = None,
     url: Annotated[
         str | None, typer.Option(help="The service, in place of the one in the credential.")
@@ -45,6 +54,8 @@ def provision(
 ) -> None:
     """Give one device its identity: ask, install, prove, and check the release token against the log's key.
 
+    Where the run gives each device several certificates, it gets all of them, and one token.
+
     The same command again goes on where it was, whatever was lost in between, and never makes a second
     identity.
     """
@@ -52,8 +63,8 @@ def provision(
         Station(station, url, operator=operator, patience_seconds=patience, on_wait=_say_why) as client,
         Enclave(str(enclave)) as device,
     ):
-        release = client.provision(run, hardware_id, device, delivered=delivered)
-    shown = {
+        release = client.provision(run, hardware_id, device, delivered=delivered, further=further or None)
+    shown: dict[str, object] = {
         "device": release.device,
         "state": "released",
         "run": release.run,
@@ -63,9 +74,9 @@ def provision(
         "enclave": str(enclave),
     }
     if as_json:
-        printing.line(printing.json_text({**shown, "token": release.token}))
+        printing.line(printing.json_text({**shown, "further": dict(release.further), "token": release.token}))
     else:
-        printing.fields(shown)
+        printing.fields(shown | {f"{profile}_sha256": digest for profile, digest in release.further})
 
 
 def _say_why(reason: str, seconds: float) -> None:
