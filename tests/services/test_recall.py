@@ -49,7 +49,7 @@ from tests.support.realm import (
     tamper,
     workpiece,
 )
-from tests.support.recalls import People, enrol_with_key, load_fleet, people, sign
+from tests.support.recalls import People, enrol_with_key, establish, load_fleet, people, sign
 
 RUN, BATCH, DEVICE = SelectionKind.RUN, SelectionKind.BATCH, SelectionKind.DEVICE
 SUSPEND, REINSTATE = RecallAction.SUSPEND, RecallAction.REINSTATE
@@ -71,6 +71,7 @@ def small_plant(small_line: Line) -> People:
     """The same on SQLite, R1 closed."""
     for name in ("A1", "A2", "A3"):
         small_line.make(name)
+    small_line.clock.turn(minutes=1)
     made = people(small_line)
     close(made, "R1")
     return made
@@ -237,7 +238,7 @@ def intermediate(line: Line) -> None:
             kind=AuthorityKind.INTERMEDIATE if issuer == "root" else AuthorityKind.ISSUING,
             issued=0,
         )
-        line.service.carry(line.service.authorise.establish(line.operator.caller, made))
+        establish(line, made)
 
 
 def test_an_authority_goes_with_one_line_on_the_crl_above_it(plant: People) -> None:
@@ -466,6 +467,14 @@ class _Killed(BaseException):
     """Stands for the end of the process: nothing in the product catches it."""
 
 
+def _kill_at(number: int) -> Callable[[int, int], None]:
+    def kill(done: int, _total: int) -> None:
+        if done == number:
+            raise _Killed
+
+    return kill
+
+
 @pytest.mark.usefixtures("pages_of_two")
 @pytest.mark.parametrize("again", ["resume", "approve"])
 def test_a_recall_that_was_broken_off_is_carried_on_and_nothing_is_done_twice(
@@ -475,12 +484,8 @@ def test_a_recall_that_was_broken_off_is_carried_on_and_nothing_is_done_twice(
     recall = plant.propose(plant.order(BATCH, "B7"))
     start = plant.line.size()
 
-    def kill(done: int, _total: int) -> None:
-        if done == 2:
-            raise _Killed
-
     with pytest.raises(_Killed):
-        plant.approve(recall, told=kill)
+        plant.approve(recall, told=_kill_at(2))
     broken = plant.line.the(Recall, recall.id)
     assert (broken.status, broken.changed) == (RecallStatus.APPROVED, 2)
     assert report(plant).findings == []
@@ -572,6 +577,19 @@ def test_the_check_finds_what_somebody_did_to_a_recall(small_plant: People, what
     statements, finding = TAMPERINGS[what]
     tamper(small_plant.line.url, *statements(small_plant, done))
     assert any(finding in found for found in report(small_plant).findings), report(small_plant).findings
+
+
+@pytest.mark.usefixtures("pages_of_two")
+def test_a_recall_that_was_made_to_skip_certificates_is_found(small_plant: People) -> None:
+    """Somebody who owns the database moves the cursor of a recall that was broken off."""
+    recall = small_plant.propose(small_plant.order(RUN, "R1"))
+    with pytest.raises(_Killed):
+        small_plant.approve(recall, told=_kill_at(2))
+    tamper(small_plant.line.url, ("UPDATE recall SET cursor = 'R1/g'", ()))
+    done = small_plant.line.service.carry(small_plant.recalls.resume(small_plant.carl.caller, recall.id))
+    assert (done.status, done.changed) == (RecallStatus.DONE, 2)
+    (finding,) = report(small_plant).findings
+    assert f"recall {recall.id} is done; it left out certificate" in finding
 
 
 def test_a_recall_that_nobody_signed_is_not_carried_out_and_is_found(small_plant: People) -> None:

@@ -41,12 +41,13 @@ from birthmark.ports import Decision, Facts
 from birthmark.services.acts import recognise
 from birthmark.services.authorise import Enrolment
 from birthmark.services.blastradius import Preview, Told
+from birthmark.services.ceremonies import establish as ceremony
 from birthmark.services.recall import Recalls
 from birthmark.services.runs import RunContext
 from tests.support.acts import act, put
 from tests.support.realm import Client, Line, Service
 
-__all__ = ["People", "enrol_with_key", "load_fleet", "people"]
+__all__ = ["People", "enrol_with_key", "establish", "load_fleet", "people"]
 
 ACT = 250
 """Devices in one act of the loader."""
@@ -145,6 +146,13 @@ def enrol_with_key(line: Line, name: str, key: ec.EllipticCurvePrivateKey) -> Cl
     )
     enrolled = line.service.carry(line.service.authorise.enrol(line.operator.caller, enrolment))
     return Client(key=key, caller=line.service.carry(recognise(enrolled.certificate.der)))
+
+
+def establish(line: Line, authority: Authority) -> None:
+    """Put an authority on record as a ceremony does, without its ceremony."""
+    made = act(lambda facts, at: Decision(None, [("authority-established", ceremony(facts, authority, at))]))
+    (committed,) = line.service.store.submit([made]).result()
+    assert committed.answer is None, committed.answer
 
 
 def sign(client: Client, message: bytes) -> bytes:
