@@ -213,10 +213,10 @@ _FLAG = range(ord("A"), ord("Z") + 1)
 
 
 def _system_title(text: str) -> HardwareId:
-    """Sixteen hex digits, stored as capitals: the maker's FLAG id (three letters), and five octets of its own.
+    """Sixteen hex digits, stored as capitals: three ASCII letters of the maker's FLAG id, then five octets.
 
-    What the five octets mean is the maker's business: IDIS has two device types and a serial number in them,
-    others have other things.
+    What the five octets mean is the maker's business: IDIS has two device types and a serial number in them.
+    The Green Book was not at hand; the rule is that of makers' manuals (Elvaco CMe3100, section 7.2.1).
     """
     digits = text.upper()
     if not _SYSTEM_TITLE.fullmatch(digits):
