@@ -28,6 +28,7 @@ from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import PublicationTerms, Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
 from birthmark.services.status import AnswerStatus
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings, SoftwareKeys
@@ -119,6 +120,9 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             prove=ProveDevices(runs, challenges),
             publish=_publish(settings, realm, store, keys, clock),
             publication=_publication(settings),
+            responders=Responders(
+                keys, clock, entropy, catalogue, settings.realm.organization, realm.environment.mark
+            ),
             authorise=Authorise(realm, keys, clock, entropy, catalogue),
             recalls=Recalls(realm, clock, entropy),
             close=opened.pop_all().close,

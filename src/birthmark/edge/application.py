@@ -19,6 +19,7 @@ from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
 from birthmark.services.status import Answered, Delegations
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings
@@ -48,6 +49,7 @@ class Application:
     publish: Publish | None
     """None where nothing is published."""
     publication: Publication | None
+    responders: Responders
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
 

@@ -41,11 +41,22 @@ from birthmark.pki.revocation import CertStatus, ReasonCode
 from birthmark.ports import Clock, Store
 from birthmark.services.revocations import line_of
 
-__all__ = ["AnswerStatus", "Answered", "Delegation", "Delegations", "Standing", "delegate", "say"]
+__all__ = [
+    "AnswerStatus",
+    "Answered",
+    "Delegation",
+    "Delegations",
+    "Sign",
+    "Standing",
+    "delegate",
+    "say",
+    "standing_of",
+]
 
 log = logging.getLogger(__name__)
 
 Sign = Callable[[KeyLabel, bytes], bytes]
+"""``KeyStore.sign`` of the store that holds the responder's key."""
 _REREAD = timedelta(seconds=10)
 """How long the record's few authorities are remembered."""
 
@@ -245,7 +256,7 @@ class AnswerStatus:
                 lines[serial] = line_of(certificate)
         revoked = self._store.look({Revocation: [line.id for line in lines.values()]})
         return {
-            serial: (line.authority, _standing(revoked.get(Revocation, line.id)))
+            serial: (line.authority, standing_of(revoked.get(Revocation, line.id)))
             for serial, line in lines.items()
         }
 
@@ -262,7 +273,8 @@ def _serial(cert_id: CertID) -> str:
     return serial_hex(max(cert_id.serial_number, 0))
 
 
-def _standing(revocation: Revocation | None) -> Standing:
+def standing_of(revocation: Revocation | None) -> Standing:
+    """Return the standing of a certificate on record that has this revocation, or none."""
     if revocation is None or (reason := revocation.status) is None:
         return _GOOD
     return Standing(status=CertStatus.REVOKED, revoked_at=revocation.revoked_at, reason=reason)

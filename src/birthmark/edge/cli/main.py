@@ -18,16 +18,21 @@ from birthmark import errors
 from birthmark.edge.application import Factory
 from birthmark.edge.cli import exits, printing
 from birthmark.edge.cli.authorities import authorities
+from birthmark.edge.cli.ceremonies import ceremonies
 from birthmark.edge.cli.clients import bootstraps, operators, stations
 from birthmark.edge.cli.configuration import config
 from birthmark.edge.cli.devices import devices
 from birthmark.edge.cli.logs import logs, read_notes
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
+from birthmark.edge.cli.profiles import profiles
 from birthmark.edge.cli.provisioning import provision
+from birthmark.edge.cli.publication import PlaneName, publish, responders
 from birthmark.edge.cli.realms import init
+from birthmark.edge.cli.recalls import recalls
 from birthmark.edge.cli.runs import runs
 from birthmark.edge.cli.servers import servers
 from birthmark.edge.cli.session import Session, session_of
+from birthmark.edge.cli.shipments import shipments
 from birthmark.services.check import check as check_realm
 from birthmark.settings import load
 
@@ -89,11 +94,13 @@ def command_tree() -> typer.Typer:
     tree.callback(no_args_is_help=True)(_common)
     tree.command("init")(init)
     tree.command("serve")(serve)
+    tree.command("publish")(publish)
     tree.command("check")(check)
     tree.command("provision")(provision)
     tree.command("version")(version)
-    people = (stations, operators, bootstraps, servers)
-    for group in (runs, devices, *people, authorities, logs, config, _database()):
+    people = (stations, operators, bootstraps, servers, responders)
+    fleet = (runs, devices, recalls, shipments)
+    for group in (*fleet, *people, authorities, ceremonies, profiles, logs, config, _database()):
         tree.add_typer(group)
     return tree
 
@@ -116,15 +123,23 @@ def serve(
     *,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Processes that share the database. [as the settings say]"),
+        typer.Option(
+            min=1, max=64, help="Processes of the station plane, sharing the database. [as the settings say]"
+        ),
+    ] = None,
+    plane: Annotated[
+        list[PlaneName] | None,
+        typer.Option(help="Which plane; may be repeated. [all that the settings have]"),
     ] = None,
     settings: SettingsPath = DEFAULT_SETTINGS,
 ) -> None:
-    """Run the station plane until SIGTERM or Ctrl-C; stations find it at the address in the settings."""
+    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations' and the public one."""
     loaded = load(settings)
-    from birthmark.edge.http.serve import serve as serve_plane  # noqa: PLC0415  # a web framework nobody else needs
+    from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
+    from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise
 
-    raise typer.Exit(serve_plane(session_of(context).loader, loaded, processes=processes))
+    planes = [Plane(str(one)) for one in plane or ()]
+    raise typer.Exit(serve_planes(session_of(context).loader, loaded, processes=processes, planes=planes))
 
 
 def check(

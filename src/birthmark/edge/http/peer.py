@@ -21,9 +21,11 @@ from birthmark import errors
 from birthmark.edge.http.problems import MEDIA_TYPE, problem
 from birthmark.secret import SecretBytes
 
-__all__ = ["SCOPE_KEY", "peer_certificate", "protocol", "server_context"]
+__all__ = ["ABORT_KEY", "SCOPE_KEY", "peer_certificate", "protocol", "public_protocol", "server_context"]
 
 SCOPE_KEY = "birthmark.peer"
+ABORT_KEY = "birthmark.abort"
+"""Where a public listener puts what ends a connection at once."""
 Refused = Callable[[str, bytes], None]
 HEAD_LIMIT = 65_536
 """Octets of a request's line and headers."""
@@ -181,6 +183,25 @@ def protocol(on_refused: Refused, request_seconds: float) -> type[HttpToolsProto
     PeerProtocol.refused = staticmethod(on_refused)
     PeerProtocol.request_seconds = request_seconds
     return PeerProtocol
+
+
+def public_protocol(request_seconds: float) -> type[HttpToolsProtocol]:
+    """Return the HTTP protocol of the public plane: it puts what ends the connection into each scope.
+
+    Args:
+        request_seconds: how long line and headers of a request may take to arrive.
+    """
+
+    class PublicProtocol(_PeerProtocol):
+        """Without TLS; nobody is told who was refused."""
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope[ABORT_KEY] = self.transport.abort  # type: ignore[literal-required]  # a key of our own
+
+    PublicProtocol.refused = staticmethod(lambda _reason, _peer: None)
+    PublicProtocol.request_seconds = request_seconds
+    return PublicProtocol
 
 
 def peer_certificate(scope: Any) -> bytes:

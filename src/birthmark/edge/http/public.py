@@ -25,6 +25,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.edge.application import PublicApplication, SignedAnswersOf
+from birthmark.edge.http.peer import ABORT_KEY
 from birthmark.floor.locations import CHECKPOINT_PATH, INDEX_PATH, LOG_PREFIX, OCSP_PATH
 from birthmark.ledger.tiles import TILE_WIDTH, parse_path
 from birthmark.pki import ocsp
@@ -35,7 +36,7 @@ from birthmark.pki.ocsp import IssuerID, OCSPRequest, ResponseStatus, error_resp
 from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE
 from birthmark.services.status import Answered, Delegation, Delegations, delegate
 
-__all__ = ["ABORT_KEY", "PublicPlane"]
+__all__ = ["PublicPlane"]
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,6 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-ABORT_KEY = "birthmark.abort"
-"""Where the server puts what ends a connection at once."""
 _PIECE = 262_144
 _LOOK_SECONDS = 5.0
 """How often the directory is looked at for certificates and answers that are new."""

@@ -1,8 +1,9 @@
-"""Run the station plane: one listening socket, one or more processes behind it.
+"""Run the planes that the settings switch on: a listening socket each, one or more processes behind it.
 
 With several processes the parent only watches: it starts each again if it dies, and passes on SIGTERM and
 SIGINT; if it is killed itself, the kernel ends the others.  The processes share the database, not memory;
-each opens its own key store after the fork, because a PKCS#11 session does not survive one.
+each opens its own key store after the fork, because a PKCS#11 session does not survive one.  The public plane
+has processes of its own, which never open the store of the authorities' keys.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,7 +26,8 @@ import uvicorn
 
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
-from birthmark.edge.http.peer import protocol, server_context
+from birthmark.edge.http.peer import protocol, public_protocol, server_context
+from birthmark.edge.http.public import PublicPlane
 from birthmark.edge.http.station import create_app
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
@@ -31,7 +35,7 @@ from birthmark.ports import carry
 from birthmark.services.acts import ANONYMOUS, recognise, record_refusal
 from birthmark.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["Plane", "configure_log", "serve"]
 
 log = logging.getLogger(__name__)
 _Event = MutableMapping[str, Any]
@@ -48,24 +52,67 @@ STOP_SECONDS = 10.0
 """How long the parent waits for its processes before it kills them."""
 
 
-def serve(factory: Callable[[], Factory], settings: Settings, *, processes: int | None = None) -> int:
+class Plane(StrEnum):
+    """One listener."""
+
+    STATION = "station"
+    PUBLIC = "public"
+
+
+def serve(
+    factory: Callable[[], Factory],
+    settings: Settings,
+    *,
+    processes: int | None = None,
+    planes: Collection[Plane] = (),
+) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code.
 
+    Args:
+        factory: imports and returns what builds applications.
+        settings: of this host.
+        processes: of the station plane; as the settings say if None.
+        planes: which; if empty, all that the settings have.
+
     Raises:
-        errors.Unavailable: the address cannot be bound.
+        errors.NotFound: the settings do not have such a plane, or none.
+        errors.Unavailable: an address cannot be bound.
         errors.Refusal: something the settings name cannot be opened.
     """
-    _configure_log()
+    configure_log()
     _forbid_core_dumps()
-    plane = settings.station_plane
-    listener = _listen(plane.host, plane.port)
-    host, port = listener.getsockname()[:2]
-    log.info("station plane listens", extra={"host": host, "port": port, "realm": settings.realm.name})
-    count = processes or plane.processes
-    if count == 1:
-        _run(factory(), settings, listener)
+    works: list[Callable[[], None]] = []
+    for plane in planes or _switched_on(settings):
+        table = settings.station_plane if plane is Plane.STATION else settings.public_plane
+        run = _run if plane is Plane.STATION else _run_public
+        listener = _listen(table.host, table.port)
+        host, port = listener.getsockname()[:2]
+        log.info("%s plane listens", plane, extra={"host": host, "port": port, "realm": settings.realm.name})
+        count = processes if processes is not None and plane is Plane.STATION else table.processes
+        works += [partial(_start, run, factory, settings, listener)] * count
+    if len(works) == 1:
+        works[0]()
         return 0
-    return _supervise(lambda: _run(factory(), settings, listener), count)
+    return _supervise(works)
+
+
+def _switched_on(settings: Settings) -> list[Plane]:
+    found = [Plane.STATION] if settings.station_table is not None else []
+    found += [Plane.PUBLIC] if settings.public_table is not None else []
+    if not found:
+        raise errors.NotFound(
+            "the settings have neither [station-plane] nor [public-plane]: nothing to serve"
+        )
+    return found
+
+
+def _start(
+    run: Callable[[Factory, Settings, socket.socket], None],
+    factory: Callable[[], Factory],
+    settings: Settings,
+    listener: socket.socket,
+) -> None:
+    run(factory(), settings, listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -110,6 +157,33 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
         h11_max_incomplete_event_size=None,
     )
     _Server(config).run(sockets=[listener])
+
+
+def _run_public(factory: Factory, settings: Settings, listener: socket.socket) -> None:
+    """Build what the public plane needs and serve it on the socket until told to stop."""
+    application, table = factory.build_public(settings), settings.public_plane
+    try:
+        plane = PublicPlane(application)
+        config = uvicorn.Config(
+            plane,
+            http=public_protocol(table.request_seconds),
+            loop="uvloop",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=table.max_connections,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=3,
+            h11_max_incomplete_event_size=None,
+        )
+        _Server(config).run(sockets=[listener])
+        plane.close()
+    finally:
+        application.close()
 
 
 def _require_log_key(application: Application) -> None:
@@ -186,26 +260,26 @@ class _RefusedHandshakes:
         carry(store, record_refusal(actor, "connection", {"count": count}, refusal))
 
 
-def _supervise(work: Callable[[], None], count: int) -> int:
-    """Keep ``count`` processes working until told to stop."""
+def _supervise(works: Sequence[Callable[[], None]]) -> int:
+    """Keep a process at each of these works until told to stop."""
     # Signals are taken when we ask for them: none can come between a fork and our knowing of the child.
     awaited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-    started: dict[int, float] = {}
-    failed_at_start = 0
+    started: dict[int, tuple[float, int]] = {}
+    failed_at_start, count = 0, len(works)
     while True:
-        while len(started) < count:
-            started[_fork(work)] = time.monotonic()
+        for number in sorted(set(range(count)) - {number for _, number in started.values()}):
+            started[_fork(works[number])] = (time.monotonic(), number)
         signum = signal.sigwait(awaited)
         if signum != signal.SIGCHLD:
             return _stop(set(started), signum)
         for child, code in _ended():
-            lived = time.monotonic() - started.pop(child)
-            log.error("a process of the station plane died", extra={"pid": child, "code": code})
+            lived = time.monotonic() - started.pop(child)[0]
+            log.error("a process of the service died", extra={"pid": child, "code": code})
             # Killed by a signal (code below 0) it may have been the machine's fault; ended, it was its own.
             failed_at_start = failed_at_start + 1 if code >= 0 and lived < HASTY_SECONDS else 0
         if failed_at_start > 3 * count:
-            log.error("the station plane cannot start")
+            log.error("the service cannot start")
             _stop(set(started), signal.SIGTERM)
             return 70
         signum_or_none = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, RESTART_SECONDS)
@@ -235,7 +309,7 @@ def _stop(children: set[int], signum: int) -> int:
             children.discard(child)
         left = deadline - time.monotonic()
         if children and (left <= 0 or signal.sigtimedwait({signal.SIGCHLD}, left) is None):
-            log.error("processes of the station plane do not stop", extra={"pids": sorted(children)})
+            log.error("processes of the service do not stop", extra={"pids": sorted(children)})
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -259,7 +333,7 @@ def _fork(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         code = 0  # told to stop before it could listen for that
     except BaseException:
-        log.exception("the station plane failed")
+        log.exception("the service failed")
     finally:
         logging.shutdown()
         os._exit(code)
@@ -280,7 +354,7 @@ def _forbid_core_dumps() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _configure_log() -> None:
+def configure_log() -> None:
     """One JSON object a line on standard error: for operators, not auditors."""
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
