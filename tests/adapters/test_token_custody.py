@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -287,6 +288,24 @@ def test_softhsm_lets_a_key_that_is_not_fixed_be_given_other_uses(token: SoftHSM
             ours.copy({Attribute.DECRYPT: True})
         with pytest.raises(PKCS11Error):
             ours.copy({Attribute.MODIFIABLE: True})
+
+
+def test_softhsm_keeps_a_restored_key_as_it_is(place: Sites) -> None:
+    """B5: it cannot be told not to be copyable, but what is not modifiable it does not copy."""
+    share_kek(place)
+    spki = place.here.generate(CA, KeyAlgorithm.EC_P256, exportable=True)
+    place.mirror.unwrap(CA, spki, place.here.wrap(CA, KEK), KEK)
+    assert place.mirror.attributes(CA).copyable
+    place.here.close()
+    place.mirror.close()
+    assert place.token is not None
+    with replace(place.token, label="mirror").session() as session:
+        key = one(session, CA, ObjectClass.PRIVATE_KEY)
+        for changed in (Attribute.DERIVE, Attribute.MODIFIABLE):
+            with pytest.raises(PKCS11Error):
+                key[changed] = True
+            with pytest.raises(PKCS11Error):
+                key.copy({changed: True})
 
 
 def test_the_value_of_a_kek_is_not_on_the_disk(tmp_path: Path) -> None:
