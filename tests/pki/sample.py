@@ -46,8 +46,6 @@ VARIABLES = {
     "vendor_id": "FFF1",
 }
 
-LEAF_PROFILES = ("bootstrap", "idevid", "operator", "server", "station", "vehicle")
-
 
 @lru_cache(maxsize=128)
 def private_key(algorithm: KeyAlgorithm, name: str) -> PrivateKey:
