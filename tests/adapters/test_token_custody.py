@@ -231,6 +231,10 @@ def test_a_kek_takes_the_security_officer(token: SoftHSM) -> None:
         with pytest.raises(errors.NotPermitted, match="security officer") as wrong:
             store.generate_secret(KEK, SecretKind.KEK, officer=SecretBytes(b"wrong-pin-4711"))
         assert "4711" not in str(wrong.value)
+        with pytest.raises(errors.MalformedRequest, match="not UTF-8") as no_text:
+            store.generate_secret(KEK, SecretKind.KEK, officer=SecretBytes(b"4711\xff"))
+        assert no_text.value.__cause__ is None
+        assert no_text.value.__suppress_context__
         assert store.labels() == ()
         store.generate_secret(KEK, SecretKind.KEK, officer=officer(token))
         store.generate(CA, KeyAlgorithm.EC_P256)

@@ -17,8 +17,8 @@ others: keys that sign (``tokensigning``), secret keys and keys that travel (``t
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Self, TypeVar
@@ -141,11 +141,7 @@ class PKCS11KeyStore:
         """
         if not module_path.is_file():
             raise errors.NotFound(f"there is no PKCS#11 module {module_path}")
-        try:
-            pin.reveal().decode()
-        except UnicodeDecodeError:
-            # Without its cause, which carries the PIN.
-            raise errors.MalformedRequest(f"the PIN of token {token_label!r} is not UTF-8") from None
+        _require_text(pin, token_label)
         worker = TokenWorker.engage(module_path, token_label)
         store = cls(
             worker,
@@ -253,6 +249,7 @@ class PKCS11KeyStore:
             raise errors.PolicyRefused(
                 "token-trust", "only the token's security officer makes a trusted KEK: its PIN is needed"
             )
+        _require_text(officer, self._token_label)
         for recipient in recipients:
             tokenkeys.recipient_key(recipient)
         return self._ask(lambda session: self._make_kek(session, label, recipients, officer), repeat=False)
@@ -282,7 +279,8 @@ class PKCS11KeyStore:
         def accept(session: Session) -> str:
             self._require_free(session, label)
             taker = self._one(session, transport, ObjectClass.PRIVATE_KEY)
-            kek = tokenkeys.accept_kek(taker, label, share)
+            with _still_there(session):
+                kek = tokenkeys.accept_kek(taker, label, share)
             return tokenkeys.check_value(session, kek, SecretKind.KEK)
 
         return self._ask(accept, repeat=False)
@@ -531,7 +529,8 @@ class PKCS11KeyStore:
         self._require_free(session, label)
         opener = self._one(session, kek, ObjectClass.SECRET_KEY)
         key_type, _, _ = MECHANISMS[algorithm]
-        private = tokenkeys.unwrap_private(opener, label, key_type, wrapped)
+        with _still_there(session):
+            private = tokenkeys.unwrap_private(opener, label, key_type, wrapped)
         with destroyed_on_failure(private):
             curve = b"" if key_type is KeyType.RSA else private[Attribute.EC_PARAMS]
             public = session.create_object(tokenkeys.public_template(label, curve, subject_public_key_info))
@@ -559,6 +558,24 @@ class PKCS11KeyStore:
         return tokenkeys.read_attributes(
             key, part.algorithm, sha256(part.subject_public_key_info).hexdigest()
         )
+
+
+def _require_text(pin: SecretBytes, token_label: str) -> None:
+    try:
+        pin.reveal().decode()
+    except UnicodeDecodeError:
+        # Without its cause, which carries the PIN.
+        raise errors.MalformedRequest(f"the PIN of token {token_label!r} is not UTF-8") from None
+
+
+@contextmanager
+def _still_there(session: Session) -> Iterator[None]:
+    """Blame a token that is gone before what it was given: SoftHSM has one error for both."""
+    try:
+        yield
+    except errors.MalformedRequest:
+        require_alive(session)
+        raise
 
 
 def _reason(failure: PKCS11Error) -> str:

@@ -99,7 +99,10 @@ class SoftwareKeyStore:
             )
         store = cls(directory, passphrase)
         for label in store.labels()[:1]:
-            store.attributes(label)
+            if store._path(label, _SUFFIX).exists():
+                store.public_key(label)  # stays open: it is the one that is used next, as a rule
+            else:
+                store.attributes(label)
         return store
 
     def close(self) -> None:
