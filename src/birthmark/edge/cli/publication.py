@@ -36,6 +36,7 @@ __all__ = ["PlaneName", "publish", "responders"]
 log = logging.getLogger(__name__)
 
 DEFAULT_RESPONDER = "ocsp"
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class PlaneName(StrEnum):
@@ -75,6 +76,9 @@ def publish(
     loaded = load(settings)
     if watch or check:
         _log_as_json()
+    if watch:
+        # Before any thread is started: one that does not block them would end the process in their stead.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     with session_of(context).application(settings) as application:
         publisher, publication = _publisher(application)
         for file in crl or ():
@@ -157,8 +161,7 @@ def _print(report: Report, signed: list[SignedBeforehand], *, as_json: bool) -> 
 def _watch(factory: Factory, settings: Settings, application: Application) -> None:
     """Publish until told to stop; what fails now is tried again at the next look."""
     publisher, publication = _publisher(application)
-    terms, ending = settings.publication, {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    terms = settings.publication
     signed_at: datetime | None = None
     while True:
         try:
@@ -173,7 +176,7 @@ def _watch(factory: Factory, settings: Settings, application: Application) -> No
             raise
         except errors.Refusal as failed:
             log.error("publishing failed: %s", failed)  # noqa: TRY400  # a refusal is told, not traced
-        if signal.sigtimedwait(ending, terms.watch_seconds) is not None:
+        if signal.sigtimedwait(ENDING, terms.watch_seconds) is not None:
             return
 
 
