@@ -176,6 +176,9 @@ def _host(uri: bytes) -> bytes:
 
 
 def _address_within(name: bytes, base: bytes) -> bool:
+    """RFC 5280 section 4.2.1.10: a network and its mask, 8 octets or 32; the other version is outside."""
+    if len(base) not in {8, 32}:
+        raise MalformedRequest(f"a name constraint on addresses has {len(base)} octets, not 8 or 32")
     size = len(base) // 2
     if len(name) != size:
         return False
