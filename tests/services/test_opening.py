@@ -24,7 +24,7 @@ def open_licence(
 ) -> Run:
     client = by or line.operator
     signature = line.sign(licence, signer or client)
-    return line.service.carry(line.service.runs.open(client.caller, licence, signature))
+    return line.service.carry(line.service.opening.open(client.caller, licence, signature))
 
 
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
@@ -50,8 +50,16 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
     ),
     "an authority's profile": ({"profile": "issuing"}, errors.PolicyRefused, "is for authorities"),
     **{
-        f"a {role}'s profile": ({"profile": str(role)}, errors.PolicyRefused, f"{role} is for clients")
-        for role in Role
+        f"a profile for {kind}": ({"profile": name}, errors.PolicyRefused, f"{name} is for {kind}, not devices")
+        for name, kind in (
+            ("station", "clients"),
+            ("operator", "clients"),
+            ("bootstrap", "clients"),
+            ("server", "clients"),
+            ("ocsp-responder", "responders"),
+            ("firmware-signing", "signers"),
+            ("matter-pai", "authorities"),
+        )
     },
     "a profile that is not there": ({"profile": "lorry"}, errors.NotFound, "there is no profile 'lorry'"),
     "a profile by its path": (
@@ -142,7 +150,7 @@ def test_a_licence_signed_by_somebody_else_opens_nothing(line: Line) -> None:
 def test_an_authority_issues_inside_its_scope(line: Line) -> None:
     """SPEC A1."""
     meters = replace(line.the(Authority, "issuing-1"), id="meters", scope="product=meter", issued=0)
-    line.service.carry(line.service.authorise.establish(line.operator.caller, meters))
+    line.establish(meters)
     with pytest.raises(errors.NotPermitted, match="authority meters issues for product meter, not for car"):
         open_licence(line, line.licence("R2", authority="meters"))
     assert open_licence(line, line.licence("R2", authority="meters", product="meter")).id == "R2"

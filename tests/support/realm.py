@@ -35,6 +35,7 @@ from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.adapters.system import SystemEntropy
+from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceCertificate, DeviceEvent, KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
@@ -48,11 +49,11 @@ from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.possession import proof_message
 from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Clock, KeyStore, UseCase, carry
+from birthmark.ports import Act, Clock, Decision, Facts, Inspector, KeyStore, UseCase, carry
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import Caller, recognise
+from birthmark.services.acts import Caller, outcomes, recognise, refuse
 from birthmark.services.authorise import Authorise, Enrolment
-from birthmark.services.ceremonies import commit
+from birthmark.services.ceremonies import commit, establish
 from birthmark.services.ceremony_file import parse as parse_ceremony
 from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Progress
@@ -188,12 +189,18 @@ class Service:
 
 
 def open_service(
-    url: str, keys: KeyStore, clock: Clock, wrap: Callable[[Database], Database] | None = None
+    url: str,
+    keys: KeyStore,
+    clock: Clock,
+    wrap: Callable[[Database], Database] | None = None,
+    *,
+    catalogue: Catalogue | None = None,
+    inspector: Inspector = INSPECTOR,
 ) -> Service:
     """Open what one process holds on a database that has its realm."""
     database = open_database(libpq(url))
     store = SQLStore(database if wrap is None else wrap(database), clock, lambda body: keys.sign(LOG, body))
-    catalogue = Catalogue.read()
+    catalogue = catalogue or Catalogue.read()
     runs, challenges = Runs(store.realm, catalogue), Challenges()
     return Service(
         store=store,
@@ -201,7 +208,7 @@ def open_service(
         issue=IssueDevices(runs, challenges, keys, clock, SystemEntropy()),
         prove=ProveDevices(runs, challenges),
         authorise=Authorise(store.realm, keys, clock, SystemEntropy(), catalogue),
-        opening=OpenRuns(runs, INSPECTOR),
+        opening=OpenRuns(runs, inspector),
     )
 
 
@@ -331,9 +338,18 @@ class Line:
         wrap: Callable[[Database], Database] | None = None,
         clock: Clock | None = None,
         keys: KeyStore | None = None,
+        catalogue: Catalogue | None = None,
+        inspector: Inspector = INSPECTOR,
     ) -> Service:
         """Open what another process would hold."""
-        service = open_service(self.url, keys or self.keys, clock or self.clock, wrap)
+        service = open_service(
+            self.url,
+            keys or self.keys,
+            clock or self.clock,
+            wrap,
+            catalogue=catalogue,
+            inspector=inspector,
+        )
         self.services.append(service)
         return service
 
@@ -373,6 +389,15 @@ class Line:
             self.service.authorise.enrol(None if by is None else by.caller, enrolment)
         )
         return Client(key=key, caller=self.service.carry(recognise(enrolled.certificate.der)))
+
+    def establish(self, authority: Authority) -> None:
+        """Put an authority on record as a ceremony does, without one."""
+
+        def decide(facts: Facts, at: datetime) -> Decision[None]:
+            return Decision(None, [("authority-established", establish(facts, authority, at))])
+
+        act = Act(actor=self.operator.id, decide=decide, refuse=refuse(None, "establish", {}), reads={})
+        outcomes(self.service.store.submit([act]).result())
 
     def licence(self, run: str = "R1", **fields: Any) -> RunLicence:
         """Return a licence under which this line can work."""
@@ -494,14 +519,14 @@ class Line:
         return self.service.store.log.size()
 
 
-def make_line(tmp_path: Path, database_url: str) -> Line:
+def make_line(tmp_path: Path, database_url: str, *, environment: Environment = Environment.TEST) -> Line:
     """Make a realm in an empty database, with an authority, operator ``anna`` and station ``ST01``."""
     made = hierarchy()
     clock = Hands()
     url = libpq(database_url)
     migrate(url)
     realm = Realm(
-        name="acme", environment=Environment.TEST, origin="acme/log", vkey=made.vkey, created_at=clock.now()
+        name="acme", environment=environment, origin="acme/log", vkey=made.vkey, created_at=clock.now()
     )
     create_realm(url, realm)
     line = Line(url=url, keys=made.keys, clock=clock, service=open_service(url, made.keys, clock))
