@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from birthmark.errors import IntegrityFailure, MalformedRequest, PolicyRefused
 from birthmark.pki import constraints, profiles
 from birthmark.pki.constraints import Check, Constraint, negative_tests, parse_constraint
-from tests.support.chains import variables_of
+from tests.support.chains import chain_of, variables_of
 
 ARC = "1.3.6.1.4.1.32473"
 EXAMPLES: list[tuple[dict[str, object], str, list[str]]] = [
@@ -166,6 +166,17 @@ def test_each_constraint_of_a_packaged_profile_refuses_something(name: str) -> N
         assert constraint.rejects == tuple(
             test.tried for test in done if test.rule == constraint.rule
         )[: len(constraint.rejects)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in profiles.names() if profiles.load(name).constraints])
+def test_what_a_packaged_profile_refuses_is_not_issued(name: str) -> None:
+    """SPEC G2: the negative test an auditor makes, by template or ceremony; good values are issued."""
+    assert chain_of(name).leaf_der
+    for constraint in profiles.load(name).constraints:
+        for value in constraint.rejects:
+            with pytest.raises(PolicyRefused) as refusal:
+                chain_of(name, variables={constraint.variable: value})
+            assert refusal.value.rule == constraint.rule
 
 
 def test_the_profiles_that_constrain_are_these() -> None:

@@ -51,7 +51,7 @@ class Chain:
 
 
 def variables_of(profile_name: str) -> dict[str, str]:
-    """Good values of every variable for a profile; without locations of revocation."""
+    """Return good values of every variable for a profile; without locations of revocation."""
     family = profile_name.partition("-")[0]
     values = VARIABLES | {
         "hardware_id": _HARDWARE_IDS.get(family.removesuffix("2"), VARIABLES["hardware_id"])

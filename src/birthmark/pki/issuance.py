@@ -358,6 +358,7 @@ def build_root(
         MalformedRequest: as ``build_reference``.
         PolicyRefused: as ``build_reference``.
     """
+    check_constraints((*profile.constraints, *constraints), variables)
     algorithm = recognise(subject_public_key_info)
     if algorithm is None:
         raise MalformedRequest("a root's key is in none of our encodings")
