@@ -169,8 +169,9 @@ class KeyStore(Protocol):
     def sign(self, label: KeyLabel, message: bytes) -> bytes:
         """Sign a message with the algorithm of the key.
 
-        ECDSA hashes with SHA-256 on P-256 and SHA-384 on P-384 and answers a DER Ecdsa-Sig-Value (RFC 3279
-        section 2.2.3); Ed25519 answers 64 octets (RFC 8032).
+        ECDSA hashes with SHA-256 on P-256, SHA-384 on P-384 and SHA-512 on P-521 and answers a DER
+        Ecdsa-Sig-Value (RFC 3279 section 2.2.3); Ed25519 answers 64 octets and Ed448 114 (RFC 8032); RSA is
+        RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017) and answers as many octets as the modulus has.
         """
         ...
 
