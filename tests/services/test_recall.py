@@ -1,6 +1,9 @@
 """A recall takes two people, takes everything, takes it once (SPEC F1, E6, K1)."""
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -754,6 +757,54 @@ def test_two_processes_that_approve_at_once_carry_it_out_once(plant: People) -> 
     assert Counter(entry["kind"] for entry in entries)["recall-approved"] == 1
     named = Counter(serial for entry in entries for serial in entry.get("certificates", ()))
     assert (len(named), set(named.values())) == (203, {1})
+    assert report(plant).findings == []
+
+
+def approve_and_be_killed(
+    url: str, keys: str, recall: str, approver: bytes, approval: bytes, seconds: float
+) -> None:
+    """Approve or go on, until SIGKILL comes so long after the first act."""
+
+    def doom(done: int, _total: int) -> None:
+        if done > begun:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    blastradius.PAGE = 5
+    service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
+    recalls = Recalls(service.store.realm, Hands(), SystemEntropy())
+    caller = service.carry(recognise(approver))
+    begun = service.carry(recalls.get(recall))[0].changed
+    service.carry(recalls.approve(caller, recall, approval, doom))
+
+
+def test_a_recall_survives_kill_9(plant: People) -> None:
+    """SPEC E2: whatever moment it comes at, what was named in the log is revoked, and nothing else."""
+    line = plant.line
+    load_fleet(line, "R1", 300)
+    close(plant, "R1")
+    recall = plant.propose(plant.order(BATCH, "B7"))
+    start = line.size()
+    arguments = (
+        line.url,
+        str(hierarchy().directory),
+        recall.id,
+        plant.bela.caller.credential.der,
+        sign(plant.bela, recall.document),
+    )
+    context, far = multiprocessing.get_context("spawn"), 0
+    for seconds in (0.0, 0.004, 0.011):
+        process = context.Process(target=approve_and_be_killed, args=(*arguments, seconds))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        now = line.the(Recall, recall.id)
+        assert (now.status, now.changed > far) == (RecallStatus.APPROVED, True)
+        far = now.changed
+    assert report(plant).findings == []
+    done = line.service.carry(plant.recalls.resume(plant.carl.caller, recall.id))
+    assert (done.status, done.changed) == (RecallStatus.DONE, 303)
+    named = Counter(serial for entry in line.entries(start) for serial in entry.get("certificates", ()))
+    assert (len(named), set(named.values())) == (303, {1})
     assert report(plant).findings == []
 
 

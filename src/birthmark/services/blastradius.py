@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
-from birthmark.floor.clients import Client
+from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Device, DeviceCertificate
 from birthmark.floor.recalls import RecallAction, Selection, SelectionKind
 from birthmark.floor.revocations import AUTHORITIES, Revocation
@@ -282,7 +282,7 @@ def preview(
         facts: Facts = yield Look({Run: chosen.issuing, Authority: names})
         seen.open_runs = tuple(still_issuing(facts, chosen, at))
     if chosen.authority is not None:
-        yield from _count_authority(seen, chosen, chosen.authority)
+        yield from _count_authority(seen, chosen, chosen.authority, at)
     return seen
 
 
@@ -315,7 +315,7 @@ def _count(seen: Preview, certificates: Sequence[DeviceCertificate]) -> UseCase[
     seen.last_issued = max([*issued, *([] if seen.last_issued is None else [seen.last_issued])])
 
 
-def _count_authority(seen: Preview, chosen: Chosen, authority: Authority) -> UseCase[None]:
+def _count_authority(seen: Preview, chosen: Chosen, authority: Authority, at: datetime) -> UseCase[None]:
     """Say what one line on the CRL above an authority comes to."""
     line = line_of(authority)
     facts: Facts = yield Look({Revocation: (line.id,), Authority: (authority.issuer,)})
@@ -327,6 +327,14 @@ def _count_authority(seen: Preview, chosen: Chosen, authority: Authority) -> Use
         seen.notes.append(
             f"the key of {above.id} is {above.custody}: its CRL must be signed in a ceremony, and until then"
             " nobody outside learns of it"
+        )
+    held = 0
+    for name in (authority.id, *(one.id for one in chosen.below)):
+        credentials: list[Credential] = yield Scan(kind=Credential, where={"authority": name})
+        held += sum(one.not_after > at for one in credentials)
+    if held:
+        seen.notes.append(
+            f"{held} certificates of stations, operators and servers end with it: renew under another first"
         )
     for one in chosen.below:
         seen.notes.append(f"authority {one.id} lies below it and is retired with it")

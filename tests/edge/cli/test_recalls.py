@@ -1,5 +1,6 @@
 """Two operators recall a batch by hand, and the warehouse reports what is out (SPEC F1, E8, K1)."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from birthmark import app
-from birthmark.pki.certificates import Certificate
+from birthmark.edge.cli import credentials
 from birthmark.ports import carry
 from birthmark.services.acts import recognise
 from birthmark.services.issue import Issued, IssueRequest
@@ -24,9 +25,9 @@ ANNA, BELA = ("--as", "operators/anna"), ("--as", "operators/bela")
 def make(place: Place, run: str, *vins: str) -> None:
     """Take devices through the use cases, as the service does for a station."""
     application = app.build(load(place.settings))
-    pem = (place.directory / "stations/ST01/certificate.pem").read_text()
+    station = credentials.read(place.directory / "stations/ST01")
     try:
-        caller = carry(application.store, recognise(Certificate.from_pem(pem).der))
+        caller = carry(application.store, recognise(station.certificate.der))
         for vin in vins:
             key = ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, vin)])
@@ -92,7 +93,7 @@ def test_who_approves_is_asked_and_may_think_better_of_it(
 ) -> None:
     plant.done("run", "close", "R1", "--reason", "recalled", *ANNA)
     identifier = proposed(plant, *COMPROMISE)
-    monkeypatch.setattr("sys.stdin", __import__("io").StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     said = plant("recall", "approve", identifier, *BELA)
     assert said.code == 130
     assert "revoke them?" in said.err
