@@ -46,7 +46,7 @@ def busy(line: Line) -> None:
     line.enrol(Role.STATION, "ST02", by=line.operator)
     act, operator = line.service.carry, line.operator.caller
     meters = replace(line.the(Authority, "issuing-1"), id="issuing-2", scope="product=meter", issued=0)
-    act(line.service.authorise.establish(operator, meters))
+    line.establish(meters)
     act(line.service.authorise.change(operator, "issuing-2", AuthorityStatus.SUSPENDED, "audit"))
     act(line.service.runs.import_list(operator, ["serial:SPARE"]))
     # Refusals enough for the log to have a full tile.
@@ -283,6 +283,37 @@ TAMPERINGS: dict[str, Tampering] = {
     "an authority's scope": Tampering(
         sql("UPDATE authority SET scope = '*' WHERE id = 'issuing-2'"),
         "authority issuing-2: its scope is *, the log says product=meter",
+    ),
+    "an authority that takes over": Tampering(
+        sql("UPDATE authority SET successor = 'issuing-2' WHERE id = 'issuing-1'"),
+        "authority issuing-1: its successor is issuing-2, the log says None",
+    ),
+    "a ceremony removed": Tampering(
+        sql("DELETE FROM ceremony"), "the log says ceremony acme-0 was performed; its record is gone"
+    ),
+    "a ceremony's file": Tampering(
+        sql("UPDATE ceremony SET file = CAST(replace(CAST(file AS TEXT), 'quality', 'mallory') AS BLOB)"),
+        "ceremony acme-0: its file or its record is another",
+    ),
+    "a ceremony's record": Tampering(
+        sql("UPDATE ceremony SET record = CAST(replace(CAST(record AS TEXT), '2026-', '2025-') AS BLOB)"),
+        "ceremony acme-0: its file or its record is another",
+    ),
+    "a ceremony's hash": Tampering(
+        sql("UPDATE ceremony SET record_sha256 = file_sha256"),
+        "ceremony acme-0 is not the one the log says was performed",
+    ),
+    "a key's fingerprint": Tampering(
+        sql("UPDATE key_asset SET fingerprint = 'ab' WHERE label = 'issuing-1'"),
+        "key issuing-1 is not the one the log says was made",
+    ),
+    "a key's policy": Tampering(
+        sql("UPDATE key_asset SET policy = 'signing-with-backup' WHERE label = 'log'"),
+        "key log is not the one the log says was made",
+    ),
+    "a key removed": Tampering(
+        sql("DELETE FROM key_asset WHERE label = 'root'"),
+        "the log says key root was made; it is not in the table of keys",
     ),
     "an authority's owner": Tampering(
         sql("UPDATE authority SET owner = 'mallory' WHERE id = 'root'"),

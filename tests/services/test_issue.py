@@ -428,7 +428,7 @@ def test_an_authority_that_is_suspended_full_or_at_its_end_issues_nothing(line: 
         issued=0,
         der=der,
     )
-    line.service.carry(line.service.authorise.establish(line.operator.caller, limited))
+    line.establish(limited)
     line.open_run("R2", authority="issuing-2", not_after=START + timedelta(hours=2))
     line.issue(workpiece("D1"), run="R2")
 
@@ -456,7 +456,7 @@ def test_an_authority_past_its_end_reissues_nothing(line: Line) -> None:
     ended = replace(
         line.the(Authority, "issuing-1"), id="issuing-2", ends_at=START + timedelta(hours=1), issued=0
     )
-    line.service.carry(line.service.authorise.establish(line.operator.caller, ended))
+    line.establish(ended)
     line.open_run("R2", authority="issuing-2", not_after=START + timedelta(hours=1))
     device = workpiece("D1", delivered=True)
     line.issue(device, run="R2", key="k")

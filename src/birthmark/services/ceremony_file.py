@@ -292,10 +292,10 @@ STEPS: Mapping[str, Callable[["_Table", str], Step]] = {
 
 
 def _step(table: "_Table") -> Step:
-    kinds = [kind for kind in STEPS if kind in table]
-    if len(kinds) != 1:
-        table.refuse("", f"a step is one of {', '.join(STEPS)}")
-    step = STEPS[kinds[0]](table, table.take(kinds[0]))
+    kind = table.first
+    if kind not in STEPS:
+        table.refuse("", f"a step begins with one of {', '.join(STEPS)}")
+    step = STEPS[kind](table, table.take(kind))
     table.finish()
     return step
 
@@ -333,6 +333,10 @@ class _Table:
             raise errors.MalformedRequest(f"ceremony: {where or 'the file'}: is a table of keys and values")
         self._rest: dict[str, Any] = dict(content)
         self._where = where
+
+    @property
+    def first(self) -> str:
+        return next(iter(self._rest), "")
 
     def __contains__(self, key: str) -> bool:
         return key in self._rest

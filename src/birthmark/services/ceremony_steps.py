@@ -56,6 +56,7 @@ from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
+from birthmark.pki.nameconstraints import complaint, read_limits
 from birthmark.pki.profiles import Extension, Profile
 
 __all__ = [
@@ -73,6 +74,9 @@ Event = Mapping[str, Any]
 Loader = Callable[[str], Profile]
 """Returns the profile of a name, or raises ``errors.NotFound``."""
 _BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
+_NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
+_IP_ADDRESS = 0x87
+_NO_NAME = b"\x30\x00"
 _RESERVED = ("environment_mark", "realm")
 
 
@@ -371,21 +375,28 @@ class Progress:
                 not_after=step.not_after,
                 variables=values,
             )
-        if above.profile and profile.issued_by and above.profile not in profile.issued_by:
-            raise errors.PolicyRefused(
-                "profile",
-                f"profile {profile.name} is issued by {' or '.join(profile.issued_by)}; {above.id} is a"
-                f" {above.profile}",
-            )
-        return build_reference(
+        ordered = build_reference(
             profile,
-            Issuer.from_certificate(KeyLabel(above.key_label), above.der),
+            self.signer(above),
             serial_number=serial_number,
             subject_public_key_info=spki,
             not_before=not_before,
             not_after=None if above.custody is Custody.FOREIGN else step.not_after,
             variables=values,
             constraints=[parse_constraint(entry) for entry in json.loads(above.constraints)],
+        )
+        _require_names_within(ordered)
+        return ordered
+
+    def signer(self, authority: Authority) -> Issuer:
+        """Return an authority as the one who signs, with the limits of all that are above it."""
+        above: list[bytes] = []
+        upper = authority
+        while upper.issuer != upper.id:
+            upper = self.authority(upper.issuer)
+            above.append(upper.der)
+        return Issuer.from_certificate(
+            KeyLabel(authority.key_label), authority.der, above=above, profile=authority.profile or None
         )
 
     def _values(self, step: Certify | CrossCertify, profile: Profile) -> Mapping[str, str]:
@@ -600,6 +611,22 @@ def _read(parsed: x509.Certificate, what: str) -> lint.Reading:
         return lint.read(parsed.tbs_certificate_bytes)
     except errors.MalformedRequest as wrong:
         _not_ordered(what, str(wrong))
+
+
+def _require_names_within(ordered: TBSCertificate) -> None:
+    """Refuse name constraints that permit what those above do not (RFC 5280 section 6.1.4 (g) intersects them).
+
+    Such a certificate would promise what no path keeps.
+    """
+    value = lint.read(ordered.der).extensions.get(_NAME_CONSTRAINTS)
+    if value is None or not ordered.issuer.name_limits:
+        return
+    for tag, base in read_limits(value).permitted:
+        name = base[: len(base) // 2] if tag == _IP_ADDRESS else base
+        alternative = der.encode(der.SEQUENCE, der.encode(tag, name))
+        wrong = complaint(ordered.issuer.name_limits, _NO_NAME, alternative)
+        if wrong is not None:
+            raise errors.PolicyRefused("name-constraints", f"permits more than the authority above: {wrong}")
 
 
 def _not_ordered(what: str, complaint: str) -> NoReturn:

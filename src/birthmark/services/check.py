@@ -26,8 +26,10 @@ from cryptography.exceptions import InvalidSignature
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
+from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, ClientStatus, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceState, IdentityRecord, KeyUse
+from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.realm import Realm
 from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
@@ -36,10 +38,13 @@ from birthmark.floor.shipments import Shipped
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.entry import decode, time_text
 from birthmark.ledger.merkle import Frontier, complete_root, leaf_hash, node_hash
+from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Log, LogEntry, Store
+from birthmark.services.ceremony_steps import Loader
+from birthmark.services.check_ceremonies import check_ceremonies, check_made_keys
 from birthmark.services.check_recalls import (
     EARLIER,
     Recalled,
@@ -101,6 +106,7 @@ def check(
     *,
     progress: Progress | None = None,
     received_checkpoints: Iterable[str] = (),
+    load: Loader = profiles.load,
 ) -> Report:
     """Check every invariant of a realm that is not being written to while it is read.
 
@@ -111,10 +117,13 @@ def check(
         progress: told how far it is.
         received_checkpoints: notes that clients, witnesses or printed reports hold; each must be a prefix of
             the log.
+        load: finds profiles, to judge ceremonies again.
     """
     report, told = Report(), progress or (lambda _stage, _done: None)
     said = _check_log(report, log, realm, received_checkpoints, told)
     _check_hierarchy(report, store, said)
+    check_ceremonies(report.find, _scan(report, store, CeremonyRecord), said.ceremonies, load)
+    check_made_keys(report.find, _scan(report, store, KeyAsset), said.made_keys)
     certificates = _check_certificates(report, store, said, told)
     _check_devices(report, store, said, certificates, told)
     _check_records(report, store, said, told)
@@ -336,6 +345,7 @@ def _check_authority(report: Report, authority: Authority, said: Said) -> None:
             quota=(authority.quota, established.quota),
             end=(time_text(authority.ends_at), established.ends_at),
             status=(authority.status, said.authority_status.get(authority.id)),
+            successor=(authority.successor, said.successors.get(authority.id)),
         )
 
 

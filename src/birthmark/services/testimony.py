@@ -17,6 +17,7 @@ from birthmark.floor.devices import DeviceEvent, DeviceState
 from birthmark.floor.recalls import RecallOrder
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
+from birthmark.services.check_ceremonies import CeremonySaid, KeySaid, keys_said
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 
 __all__ = [
@@ -150,6 +151,11 @@ class Said:
 
     authorities: dict[str, AuthoritySaid] = field(default_factory=dict)
     authority_status: dict[str, AuthorityStatus] = field(default_factory=dict)
+    successors: dict[str, str] = field(default_factory=dict)
+    """Authority to the one that takes over from it."""
+    ceremonies: dict[str, CeremonySaid] = field(default_factory=dict)
+    made_keys: dict[str, KeySaid] = field(default_factory=dict)
+    """By label."""
     credentials: dict[str, CredentialSaid] = field(default_factory=dict)
     """By serial number."""
     clients: dict[str, tuple[str, str, str | None, str | None]] = field(default_factory=dict)
@@ -197,8 +203,8 @@ class Said:
             self._take_enrolled(entry)
         elif kind in _OF_MANY:
             self._take_of_many(entry)
-        elif kind == "authority-established":
-            self._take_established(entry)
+        elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
+            self._take_hierarchy(index, entry)
         elif kind in _STATUS:
             self.authority_status[_text(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
@@ -377,6 +383,21 @@ class Said:
                 _text_or_none(entry, "hardware_id"),
                 _text_or_none(entry, "run"),
             )
+
+    def _take_hierarchy(self, index: int, entry: Entry) -> None:
+        if entry["kind"] == "authority-established":
+            self._take_established(entry)
+            return
+        if entry["kind"] == "authority-succeeded":
+            self.successors[_text(entry, "authority")] = _text(entry, "successor")
+            return
+        name = _text(entry, "ceremony")
+        self.ceremonies[name] = CeremonySaid(
+            file_sha256=_text(entry, "file_sha256"),
+            record_sha256=_text(entry, "record_sha256"),
+            leaf=index,
+        )
+        self.made_keys.update(keys_said(name, _there(entry, "keys")))
 
     def _take_established(self, entry: Entry) -> None:
         name = _text(entry, "authority")

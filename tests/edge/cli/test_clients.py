@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from birthmark.edge.station import read_station_directory
+from tests.edge.cli.ceremonies import draft, there
 from tests.edge.cli.command import OTHER_VIN, VIN, Place, Said, done
 from tests.support.programs import need
 
@@ -181,14 +182,17 @@ def test_bootstrap_credentials_are_for_one_device_or_for_one_run(realm: Place, t
 # --- authorities ------------------------------------------------------------------------------------------
 
 
-def test_a_further_authority_is_made_with_the_roots_folder_and_no_other(realm: Place, tmp_path: Path) -> None:
-    root = realm.directory / "root"
-    create = ("authority", "create", "trucks", "--scope", "T9", "--quota", 5, "--ends", "2035-01-01")
-    assert realm(*create, "--root", tmp_path).code == 66
-    made = realm.done(*create, "--root", root, "--json").document
-    assert made["scope"] == "T9"
+def test_a_further_authority_is_made_in_a_ceremony_with_the_roots_folder(
+    realm: Place, tmp_path: Path
+) -> None:
+    file = draft(realm, tmp_path, "issuing", "--scope", "T9", "--quota", 5, "--ends", "2035-01-01")
+    assert realm("ceremony", "perform", file, *there(realm, file), "--store", f"root={tmp_path}").code == 66
+    root = f"root={realm.directory / 'root'}"
+    realm.done("ceremony", "perform", file, *there(realm, file), "--store", root)
+    made = realm.done("authority", "show", "trucks", "--json").document
+    assert made["scope"] == "product=T9"
+    assert made["ceremony"] == "nord-2"
     assert made["subject"].startswith("CN=nord Issuing CA trucks TEST")
-    assert realm(*create, "--root", root).code == 1
     openssl = need("openssl")
     pem = tmp_path / "trucks.crt"
     pem.write_text(realm.done("authority", "show", "trucks", "--pem").out)
@@ -204,15 +208,19 @@ def test_a_further_authority_is_made_with_the_roots_folder_and_no_other(realm: P
         realm.done("run", "open", "R2", "--product", "T1", *common, "--json").document["authority"]
         == "issuing-1"
     )
+    tree = realm.done("authority", "tree").out.splitlines()
+    assert tree[0].startswith("root, root, active, key offline")
+    assert tree[2].startswith("└─ trucks, issuing, active, for product=T9, 0 of 5, until 2035-01-01")
     assert realm.done("check", "--json").document["ok"] is True
 
 
-def test_the_root_of_another_realm_certifies_nothing_here(
-    realm: Place, made_realm: Path, tmp_path: Path
-) -> None:
+def test_the_root_of_another_realm_certifies_nothing_here(realm: Place, tmp_path: Path) -> None:
     done("init", tmp_path / "sued", "--realm", "sued", "--organization", "Sued AG")
-    create = ("authority", "create", "trucks", "--ends", "2035-01-01", "--root", tmp_path / "sued/root")
-    assert realm(*create).code == 77
+    file = draft(realm, tmp_path, "issuing", "--ends", "2035-01-01")
+    root = f"root={tmp_path / 'sued/root'}"
+    said = realm("ceremony", "perform", file, *there(realm, file), "--store", root)
+    assert said.code == 77
+    assert "another realm's" in said.err
     assert "trucks" not in realm.done("authority", "list").out
 
 

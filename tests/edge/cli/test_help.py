@@ -17,7 +17,9 @@ device-list device-show device-hold device-rework device-scrap device-token devi
 station-enrol station-list station-show station-renew station-revoke
 operator-enrol operator-list operator-renew operator-revoke
 bootstrap-issue bootstrap-list bootstrap-revoke
-authority-list authority-show authority-create authority-suspend authority-resume authority-retire
+authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
+ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
+ceremony-list ceremony-show ceremony-custodian ceremony-store
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
 server-renew config-check database-migrate
 """
@@ -50,7 +52,9 @@ def test_a_command_says_what_it_does_and_what_its_options_are(path: tuple[str, .
     assert first[:40] in re.sub(r"\s+", " ", said.out)
 
 
-@pytest.mark.parametrize("group", ["run", "device", "station", "operator", "bootstrap", "authority", "log"])
+@pytest.mark.parametrize(
+    "group", ["run", "device", "station", "operator", "bootstrap", "authority", "ceremony", "log"]
+)
 def test_a_group_alone_shows_its_commands(group: str) -> None:
     said = birthmark(group)
     assert said.code == 2

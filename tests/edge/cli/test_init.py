@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from birthmark import app, errors
 from birthmark.edge.application import Factory
 from birthmark.pki.certificates import from_pem
+from tests.edge.cli.ceremonies import papers_of
 from tests.edge.cli.command import Place, birthmark, done
 from tests.support.programs import need
 from tests.support.softhsm import SoftHSM, softhsm_token
@@ -35,6 +36,18 @@ MODES = {
     "root/passphrase": 0o400,
     "root/keys": 0o700,
     "root/keys/root.p8": 0o400,
+    "root/key-store.toml": 0o644,
+    "ceremony": 0o700,
+    "ceremony/ceremony.yaml": 0o600,
+    "ceremony/journal.jsonl": 0o600,
+    "ceremony/record.json": 0o600,
+    "ceremony/record.txt": 0o600,
+    "ceremony/record.html": 0o600,
+    "ceremony/record.tlog-proof": 0o600,
+    "ceremony/log.vkey": 0o600,
+    "ceremony/certificates": 0o700,
+    "ceremony/certificates/root.crt": 0o600,
+    "ceremony/certificates/issuing-1.crt": 0o600,
     "secrets": 0o700,
     "secrets/keystore.passphrase": 0o400,
     "secrets/server.key": 0o400,
@@ -112,7 +125,7 @@ def test_everything_in_a_fresh_realm_agrees(realm: Place, tmp_path: Path) -> Non
     assert "authority issuing-1" in verdicts
     bundle = tmp_path / "log.zip"
     realm.done("log", "export", bundle)
-    assert done("log", "verify", bundle, "--vkey", realm.vkey, "--json").document["size"] == 5
+    assert done("log", "verify", bundle, "--vkey", realm.vkey, "--json").document["size"] == 6
 
 
 def test_the_service_does_not_hold_the_roots_key(realm: Place) -> None:
@@ -130,7 +143,8 @@ def test_the_authorities_of_a_test_realm_say_so_and_production_does_not(
     made_realm: Path, tmp_path: Path
 ) -> None:
     production = tmp_path / "real"
-    done("init", production, *NAMES, "--environment", "production", "--development-keys")
+    papers = papers_of(tmp_path)
+    done("init", production, *NAMES, "--environment", "production", "--development-keys", *papers)
     assert "TEST" in subject(made_realm / "root.crt")
     assert "TEST" in Place(made_realm).done("authority", "show", "issuing-1").out
     assert "TEST" not in subject(production / "root.crt")
@@ -151,6 +165,22 @@ def test_a_production_realm_with_keys_in_files_is_refused_with_the_reason(tmp_pa
     assert "token" in said.err
     assert "--development-keys" in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_production_realm_without_a_ceremony_of_two_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """SPEC A3: nobody makes the keys of a production realm alone."""
+    options = ("--environment", "production", "--development-keys")
+    said = birthmark("init", tmp_path / "real", *NAMES, *options)
+    assert said.code == 1
+    assert "--ceremony" in said.err
+    papers = papers_of(tmp_path)
+    alone = birthmark("init", tmp_path / "real", *NAMES, *options, *papers[:2], *papers[4:])
+    assert alone.code == 77
+    assert "needs 2 of its 3 custodians" in alone.err
+    other = birthmark("init", tmp_path / "real", *NAMES, "--development-keys", *papers)
+    assert other.code == 77
+    assert "for realm nord (production)" in other.err
+    assert not (tmp_path / "real").exists()
 
 
 def test_a_software_key_store_is_called_development_wherever_it_shows(realm: Place) -> None:
@@ -193,7 +223,7 @@ def test_what_is_made_can_be_read_by_programs(tmp_path: Path) -> None:
     assert made["log_origin"] == "nord/halle-3-/log"
     assert made["stations"] == [str(directory / "stations/A"), str(directory / "stations/B")]
     assert (directory / "log.vkey").read_text().strip() == made["log_vkey"]
-    assert made["checkpoint"].splitlines()[:2] == ["nord/halle-3-/log", "6"]
+    assert made["checkpoint"].splitlines()[:2] == ["nord/halle-3-/log", "7"]
 
 
 # --- refused, and nothing left ----------------------------------------------------------------------------
@@ -326,13 +356,16 @@ def test_a_realm_is_made_with_its_keys_in_a_token(tmp_path: Path) -> None:
             "--token-pin-file",
             token.pin_file,
         )
-        done("init", place.directory, *NAMES, "--environment", "production", "--key-prefix", "n.", *options)
+        papers = papers_of(tmp_path, prefix="n.")
+        options = ("--key-prefix", "n.", *options)
+        done("init", place.directory, *NAMES, "--environment", "production", *options, *papers)
         assert not (place.directory / "keys").exists()
         assert "development" not in place.done("authority", "list").out
         assert place.done("authority", "show", "issuing-1", "--json").document["key_label"] == "n.issuing-1"
         place.done("config", "check")
         place.done("check")
-        again = birthmark("init", tmp_path / "two", *NAMES, "--key-prefix", "n.", *options)
+        done("ceremony", "verify", place.directory / "ceremony", "--vkey", place.vkey)
+        again = birthmark("init", tmp_path / "two", *NAMES, *options)
         assert again.code == 1
         assert "n.log" in again.err
         assert not (tmp_path / "two").exists()

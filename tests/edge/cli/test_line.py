@@ -187,7 +187,7 @@ def test_the_realm_agrees_with_the_checkpoints_that_left_it(
 def test_the_log_is_not_verified_with_another_logs_key(realm: Place, line: Place, tmp_path: Path) -> None:
     bundle, proof = tmp_path / "log.zip", tmp_path / "proof"
     realm.done("log", "export", bundle)
-    proof.write_text(realm.done("log", "proof", 2).out)
+    proof.write_text(realm.done("log", "proof", 3).out)
     assert birthmark("log", "verify", bundle, "--vkey", line.vkey).code == 1
     assert birthmark("log", "verify-proof", proof, "--vkey", line.vkey).code == 70
     assert done("log", "verify-proof", proof, "--vkey", realm.vkey).document["kind"] == "client-enrolled"
@@ -209,10 +209,11 @@ def test_files_that_are_none_are_named(realm: Place, tmp_path: Path) -> None:
 
 def test_the_last_entries_are_shown_for_people_and_for_programs(realm: Place) -> None:
     lines = realm.done("log", "tail", "-n", 2).out.splitlines()
-    assert [line.split()[0] for line in lines] == ["3", "4"]
+    assert [line.split()[0] for line in lines] == ["4", "5"]
     assert "client-enrolled realm:init" in lines[1]
     entries = [json.loads(line) for line in realm.done("log", "tail", "-n", 100, "--json").out.splitlines()]
-    assert [entry["kind"] for entry in entries] == ["authority-established"] * 2 + ["client-enrolled"] * 3
+    made = ["ceremony-performed"] + ["authority-established"] * 2
+    assert [entry["kind"] for entry in entries] == made + ["client-enrolled"] * 3
 
 
 def test_following_the_log_shows_new_entries_until_interrupted(realm: Place) -> None:
@@ -231,7 +232,7 @@ def test_following_the_log_shows_new_entries_until_interrupted(realm: Place) -> 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("4 ")
+        assert process.stdout.readline().startswith("5 ")
         realm.done("authority", "suspend", "issuing-1", "--reason", "drill")
         assert "authority-suspended" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
