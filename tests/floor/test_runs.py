@@ -15,6 +15,7 @@ from birthmark import errors
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import (
     AllowedDevice,
     AllowList,
@@ -43,6 +44,7 @@ LICENCE = RunLicence(
     origins=(KeyOrigin.BORN, KeyOrigin.DELIVERED),
     variables={"organization": "Acme"},
     opened_by="operator:anna",
+    profile_sha256="ab" * 32,
 )
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -81,6 +83,13 @@ licences = st.builds(
     origins=st.lists(st.sampled_from(KeyOrigin), max_size=2).map(tuple),
     variables=st.dictionaries(st.from_regex("[a-z_]{1,10}", fullmatch=True), texts, max_size=3),
     opened_by=texts,
+    device_class=texts,
+    site=texts,
+    region=texts,
+    partitioning=st.sampled_from(Partitioning),
+    further_profiles=st.lists(texts, max_size=2).map(tuple),
+    further_sha256=st.lists(texts, max_size=2).map(tuple),
+    profile_sha256=st.text("0123456789abcdef", min_size=1, max_size=64),
 )
 
 
