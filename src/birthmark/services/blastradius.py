@@ -181,7 +181,10 @@ def _runs(selection: Selection, wanted: Callable[[str, RunLicence], bool]) -> Us
     issuing: list[str] = []
     found: list[Run] = yield from scan_all(Run)
     for run in sorted(found, key=lambda run: run.id):
-        licence = RunLicence.decode(run.document)
+        try:
+            licence = RunLicence.decode(run.document)
+        except errors.MalformedRequest as cause:
+            raise errors.IntegrityFailure(f"the licence of run {run.id} cannot be read") from cause
         if wanted(run.id, licence):
             licences[run.id] = licence
             if run.status is RunStatus.OPEN:

@@ -13,6 +13,8 @@ from tests.edge.cli.command import birthmark, done
 EXPECTED = """
 init serve check provision version
 run-open run-list run-show run-close
+recall-preview recall-propose recall-approve recall-resume recall-withdraw recall-list recall-show
+shipment-record shipment-list
 device-list device-show device-hold device-rework device-scrap device-token device-certificate
 station-enrol station-list station-show station-renew station-revoke
 operator-enrol operator-list operator-renew operator-revoke

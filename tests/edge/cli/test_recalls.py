@@ -76,6 +76,7 @@ def test_two_operators_recall_a_batch_by_hand(plant: Place) -> None:
     refused = plant("recall", "approve", identifier, "--yes", *BELA)
     assert (refused.code, "close the runs that still issue" in refused.err) == (1, True)
     plant.done("run", "close", "R1", "--reason", "recalled", *ANNA)
+    assert plant("recall", "approve", identifier, "--json", *BELA).code == 65
     refused = plant("recall", "approve", identifier, "--yes", *ANNA)
     assert (refused.code, "it takes two" in refused.err) == (77, True)
     said = plant.done("recall", "approve", identifier, "--yes", *BELA)

@@ -271,14 +271,14 @@ def approve(
 
     Shows what it would do now and asks. Given again after an interruption it goes on where it was.
     """
+    if as_json and not yes:
+        raise errors.MalformedRequest("--json shows nothing to decide on: give --yes, too")
     with session_of(context).acting(settings, as_directory) as (application, operator):
         found, order = carry(application.store, application.recalls.get(recall))
-        if found.status is RecallStatus.PROPOSED and not (yes and as_json):
-            seen = _preview(application, order.selection, order.action)
-            if not as_json:
-                _say(document(found, order), order.selection)
-                printing.line()
-                _say_preview(seen)
+        if found.status is RecallStatus.PROPOSED and not as_json:
+            _say(document(found, order), order.selection)
+            printing.line()
+            _say_preview(_preview(application, order.selection, order.action))
         if not yes:
             typer.confirm(f"{order.action} them?", abort=True, err=True)
         with printing.progress("recalling") as advance:
