@@ -1,5 +1,6 @@
 """A profile of one's own is one file and one command (SPEC G)."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +135,31 @@ def test_there_must_be_a_directory_for_profiles_of_ones_own(realm: Place, tmp_pa
     assert (unused.code, "does not use run" in unused.err) == (65, True)
     other = realm("profile", "lint", gateway(tmp_path), "--variable", "organization=Other")
     assert (other.code, "is none of Nord AG" in other.err) == (1, True)
+
+
+def test_the_example_of_the_documentation_is_a_profile(place: Place, tmp_path: Path) -> None:
+    text = Path("docs/profiles.md").read_text(encoding="utf-8")
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    file = tmp_path / "gateway.toml"
+    file.write_text(example)
+    report = place.done("profile", "lint", file, "--json").document
+    assert report["accepted"]
+    assert report["unused_waivers"] == []
+    place.done("profile", "add", file)
+    kind = ("--hardware-id-kind", "serial", "--station", "ST01", "--product", "T1")
+    opened = place.done(
+        "run", "open", "R1", *kind, "--profile", "gateway", "--quantity", 1, "--json"
+    ).document
+    assert {test["tried"] for test in opened["opening"]["negative_tests"]} == {"GW1234567", "XX12345678"}
+
+
+def test_the_documentation_names_every_key_of_the_language() -> None:
+    text = Path("docs/profiles.md").read_text(encoding="utf-8")
+    reader = Path("src/birthmark/pki/profiles.py").read_text(encoding="utf-8")
+    keys = set(re.findall(r'(?:take|table|tables|template|texts|plain_tables)\("([a-z-]+)"', reader))
+    assert {"name", "subject", "waivers", "serial-encoding"} <= keys
+    assert {
+        key
+        for key in keys
+        if f"`{key}`" not in text and f"`[{key}]`" not in text and f"`[[{key}]]`" not in text
+    } == set()
