@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from birthmark import errors
 from birthmark.adapters.pkcs11 import PKCS11KeyStore
@@ -561,7 +562,7 @@ _ALTERED: dict[str, tuple[dict[str, Any], str]] = {
     "no authority": ({"replace": x509.BasicConstraints(ca=False, path_length=None)}, "extensions"),
     "a missing extension": ({"drop": x509.KeyUsage}, "extensions"),
     "one more extension": (
-        {"add": x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])}, "extensions"
+        {"add": x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])}, "extensions"
     ),
     "another criticality": ({"critical": False}, "criticality"),
     "another signer": ({"signer": MALLORY}, "signed by root"),
@@ -802,11 +803,19 @@ def test_a_cross_certificate_has_the_authoritys_name_and_key(keys: KeyStore, tmp
     assert set(made.authorities) == {"root", "root-2"}
     for name in ("root", "root-2-by-root"):
         (tmp_path / f"{name}.crt").write_text(to_pem(made.certificates[name]))
-    command = [need("openssl"), "verify", "-no_check_time", "-x509_strict", "-CAfile", tmp_path / "root.crt"]
+    command: list[str | Path] = [
+        need("openssl"),
+        "verify",
+        "-no_check_time",
+        "-x509_strict",
+        "-CAfile",
+        tmp_path / "root.crt",
+    ]
     subprocess.run([*command, tmp_path / "root-2-by-root.crt"], check=True, capture_output=True)
-    old, new = (Certificate.from_der(made.certificates[name]) for name in ("root-2", "root-2-by-root"))
-    assert old.subject_name == new.subject_name
-    assert old.subject_public_key_info == new.subject_public_key_info
+    first_one = Certificate.from_der(made.certificates["root-2"])
+    crossed = Certificate.from_der(made.certificates["root-2-by-root"])
+    assert first_one.subject_name == crossed.subject_name
+    assert first_one.subject_public_key_info == crossed.subject_public_key_info
     wrong = Progress(
         parse((first + second + cross.replace("NAME", "Root CA")).encode()), Known(), profiles.load
     )

@@ -29,14 +29,9 @@ from birthmark.ledger import proof as proofs
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.ledger.entry import canonical, parse, parse_time, time_text
 from birthmark.services import ceremony_file
+from birthmark.services.ceremony_judgement import require_signature, require_signed
 from birthmark.services.ceremony_pages import render_html, render_text
-from birthmark.services.ceremony_steps import (
-    Known,
-    Loader,
-    Progress,
-    require_signature,
-    require_signed,
-)
+from birthmark.services.ceremony_steps import Known, Loader, Progress
 
 __all__ = [
     "Record",

@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from birthmark import errors
 from birthmark.floor.authorities import (
@@ -46,18 +45,25 @@ from birthmark.floor.ceremonies import (
 )
 from birthmark.floor.key_assets import KeyAsset, KeyStatus, Severity, compare, kind_of, policy_for
 from birthmark.ledger.entry import parse_time
-from birthmark.pki import der, lint
-from birthmark.pki.algorithms import recognise, verify
+from birthmark.pki import lint
+from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import KeyAttributes, KeyClass
-from birthmark.pki.certificates import Certificate, TBSCertificate, assemble, serial_hex
+from birthmark.pki.certificates import Certificate, TBSCertificate, serial_hex
 from birthmark.pki.constraints import parse_constraint
 from birthmark.pki.crl import verify_crl
 from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
-from birthmark.pki.nameconstraints import complaint, read_limits
-from birthmark.pki.profiles import Extension, Profile
+from birthmark.pki.profiles import Profile
+from birthmark.services.ceremony_judgement import (
+    not_ordered,
+    require_demanded,
+    require_names_within,
+    require_ordered,
+    require_signature,
+    require_signed,
+)
 
 __all__ = [
     "Event",
@@ -66,17 +72,11 @@ __all__ = [
     "Loader",
     "Progress",
     "Session",
-    "require_signature",
-    "require_signed",
 ]
 
 Event = Mapping[str, Any]
 Loader = Callable[[str], Profile]
 """Returns the profile of a name, or raises ``errors.NotFound``."""
-_BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
-_NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
-_IP_ADDRESS = 0x87
-_NO_NAME = b"\x30\x00"
 _RESERVED = ("environment_mark", "realm")
 
 
@@ -171,7 +171,9 @@ class Progress:
         self._load = load
         self._rehearsal = rehearsal
         self._lines = lines
-        self._at: datetime | None = None
+        self._place = ""
+        self._at: dict[str, datetime] = {}
+        """Time of the last event by place: two machines' clocks need not agree."""
         self._next = 0
 
     @property
@@ -211,7 +213,8 @@ class Progress:
         """
         try:
             at, kind = parse_time(event["at"]), event["event"]
-            if self._at is not None and at < self._at:
+            place = str(event["place"]) if kind == "session" else self._place
+            if at < self._at.get(place, at):
                 raise errors.MalformedRequest("an event of a ceremony is dated before the one before it")
             if kind == "session":
                 self._take_session(event, at)
@@ -224,7 +227,7 @@ class Progress:
                 raise errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
         except (KeyError, TypeError, ValueError, NotBase64) as wrong:
             raise errors.MalformedRequest(f"an event of a ceremony lacks something: {wrong}") from wrong
-        self._at = at
+        self._place, self._at[place] = place, at
         self.events.append(event)
 
     def _key_step(self) -> GenerateKey:
@@ -301,7 +304,7 @@ class Progress:
         elif len(made.shares) != len(step.recipients):
             findings.append(f"{len(made.shares)} shares for {len(step.recipients)} recipients")
         if findings:
-            _not_ordered(f"the key {step.label}", "; ".join(findings))
+            not_ordered(f"the key {step.label}", "; ".join(findings))
         self.keys[step.label] = made
 
     def store_of(self, label: str) -> str:
@@ -385,7 +388,7 @@ class Progress:
             variables=values,
             constraints=[parse_constraint(entry) for entry in json.loads(above.constraints)],
         )
-        _require_names_within(ordered)
+        require_names_within(ordered)
         return ordered
 
     def signer(self, authority: Authority) -> Issuer:
@@ -419,64 +422,19 @@ class Progress:
         if self.profiles.setdefault(step.profile, profile) != profile:
             self.unjudged.append(name)
         elif above is not None and above.custody is Custody.FOREIGN:
-            self._judge_foreign(step, found, above, at)
+            until = [moment for moment in (step.not_after, getattr(step, "licence", _NONE).ends_at) if moment]
+            require_demanded(f"the certificate of {name}", found, self.order(step, 1 << 80, at), at, until)
         else:
-            self._judge_ours(name, step, found, at)
+            ordered = permit(self.order(step, found.serial_number, found.not_before)).tbs
+            require_ordered(f"the certificate of {name}", found, ordered, at)
         if not self._rehearsal:
             signer = octets if above is None else above.der
             require_signed(octets, signer, f"the certificate of {name}", step.issuer)
         return found
 
-    def _judge_ours(self, name: str, step: Certify | CrossCertify, found: Certificate, at: datetime) -> None:
-        what = f"the certificate of {name}"
-        if found.not_before != at.replace(microsecond=0):
-            _not_ordered(what, f"it begins {found.not_before.isoformat()}, and was made {at.isoformat()}")
-        ordered = permit(self.order(step, found.serial_number, found.not_before)).tbs
-        parsed = x509.load_der_x509_certificate(found.der)
-        for field_name, wanted in lint.read(ordered.der)._asdict().items():
-            if field_name != "octets" and getattr(_read(parsed, what), field_name) != wanted:
-                _not_ordered(what, f"its {field_name.replace('_', ' ')} is another")
-        algorithm = lint.read(ordered.der).signature_algorithm
-        if parsed.tbs_certificate_bytes != ordered.der or found.der != assemble(
-            ordered.der, algorithm, parsed.signature
-        ):
-            _not_ordered(what, "its octets are others")
-
-    def _judge_foreign(
-        self, step: Certify | CrossCertify, found: Certificate, above: Authority, at: datetime
-    ) -> None:
-        """What we may ask of somebody else's certificate: key, name, kind, path length, and long enough."""
-        what = f"the certificate of {step.authority}"
-        ordered = lint.read(self.order(step, 1 << 80, at).der)
-        parsed = x509.load_der_x509_certificate(found.der)
-        seen = _read(parsed, what)
-        issuer = Issuer.from_certificate(KeyLabel(""), found.der)  # refuses what is no authority's
-        until = [moment for moment in (step.not_after, getattr(step, "licence", _NONE).ends_at) if moment]
-        wrong = {
-            "key": found.subject_public_key_info != ordered.subject_public_key_info,
-            "issuer": found.issuer_name != Certificate.from_der(above.der).subject_name,
-            "subject": parsed.subject != self._subject(step, at),
-            "path length": seen.extensions.get(_BASIC_CONSTRAINTS) != ordered.extensions[_BASIC_CONSTRAINTS],
-            "key usage": not parsed.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
-            "serial number": not 0 < found.serial_number < 1 << 160,
-            "begin": found.not_before > at,
-            "end": any(found.not_after < moment for moment in until),
-        }
-        for field_name, differs in wrong.items():
-            if differs:
-                _not_ordered(what, f"its {field_name} is not what the file demands")
-        if issuer.not_after <= at:
-            _not_ordered(what, "it has ended")
-
     def subject_of(self, step: Certify | CrossCertify, at: datetime) -> bytes:
         """Return the name a step orders (DER)."""
         return lint.read(self.order(step, 1 << 80, at).der).subject
-
-    def _subject(self, step: Certify | CrossCertify, at: datetime) -> x509.Name:
-        """Return the name a step orders; two names are the same whatever string types an encoder chose."""
-        ordered = self.order(step, 1 << 80, at)
-        algorithm = lint.read(ordered.der).signature_algorithm
-        return x509.load_der_x509_certificate(assemble(ordered.der, algorithm, b"\0")).subject
 
     def _take_certificate(self, step: Certify, octets: bytes, at: datetime) -> None:
         found = self._judge(step, octets, at)
@@ -582,7 +540,7 @@ class Progress:
     def _take_cross(self, step: CrossCertify, octets: bytes, at: datetime) -> None:
         found, whose = self._judge(step, octets, at), self.authority(step.authority)
         if found.subject_name != Certificate.from_der(whose.der).subject_name:
-            _not_ordered(f"the certificate {step.name}", f"its subject is not {whose.id}'s")
+            not_ordered(f"the certificate {step.name}", f"its subject is not {whose.id}'s")
         self.certificates[step.name] = octets
 
     # --- lists of revocations ---
@@ -594,68 +552,13 @@ class Progress:
         parsed = x509.load_der_x509_crl(octets)
         serials = tuple(sorted(serial_hex(entry.serial_number) for entry in parsed))
         if serials != step.revoked:
-            _not_ordered(what, f"it lists {', '.join(serials) or 'nothing'}")
+            not_ordered(what, f"it lists {', '.join(serials) or 'nothing'}")
         if parsed.next_update_utc != step.next_update or parsed.last_update_utc != at.replace(microsecond=0):
-            _not_ordered(what, "its times are others")
+            not_ordered(what, "its times are others")
         lines = None if self._lines is None else self._lines.get(found.id, b"")
         if lines is not None and lines not in octets:
-            _not_ordered(what, "a reason or a time in it is not the one on record")
+            not_ordered(what, "a reason or a time in it is not the one on record")
         self.crls[found.id] = octets
 
 
 _NONE = Licence(owner="", scope="*", profiles="*", constraints="[]", quota=None, ends_at=None)
-
-
-def _read(parsed: x509.Certificate, what: str) -> lint.Reading:
-    try:
-        return lint.read(parsed.tbs_certificate_bytes)
-    except errors.MalformedRequest as wrong:
-        _not_ordered(what, str(wrong))
-
-
-def _require_names_within(ordered: TBSCertificate) -> None:
-    """Refuse name constraints that permit what those above do not (RFC 5280 section 6.1.4 (g) intersects them).
-
-    Such a certificate would promise what no path keeps.
-    """
-    value = lint.read(ordered.der).extensions.get(_NAME_CONSTRAINTS)
-    if value is None or not ordered.issuer.name_limits:
-        return
-    for tag, base in read_limits(value).permitted:
-        name = base[: len(base) // 2] if tag == _IP_ADDRESS else base
-        alternative = der.encode(der.SEQUENCE, der.encode(tag, name))
-        wrong = complaint(ordered.issuer.name_limits, _NO_NAME, alternative)
-        if wrong is not None:
-            raise errors.PolicyRefused("name-constraints", f"permits more than the authority above: {wrong}")
-
-
-def _not_ordered(what: str, complaint: str) -> NoReturn:
-    raise errors.PolicyRefused("as-ordered", f"{what} is not as the ceremony's file orders it: {complaint}")
-
-
-def require_signed(octets: bytes, signer: bytes, what: str, issuer: str) -> None:
-    """Refuse a certificate (DER) that the key in another certificate (DER) did not sign.
-
-    Raises:
-        errors.PolicyRefused: rule ``signature``.
-    """
-    try:
-        x509.load_der_x509_certificate(octets).verify_directly_issued_by(
-            x509.load_der_x509_certificate(signer)
-        )
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as wrong:
-        raise errors.PolicyRefused("signature", f"{what} is not signed by {issuer}") from wrong
-
-
-def require_signature(spki: bytes, signature: bytes, message: bytes, who: str) -> None:
-    """Refuse a signature that is not a custodian's.
-
-    Raises:
-        errors.ProofFailed: it is not.
-    """
-    try:
-        verify(spki, signature, message)
-    except (InvalidSignature, errors.MalformedRequest) as wrong:
-        raise errors.ProofFailed(
-            f"the signature of custodian {who} is not of the key the file names"
-        ) from wrong

@@ -1,0 +1,158 @@
+"""Is this what was ordered?  The questions a ceremony asks of certificates and signatures.
+
+A certificate of our own must be the ordered one octet for octet, but for the signature, which is verified;
+one of somebody else's must have what only we can give (name and key) and be good for what we need.  Each
+refusal names the field.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from birthmark import errors
+from birthmark.pki import der, lint
+from birthmark.pki.algorithms import verify
+from birthmark.pki.certificates import Certificate, TBSCertificate, assemble
+from birthmark.pki.issuer import Issuer
+from birthmark.pki.keys import KeyLabel
+from birthmark.pki.nameconstraints import complaint, read_limits
+from birthmark.pki.profiles import Extension
+
+__all__ = [
+    "not_ordered",
+    "require_demanded",
+    "require_names_within",
+    "require_ordered",
+    "require_signature",
+    "require_signed",
+]
+
+_BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
+_NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
+_IP_ADDRESS = 0x87
+_NO_NAME = b"\x30\x00"
+
+
+def require_ordered(what: str, found: Certificate, ordered: TBSCertificate, at: datetime) -> None:
+    """Refuse a certificate that differs from the ordered one in anything but its signature.
+
+    Args:
+        what: how it is called in refusals.
+        found: the certificate.
+        ordered: built anew, with the same serial number and begin.
+        at: when it was made.
+
+    Raises:
+        errors.PolicyRefused: rule ``as-ordered``; names the field.
+    """
+    if found.not_before != at.replace(microsecond=0):
+        not_ordered(what, f"it begins {found.not_before.isoformat()}, and was made {at.isoformat()}")
+    parsed = x509.load_der_x509_certificate(found.der)
+    seen, wanted = _read(parsed, what), lint.read(ordered.der)
+    for field_name, value in wanted._asdict().items():
+        if field_name != "octets" and getattr(seen, field_name) != value:
+            not_ordered(what, f"its {field_name.replace('_', ' ')} is another")
+    whole = assemble(ordered.der, wanted.signature_algorithm, parsed.signature)
+    if parsed.tbs_certificate_bytes != ordered.der or found.der != whole:
+        not_ordered(what, "its octets are others")
+
+
+def require_demanded(
+    what: str, found: Certificate, ordered: TBSCertificate, at: datetime, until: Sequence[datetime]
+) -> None:
+    """Refuse somebody else's certificate for our key that is not good for what the file demands.
+
+    Args:
+        what: how it is called in refusals.
+        found: the certificate.
+        ordered: what we would have made: its name, key, issuer and path length are demanded.
+        at: when it was taken.
+        until: how long it must be valid at least.
+
+    Raises:
+        errors.PolicyRefused: rule ``as-ordered``; names the field.
+    """
+    parsed = x509.load_der_x509_certificate(found.der)
+    seen, wanted = _read(parsed, what), lint.read(ordered.der)
+    issuer = Issuer.from_certificate(KeyLabel(""), found.der)  # refuses what is no authority's
+    # Two names are the same whatever string types an encoder chose.
+    as_we = x509.load_der_x509_certificate(assemble(ordered.der, wanted.signature_algorithm, b"\0"))
+    wrong = {
+        "key": found.subject_public_key_info != wanted.subject_public_key_info,
+        "issuer": found.issuer_name != wanted.issuer,
+        "subject": parsed.subject != as_we.subject,
+        "path length": seen.extensions.get(_BASIC_CONSTRAINTS) != wanted.extensions[_BASIC_CONSTRAINTS],
+        "key usage": not parsed.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
+        "serial number": not 0 < found.serial_number < 1 << 160,
+        "begin": found.not_before > at,
+        "end": issuer.not_after <= at or any(found.not_after < moment for moment in until),
+    }
+    for field_name, differs in wrong.items():
+        if differs:
+            not_ordered(what, f"its {field_name} is not what the file demands")
+
+
+def _read(parsed: x509.Certificate, what: str) -> lint.Reading:
+    try:
+        return lint.read(parsed.tbs_certificate_bytes)
+    except errors.MalformedRequest as wrong:
+        not_ordered(what, str(wrong))
+
+
+def require_names_within(ordered: TBSCertificate) -> None:
+    """Refuse name constraints that permit what those above do not.
+
+    RFC 5280 section 6.1.4 (g) intersects them: such a certificate would promise what no path keeps.
+
+    Raises:
+        errors.PolicyRefused: rule ``name-constraints``.
+    """
+    value = lint.read(ordered.der).extensions.get(_NAME_CONSTRAINTS)
+    if value is None or not ordered.issuer.name_limits:
+        return
+    for tag, base in read_limits(value).permitted:
+        name = base[: len(base) // 2] if tag == _IP_ADDRESS else base
+        alternative = der.encode(der.SEQUENCE, der.encode(tag, name))
+        wrong = complaint(ordered.issuer.name_limits, _NO_NAME, alternative)
+        if wrong is not None:
+            raise errors.PolicyRefused("name-constraints", f"permits more than the authority above: {wrong}")
+
+
+def not_ordered(what: str, complaint: str) -> NoReturn:
+    """Refuse what is not as the file orders it.
+
+    Raises:
+        errors.PolicyRefused: always; rule ``as-ordered``.
+    """
+    raise errors.PolicyRefused("as-ordered", f"{what} is not as the ceremony's file orders it: {complaint}")
+
+
+def require_signed(octets: bytes, signer: bytes, what: str, issuer: str) -> None:
+    """Refuse a certificate (DER) that the key in another certificate (DER) did not sign.
+
+    Raises:
+        errors.PolicyRefused: rule ``signature``.
+    """
+    try:
+        x509.load_der_x509_certificate(octets).verify_directly_issued_by(
+            x509.load_der_x509_certificate(signer)
+        )
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as wrong:
+        raise errors.PolicyRefused("signature", f"{what} is not signed by {issuer}") from wrong
+
+
+def require_signature(spki: bytes, signature: bytes, message: bytes, who: str) -> None:
+    """Refuse a signature that is not a custodian's.
+
+    Raises:
+        errors.ProofFailed: it is not.
+    """
+    try:
+        verify(spki, signature, message)
+    except (InvalidSignature, errors.MalformedRequest) as wrong:
+        raise errors.ProofFailed(
+            f"the signature of custodian {who} is not of the key the file names"
+        ) from wrong
