@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -725,16 +726,24 @@ def test_times_in_the_future_are_refused(small_plant: People) -> None:
 # --- from several processes
 
 
-def approve_in_another_process(url: str, keys: str, recall: str, approver: bytes, approval: bytes) -> int:
-    """Approve as another process of the service would; return how much was changed in all."""
+def approve_in_another_process(
+    both: Barrier, url: str, keys: str, recall: str, approver: bytes, approval: bytes
+) -> None:
+    """Approve as another process of the service would, and carry out once both have approved."""
+    waited: list[int] = []
+
+    def wait(done: int, _total: int) -> None:
+        if not waited:
+            waited.append(done)
+            both.wait(60)
+
     blastradius.PAGE = 5
     service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
     recalls = Recalls(service.store.realm, Hands(), SystemEntropy())
     caller = service.carry(recognise(approver))
-    done = service.carry(recalls.approve(caller, recall, approval))
+    done = service.carry(recalls.approve(caller, recall, approval, wait))
     service.store.close()
-    assert done.status is RecallStatus.DONE
-    return done.changed
+    assert (done.status, done.changed) == (RecallStatus.DONE, 203)
 
 
 def test_two_processes_that_approve_at_once_carry_it_out_once(plant: People) -> None:
@@ -750,9 +759,16 @@ def test_two_processes_that_approve_at_once_carry_it_out_once(plant: People) -> 
         plant.bela.caller.credential.der,
         approval,
     )
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        results = [pool.apply_async(approve_in_another_process, arguments) for _ in range(2)]
-        assert [result.get(60) for result in results] == [203, 203]
+    context = multiprocessing.get_context("spawn")
+    both = context.Barrier(2)
+    processes = [
+        context.Process(target=approve_in_another_process, args=(both, *arguments)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
     entries = plant.line.entries(start)
     assert Counter(entry["kind"] for entry in entries)["recall-approved"] == 1
     named = Counter(serial for entry in entries for serial in entry.get("certificates", ()))
