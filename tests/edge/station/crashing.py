@@ -81,15 +81,17 @@ def complaints(device: Path) -> list[str]:
         found.append("the directory is open to others")
     for path in device.iterdir():
         mode = S_IMODE(path.stat().st_mode)
-        if "device.key" in path.name and mode != 0o400:
+        if ".key" in path.name and mode != 0o400:
             found.append(f"{path.name} has the mode {mode:o}")
         try:
-            match path.name:
-                case "device.key":
+            if path.name.startswith("."):
+                continue  # what a death left half written has no name yet
+            match path.suffix:
+                case ".key":
                     load_pem_private_key(path.read_bytes(), None)
-                case "device.crt" | "chain.pem":
+                case ".crt" | ".pem":
                     from_pem(path.read_text())
-                case "pending.json":
+                case ".json":
                     Pending.decode(path.read_bytes())
         except Exception as wrong:  # noqa: BLE001 -- whatever it is, the test shows it
             found.append(f"{path.name}: {wrong!r}")
@@ -105,11 +107,11 @@ def main() -> None:
         device = Path(sys.argv[2]) / f"d{nth}"
         code = provision(nth, device, hardware_id)
         left = complaints(device)
-        key = device / "device.key"
-        before = key.read_bytes() if (device / "release.tlog-proof").exists() else None
+        released = (device / "release.tlog-proof").exists()
+        before = {key: key.read_bytes() for key in device.glob("*.key")} if released else {}
         again = provision(None, device, hardware_id)
         left += complaints(device)
-        if before is not None and key.read_bytes() != before:
+        if any(key.read_bytes() != octets for key, octets in before.items()):
             left.append("the key of a released device was replaced")
         result = {"device": f"vin:{hardware_id}", "first": code, "again": again, "complaints": left}
         sys.stdout.write(json.dumps(result) + "\n")

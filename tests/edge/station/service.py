@@ -137,10 +137,15 @@ class Device:
     certificate: x509.Certificate
     challenge: bytes
     leaf: int | None = None
+    further: tuple[x509.Certificate, ...] = ()
 
     @property
     def sha256(self) -> str:
-        return self.certificate.fingerprint(hashes.SHA256()).hex()
+        return _sha256(self.certificate)
+
+
+def _sha256(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 Mishap = Callable[["Handler"], bool]
@@ -167,6 +172,10 @@ class Service:
     """Alters a good answer, given its path."""
     refuse: Callable[[str], None] = lambda _: None
     """Raises what is to be refused, given a path."""
+    further: tuple[str, ...] = ()
+    """Profiles of the further certificates that each device gets."""
+    tells_further: bool = True
+    """False for a service of the time before."""
     last_seq: int = 0
     max_gang: int = 4
     connections: int = 0
@@ -224,11 +233,12 @@ class Service:
                 }  # fmt: skip
             case "GET", "v1", "runs", run:
                 counts = Counter(device.state for device in self.devices.values())
+                told = {"further_profiles": list(self.further)} if self.tells_further else {}
                 return {
                     "run": run, "product": "p", "batch": "b", "profile": "vehicle", "status": "open",
                     "quantity": 9, "admitted": len(self.devices), "released": counts["released"],
                     "held": counts["held"], "scrapped": counts["scrapped"], "not_before": "", "not_after": "",
-                    "hardware_id_kind": "vin", "origins": ["born", "delivered"],
+                    "hardware_id_kind": "vin", "origins": ["born", "delivered"], **told,
                 }  # fmt: skip
             case "GET", "v1", "devices", device:
                 return self._status(device)
@@ -270,7 +280,7 @@ class Service:
             if status != 200:
                 raise Problem(status, answer["code"], answer["detail"], answer["rule"])
             if what[0] == "issue" and body.get("csr") is None:
-                answer = self._certify(answer["device"], None, again=True)
+                answer = self._certify(answer["device"], [None] * (1 + len(self.further)), again=True)
             return answer
         try:
             answer = act(what, body)
@@ -290,32 +300,44 @@ class Service:
         device = self.devices.get(f"vin:{vin}")
         if device is not None and device.state != "admitted":
             raise Problem(409, "illegal-transition", f"cannot issue vin:{vin}: it is {device.state}")
-        return self._certify(f"vin:{vin}", body.get("csr"), again=False)
+        csr, further = body.get("csr"), body.get("further_csrs", [])
+        if len(further) != (0 if csr is None else len(self.further)):
+            raise Problem(400, "malformed-request", f"wants {len(self.further)} further requests")
+        return self._certify(f"vin:{vin}", [csr, *(further or [None] * len(self.further))], again=False)
 
-    def _certify(self, device: str, csr: str | None, *, again: bool) -> dict[str, Any]:
-        before = self.devices.get(device)
-        if again and before is not None and before.state != "issued":
-            raise Problem(409, "illegal-transition", f"{device} is {before.state}")
+    def _one(self, device: str, csr: str | None) -> tuple[x509.Certificate, dict[str, Any]]:
         made = None if csr is not None else ec.generate_private_key(ec.SECP256R1())
         key: Any = made.public_key() if made is not None else None
         if csr is not None:
             request = x509.load_pem_x509_csr(csr.encode())
             assert request.is_signature_valid
             key = request.public_key()
+        certificate = certify(name(device.partition(":")[2]), key, self.authority)
+        return certificate, {
+            "certificate": certificate.public_bytes(Encoding.PEM).decode(),
+            "private_key": None if made is None else pem_key(made).decode(),
+        }
+
+    def _certify(self, device: str, csrs: Sequence[str | None], *, again: bool) -> dict[str, Any]:
+        before = self.devices.get(device)
+        if again and before is not None and before.state != "issued":
+            raise Problem(409, "illegal-transition", f"{device} is {before.state}")
         number = (before.number if before else 0) + (0 if again else 1)
         self.issued[device] += 1
-        certificate = certify(name(device.partition(":")[2]), key, self.authority)
+        (certificate, told), *others = [self._one(device, csr) for csr in csrs]
         attempt = f"{sum(self.issued.values()):032x}"
         if again and before is not None:
             attempt = before.attempt
         challenge = Ed25519PrivateKey.generate().private_bytes_raw()
-        self.devices[device] = Device("issued", RUN, attempt, number, certificate, challenge)
+        further = tuple(one for one, _ in others)
+        self.devices[device] = Device("issued", RUN, attempt, number, certificate, challenge, further=further)
         self.log("device-issued", device=device)
         return {
             "device": device, "attempt": attempt, "state": "issued",
-            "certificate": certificate.public_bytes(Encoding.PEM).decode(),
-            "chain": [self.authority.pem], "challenge": base64.b64encode(challenge).decode(),
-            "private_key": None if made is None else pem_key(made).decode(),
+            "chain": [self.authority.pem], "challenge": base64.b64encode(challenge).decode(), **told,
+            "further": [
+                {"profile": profile, **one} for profile, (_, one) in zip(self.further, others, strict=True)
+            ],
         }  # fmt: skip
 
     def _prove(self, _what: tuple[str, ...], body: dict[str, Any]) -> dict[str, Any]:
@@ -325,18 +347,29 @@ class Service:
         device_id, device = found[0]
         if device.state != "issued":
             raise Problem(409, "illegal-transition", f"cannot prove {device_id}: it is {device.state}")
-        message = proof_message(
-            attempt=device.attempt, certificate_sha256=device.sha256, challenge=device.challenge
-        )
-        spki = device.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        shown = [body, *body.get("further", [])]
         try:
-            assert body["certificate_sha256"] == device.sha256
-            verify_proof(spki, base64.b64decode(body["signature"]), message)
+            for certificate, proof in zip((device.certificate, *device.further), shown, strict=True):
+                assert proof["certificate_sha256"] == _sha256(certificate)
+                message = proof_message(
+                    attempt=device.attempt,
+                    certificate_sha256=_sha256(certificate),
+                    challenge=device.challenge,
+                )
+                spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+                verify_proof(spki, base64.b64decode(proof["signature"]), message)
         except Exception as wrong:
             device.state = "held"
             raise Problem(409, "proof-failed", f"wrong proof; {device_id} is held") from wrong
         device.state = "released"
-        record = {"device": device_id, "attempt": device.attempt, "certificate_sha256": device.sha256}
+        record: dict[str, Any] = {
+            "device": device_id, "attempt": device.attempt, "certificate_sha256": device.sha256
+        }  # fmt: skip
+        if self.further:
+            record["further"] = [
+                {"profile": profile, "certificate_sha256": _sha256(certificate)}
+                for profile, certificate in zip(self.further, device.further, strict=True)
+            ]
         device.leaf = self.log("device-released", device=device_id, record=record)
         return {
             "device": device_id, "attempt": device.attempt, "state": "released",

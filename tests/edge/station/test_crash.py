@@ -13,11 +13,13 @@ from birthmark.edge.station.folder import Folder
 from tests.edge.station.service import NAME, RUN, Service
 
 
+@pytest.mark.parametrize("further", [(), ("tpm-iak",)], ids=["one certificate", "two"])
 @pytest.mark.parametrize("origin", ["born", "delivered"])
 def test_a_station_may_die_at_every_step_and_the_device_gets_one_identity(
-    service: Service, home: Path, tmp_path: Path, origin: str
+    service: Service, home: Path, tmp_path: Path, origin: str, further: tuple[str, ...]
 ) -> None:
     """Each death is followed by one more call in a new process, which must finish what the first began."""
+    service.further = further
     (tmp_path / "devices").mkdir()
     root = Path(__file__).parents[3]
     ran = subprocess.run(
@@ -40,6 +42,7 @@ def test_a_station_may_die_at_every_step_and_the_device_gets_one_identity(
         assert result["again"] == 0, f"after dying before operation {number}: {ran.stderr}"
         device = service.devices[result["device"]]
         assert (device.state, device.number) == ("released", 1)
+        assert len(device.further) == len(further)
         if origin == "born":
             assert service.issued[result["device"]] == 1, "one certificate, ever"
     assert len({device.sha256 for device in service.devices.values()}) == len(results)
