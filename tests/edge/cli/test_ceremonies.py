@@ -267,6 +267,35 @@ def test_a_request_goes_out_and_an_answer_comes_back(realm: Place, tmp_path: Pat
     done("ceremony", "verify", tmp_path / "trucks.ceremony", "--vkey", realm.vkey)
 
 
+def test_a_realm_is_made_with_its_root_on_another_machine_from_the_beginning(tmp_path: Path) -> None:
+    """SPEC A1: the root's key never was on the machine of the service."""
+    papers = papers_of(tmp_path)
+    file, store = Path(papers[papers.index("--ceremony") + 1]), papers[-2:]
+    papers = papers[:-2]
+    place = Place(tmp_path / "real")
+    names = ("--realm", "nord", "--organization", "Nord AG", "--operator", "anna", "--development-keys")
+    init = ("init", place.directory, *names, "--environment", "production", *papers)
+    people = (*papers[:4], "--reviewed", sha256(file))
+    answers: list[object] = []
+    request = tmp_path / ".real.waiting/ceremony/nord-1.request"
+    for count in (1, 2):
+        said = birthmark(*init, *answers)
+        assert said.code == 3, said
+        assert not place.directory.exists()
+        out = tmp_path / f"answer-{count}"
+        done("ceremony", "sign", request, file, *people, *store, "--out", out)
+        answers = ["--certificate", out / "nord-1.answer"]
+    other = birthmark(*init, *answers, "--site", "elsewhere", "--port", 9999)
+    assert other.code == 1
+    assert "other settings" in other.err
+    done(*init, *answers)
+    assert not request.exists()
+    done("ceremony", "verify", place.directory / "ceremony", "--vkey", place.vkey)
+    assert "key offline" in place.done("authority", "tree").out
+    assert sorted(path.stem for path in (place.directory / "keys").iterdir()) == ["issuing-1", "log"]
+    assert place.done("check", "--json").document["ok"] is True
+
+
 # --- credentials --------------------------------------------------------------------------------------------
 
 

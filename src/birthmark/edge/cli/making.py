@@ -21,7 +21,7 @@ from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, settings_text
 from birthmark.edge.cli.ceremony_conduct import Papers, conduct, offline_stores, sealed, service_name
-from birthmark.edge.cli.ceremony_folder import CeremonyFolder
+from birthmark.edge.cli.ceremony_folder import CeremonyFolder, Request
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.cli.key_folders import Attendant, make_key_folder
 from birthmark.edge.cli.session import built, opened
@@ -47,7 +47,7 @@ from birthmark.services.ceremony_steps import Known, Progress
 from birthmark.services.ceremony_templates import Head, Issuing, realm_file
 from birthmark.settings import Settings, load
 
-__all__ = ["Made", "make_realm"]
+__all__ = ["Made", "RealmWaits", "make_realm"]
 
 ROOT_ID = "root"
 ROOT_STORE = "root"
@@ -74,6 +74,14 @@ class Made:
     """Of the file that was performed."""
 
 
+class RealmWaits(errors.NotFound):
+    """The ceremony of a new realm waits for an answer; ``request`` is the file that goes out."""
+
+    def __init__(self, reason: str, request: Path) -> None:
+        super().__init__(reason)
+        self.request = request
+
+
 @dataclass(slots=True, kw_only=True)
 class _Elsewhere:
     """What the making has left outside its directory so far."""
@@ -95,14 +103,17 @@ def make_realm(factory: Factory, plan: Plan, directory: Path, papers: Papers | N
     Raises:
         errors.IllegalTransition: the directory is not empty, the database has a realm, or a key label is
             taken.
+        RealmWaits: the ceremony needs a key that is elsewhere; what was made so far is kept.
         errors.Refusal: whatever else went wrong; the directory is as it was.
     """
     plan.check(with_papers=papers is not None)
     _require_empty(directory)
     elsewhere = _Elsewhere()
-    with _private_umask(), _built_beside(directory) as place:
+    with _private_umask(), _built_beside(directory, waits=papers is not None) as place:
         try:
             made = _make(factory, plan, place, elsewhere, papers)
+        except RealmWaits:
+            raise
         except errors.Refusal as refusal:
             left = _left_behind(plan, elsewhere)
             if left:
@@ -114,7 +125,7 @@ def make_realm(factory: Factory, plan: Plan, directory: Path, papers: Papers | N
 
 def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere, papers: Papers | None) -> Made:
     for name in ("secrets", "stations", "operators"):
-        (place / name).mkdir(mode=DIRECTORY_MODE)
+        (place / name).mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     settings = _write_settings(factory, plan, place)
     operator = credentials.fresh_key()
     if papers is None:
@@ -151,7 +162,7 @@ def _own_papers(factory: Factory, plan: Plan, place: Path, operator: credentials
 
 def _own_ceremony(factory: Factory, plan: Plan, operator: credentials.PrivateKey) -> Ceremony:
     head = Head(
-        ceremony=f"{plan.realm.lower().replace('_', '-').strip('.-')}-1",
+        ceremony=f"{plan.realm.lower().replace('_', '-').strip('.-') or 'realm'}-1",
         realm=plan.realm,
         environment=str(plan.environment),
         purpose="root, first issuing authority and log key of a new realm",
@@ -238,7 +249,11 @@ def _conduct(
                     label for label in progress.keys if papers.ceremony.keys[label].store == SERVICE
                 ]
         if waiting is not None:
-            raise errors.NotFound(f"{waiting.reason}: bring it with --store {waiting.store or 'NAME'}=DIR")
+            asked = Request(
+                file_sha256=papers.ceremony.sha256, known=Known(), events=progress.events, lines={}
+            )
+            name, text = f"{papers.ceremony.id}.request", asked.text(papers.ceremony, waiting)
+            raise RealmWaits(waiting.reason, folder.write_text(name, text))
         return progress, sealed(folder, progress, people, factory.clock(), stores)
 
 
@@ -252,11 +267,16 @@ def _about_the_log(progress: Progress, plan: Plan, refusal: errors.PolicyRefused
 
 
 def _write_settings(factory: Factory, plan: Plan, place: Path) -> Settings:
+    text, path = settings_text.render(plan), place / "birthmark.toml"
+    if path.exists():  # the ceremony goes on where it waited
+        if path.read_text(encoding="utf-8") != text:
+            raise errors.IllegalTransition(f"{place} waits for a realm with other settings")
+        return load(path)
     if plan.keys.token is None and plan.keys.passphrase_file is None:
         _write_passphrase(factory, place / "secrets" / "keystore.passphrase")
     _write_passphrase(factory, place / "secrets" / "server.passphrase")
-    write_new_file(place / "birthmark.toml", settings_text.render(plan))
-    return load(place / "birthmark.toml")
+    write_new_file(path, text)
+    return load(path)
 
 
 def _write_passphrase(factory: Factory, path: Path) -> SecretBytes:
@@ -394,17 +414,26 @@ def _require_empty(directory: Path) -> None:
 
 
 @contextmanager
-def _built_beside(directory: Path) -> Iterator[Path]:
-    """Make a directory to build in, on the same file system, and leave nothing of it behind."""
-    place = directory.resolve().parent / f".{directory.resolve().name}.unfinished-{os.getpid()}"
+def _built_beside(directory: Path, *, waits: bool) -> Iterator[Path]:
+    """Make a directory to build in, on the same file system, and leave nothing of it behind.
+
+    One for a ceremony that may wait keeps its name, and stays while it waits.
+    """
+    name = f".{directory.resolve().name}.{'waiting' if waits else f'unfinished-{os.getpid()}'}"
+    place = directory.resolve().parent / name
+    waited = waits and (place / "ceremony").is_dir()
     try:
-        place.mkdir(mode=DIRECTORY_MODE)
+        place.mkdir(mode=DIRECTORY_MODE, exist_ok=waited)
     except OSError as cause:
         raise errors.Unavailable(f"{place} cannot be made: {cause.strerror}") from cause
+    keep = waited  # what was made in the ceremony so far is not thrown away for a mistake now
     try:
         yield place
+    except RealmWaits:
+        keep = True
+        raise
     finally:
-        if place.exists():
+        if place.exists() and not keep:
             shutil.rmtree(place)
 
 

@@ -10,8 +10,8 @@ import typer
 from birthmark import errors
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.ceremony_folder import read_ceremony
-from birthmark.edge.cli.ceremony_options import papers_of
-from birthmark.edge.cli.making import Made, make_realm
+from birthmark.edge.cli.ceremony_options import WAITING, papers_of
+from birthmark.edge.cli.making import Made, RealmWaits, make_realm
 from birthmark.edge.cli.options import AsJson
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import KeyPlace, Plan
@@ -204,7 +204,12 @@ def init(
         papers = papers_of(factory, read_ceremony(ceremony), given)
     elif custodian or reviewed or store or certificate or officer_pin_file:
         raise errors.MalformedRequest("custodians and stores belong to a ceremony: say which with --ceremony")
-    made = make_realm(factory, plan, directory, papers)
+    try:
+        made = make_realm(factory, plan, directory, papers)
+    except RealmWaits as waits:
+        printing.line(str(waits))
+        printing.line(f"take {waits.request} there, and give the same command with --certificate ANSWER")
+        raise typer.Exit(WAITING) from waits
     if as_json:
         printing.line(printing.json_text(_document(made)))
     else:
