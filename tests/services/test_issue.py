@@ -429,7 +429,9 @@ def test_an_authority_that_is_suspended_full_or_at_its_end_issues_nothing(line: 
         der=der,
     )
     line.establish(limited)
-    line.open_run("R2", authority="issuing-2", not_after=START + timedelta(hours=2))
+    # Each of the two has room for what its authority may issue; together they have not.
+    for run in ("R2", "R3"):
+        line.open_run(run, authority="issuing-2", not_after=START + timedelta(hours=2), quantity=2)
     line.issue(workpiece("D1"), run="R2")
 
     change = line.service.authorise.change
@@ -446,7 +448,7 @@ def test_an_authority_that_is_suspended_full_or_at_its_end_issues_nothing(line: 
         line,
         errors.QuotaExhausted,
         "authority issuing-2 has issued all 2",
-        lambda: line.issue(workpiece("D3"), run="R2"),
+        lambda: line.issue(workpiece("D3"), run="R3"),
     )
     assert line.the(Authority, "issuing-2").issued == 2
 
@@ -547,7 +549,7 @@ def test_rework_makes_a_new_attempt_and_supersedes_the_old_certificate(line: Lin
     old = line.the(DeviceCertificate, Certificate.from_der(first.certificate).serial_hex)
     revocation = line.the(Revocation, line_of(old).id)
     assert (revocation.reason, revocation.revoked_at) == (ReasonCode.SUPERSEDED, START)
-    assert line.entries()[-1]["revoked"] == old.serial
+    assert line.entries()[-1]["certificates"] == [old.serial]
 
     second = line.issue(device)
     assert (line.the(Attempt, second.attempt).number, line.the(Device, device.id).attempts) == (2, 2)

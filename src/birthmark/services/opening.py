@@ -263,24 +263,26 @@ class OpenRuns:
         if len(set(names)) != len(names):
             raise errors.PolicyRefused("profile", "the licence names a profile twice")
         profiles = tuple(self._runs.catalogue.load(name) for name in names)
-        for profile, (_, pinned) in zip(profiles, licence.profiles, strict=True):
-            _check_profile(profile, pinned)
+        for profile in profiles:
+            _check_profile(profile)
         _check_variables(licence, profiles)
         _check_partitioning(licence, profiles)
+        for profile, (_, pinned) in zip(profiles, licence.profiles, strict=True):
+            if profile.sha256 != pinned:
+                raise errors.PolicyRefused(
+                    "profile",
+                    f"the licence is for another profile {profile.name} than the one there is",
+                )
         return profiles
 
 
-def _check_profile(profile: Profile, pinned: str) -> None:
+def _check_profile(profile: Profile) -> None:
     if profile.kind is not ProfileKind.DEVICE:
         whose = "authorities" if profile.is_ca else f"{profile.kind}s"
         raise errors.PolicyRefused("profile", f"profile {profile.name} is for {whose}, not devices")
     if VARIABLE not in profile.variables:
         raise errors.PolicyRefused(
             "profile", f"profile {profile.name} names no hardware_id: its certificates would name no device"
-        )
-    if profile.sha256 != pinned:
-        raise errors.PolicyRefused(
-            "profile", f"the licence is for another profile {profile.name} than the one there is"
         )
 
 
