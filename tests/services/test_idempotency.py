@@ -149,9 +149,9 @@ def test_a_repeated_delivered_issue_makes_a_new_key_and_supersedes_the_lost_one(
     entry = line.entries()[-1]
     old = line.the(DeviceCertificate, Certificate.from_der(lost.certificate).serial_hex)
     new = line.the(DeviceCertificate, Certificate.from_der(got.certificate).serial_hex)
-    assert (entry["kind"], entry["superseded"], entry["certificate"]) == (
+    assert (entry["kind"], entry["certificates"], entry["certificate"]) == (
         "device-reissued",
-        old.serial,
+        [old.serial],
         new.serial,
     )
     assert (line.status(old), line.status(new)) == (ReasonCode.SUPERSEDED, None)
