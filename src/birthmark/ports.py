@@ -338,7 +338,7 @@ class Octets(Protocol):
 
     @property
     def size(self) -> int:
-        """How many octets there are."""
+        """How many octets there are; counted when it is asked for."""
         ...
 
     @property

@@ -152,6 +152,25 @@ class Publish:
         self._tell(alarms)
         return Report(built=tuple(built), certificates=certificates, log_size=log_size, alarms=tuple(alarms))
 
+    def make(self, authority: str, partition: str) -> Published:
+        """Make one CRL now, whether it is due or not, and publish it.
+
+        Raises:
+            errors.NotFound: there is no such authority.
+            errors.PolicyRefused: a rule of the lint refuses it, or its number would not grow.
+            errors.Unavailable: record, key store or directory does not answer.
+        """
+        with self._publication.lock():
+            found = self._store.look({Authority: (authority,)}).get(Authority, authority)
+            if found is None:
+                raise errors.NotFound(f"there is no authority {authority[:100]}")
+            before = self._index()
+            made = self._build(_issuer(found), authority, partition)
+            crls = before.crls | {(authority, partition): made}
+            document = replace(before, crls=crls).encode(self._realm, self._clock.now())
+            self._publication.publish(INDEX_PATH, (document,))
+        return made
+
     def check(self) -> Report:
         """Look at what is published, change nothing there, and tell every alarm.
 
@@ -330,13 +349,17 @@ class Publish:
         )
         self._require_growth(path, terms.number)
         prefix = f"{authority}/" if full else revocation_key(authority, partition, "")
-        with self._publication.draft() as draft:
-            with self._store.octets(Revocation, "entry", prefix=prefix) as entries:
-                around = crl.frame(terms, entries.size)
-                draft.write(around.prefix)
-                for piece in entries.pieces():
-                    draft.write(piece)
-                draft.write(around.suffix)
+        with self._publication.draft() as entries, self._publication.draft() as draft:
+            size = 0
+            with self._store.octets(Revocation, "entry", prefix=prefix) as found:
+                for piece in found.pieces():
+                    entries.write(piece)
+                    size += len(piece)
+            around = crl.frame(terms, size)
+            draft.write(around.prefix)
+            with entries.octets() as listed:
+                draft.write(listed)
+            draft.write(around.suffix)
             with draft.octets() as tbs:
                 header, trailer = crl.sign_crl(crl.permit(tbs, terms), self._keys.sign)
                 counted = _Counted((header, tbs, trailer))

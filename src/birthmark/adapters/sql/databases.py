@@ -42,11 +42,15 @@ PLANNER = (
     "SET enable_seqscan = off",
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
+    "SET enable_bitmapscan = off",
+    "SET enable_sort = off",
+    "SET jit = off",
 )
 """Every statement here finds rows by key, or walks one index.
 
 Until its first ANALYZE a growing table looks small to PostgreSQL's planner, which then reads all of it, and
-every train would cost more than the one before.
+every train would cost more than the one before.  And it takes a range between two unknown keys for a two
+hundredth of the table: rather than walk the index to the end of a page, it would sort all the rest for each.
 """
 Row = Sequence[Any]
 
@@ -132,6 +136,11 @@ class Database(Protocol):
         """Outside any train: run a SELECT (placeholders are ``%s``)."""
         ...
 
+    @property
+    def joins_octets(self) -> bool:
+        """True if it has PostgreSQL's ``string_agg`` for octets."""
+        ...
+
     def snapshot(self) -> AbstractContextManager["Query"]:
         """Outside any train: return a ``query`` all of whose answers are of one moment."""
         ...
@@ -179,6 +188,8 @@ def _first_line(cause: Exception) -> str:
 
 class SQLite:
     """The embedded database: one file, any number of processes on one machine."""
+
+    joins_octets = False
 
     def __init__(self, path: Path, lock_timeout_seconds: float = 10.0) -> None:
         if not path.is_file():
@@ -378,6 +389,8 @@ class SQLite:
 
 class PostgreSQL:
     """PostgreSQL: several processes, several machines."""
+
+    joins_octets = True
 
     def __init__(self, conninfo: str, password: SecretBytes | None = None) -> None:
         self._conninfo = conninfo

@@ -185,41 +185,63 @@ def _impossible(act: Act[Any]) -> Act[Any]:
 class _Octets:
     """See ``ports.Octets``."""
 
-    __slots__ = ("_field", "_mapping", "_prefix", "_query", "_until", "as_of", "size")
+    __slots__ = ("_page", "_pages", "_prefix", "_query", "_sum", "_until", "as_of")
 
     def __init__(
         self,
+        pages: Callable[[str, Sequence[Any]], list[Row]],
         query: Callable[[str, Sequence[Any]], list[Row]],
-        mapping: Mapping[Any],
-        field: str,
-        prefix: str,
-        until: str,
-        size: int,
+        statements: tuple[str, str],
+        bounds: tuple[str, str],
         as_of: datetime,
     ) -> None:
+        self._pages = pages
         self._query = query
-        self._mapping = mapping
-        self._field = field
-        self._prefix = prefix
-        self._until = until
-        self.size = size
+        self._page, self._sum = statements
+        self._prefix, self._until = bounds
         self.as_of = as_of
+
+    @property
+    def size(self) -> int:
+        """See ``ports.Octets.size``."""
+        ((size,),) = self._query(self._sum, (self._prefix, self._until))
+        return int(size)
 
     def pieces(self) -> Iterator[bytes]:
         """See ``ports.Octets.pieces``."""
-        key = self._mapping.columns[0]
-        low, comparison = self._prefix, ">="
-        while True:
-            rows = self._query(
-                f"SELECT {key}, {self._field} FROM {self._mapping.table}"
-                f" WHERE {key} {comparison} %s AND {key} < %s ORDER BY {key} LIMIT {PIECE_ROWS}",
-                (low, self._until),
-            )
-            if rows:
-                yield b"".join([row[1] for row in rows])
-            if len(rows) < PIECE_ROWS:
-                return
-            low, comparison = rows[-1][0], ">"
+        # No key is the prefix itself: all have something behind it.
+        low, count = self._prefix, PIECE_ROWS
+        while count == PIECE_ROWS:
+            ((count, low, piece),) = self._pages(self._page, (low, self._until))
+            if piece:
+                yield piece
+
+
+def _page_joined(mapping: Mapping[Any], field: str) -> str:
+    """Return the query for a page of octets: how many rows, the last key, the field of all joined."""
+    key = mapping.columns[0]
+    page = (
+        f"SELECT {key}, {field} FROM {mapping.table} WHERE {key} > %s AND {key} < %s"
+        f" ORDER BY {key} LIMIT {PIECE_ROWS}"
+    )
+    return f"SELECT count(*), max({key}), string_agg({field}, ''::bytea ORDER BY {key}) FROM ({page}) page"
+
+
+def _joining(
+    query: Callable[[str, Sequence[Any]], list[Row]], mapping: Mapping[Any], field: str
+) -> Callable[[str, Sequence[Any]], list[Row]]:
+    """Return what answers the same where the database cannot join octets."""
+    key = mapping.columns[0]
+
+    def page(_statement: str, bounds: Sequence[Any]) -> list[Row]:
+        rows = query(
+            f"SELECT {key}, {field} FROM {mapping.table} WHERE {key} > %s AND {key} < %s"
+            f" ORDER BY {key} LIMIT {PIECE_ROWS}",
+            bounds,
+        )
+        return [(len(rows), rows[-1][0] if rows else None, b"".join([row[1] for row in rows]))]
+
+    return page
 
 
 _Job = tuple[Sequence[Act[Any]], "Future[list[Committed[Any]]]"]
@@ -321,12 +343,13 @@ class SQLStore:
             raise ValueError(f"{mapping.table} has no {field}, or {prefix!r} is no prefix")
         key, until = mapping.columns[0], prefix[:-1] + chr(ord(prefix[-1]) + 1)
         with self._database.snapshot() as query:
-            (size, at), *_ = query(
-                f"SELECT (SELECT coalesce(sum(length({field})), 0) FROM {mapping.table}"
-                f" WHERE {key} >= %s AND {key} < %s), at FROM head WHERE id = 1",
-                (prefix, until),
+            ((at,),) = query("SELECT at FROM head WHERE id = 1", ())
+            sum_up = (
+                f"SELECT coalesce(sum(length({field})), 0) FROM {mapping.table}"
+                f" WHERE {key} > %s AND {key} < %s"
             )
-            yield _Octets(query, mapping, field, prefix, until, int(size), moment(at))
+            joined = query if self._database.joins_octets else _joining(query, mapping, field)
+            yield _Octets(joined, query, (_page_joined(mapping, field), sum_up), (prefix, until), moment(at))
 
     def token(self, index: int) -> str:
         """See ``Store.token``."""

@@ -2,7 +2,7 @@
 
 Four tables are made anew, because SQLite changes neither a CHECK nor the order of columns in place.  What was
 revoked moves from the certificates to ``revocation``, each with its CRL entry.  Its ids compare by octets on
-PostgreSQL, whatever the database's collation: a CRL is a walk along them.
+PostgreSQL, whatever the database's collation: a CRL is a walk along them, and the entries lie in that order.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -58,10 +58,10 @@ ALTER TABLE attempt ADD COLUMN further TEXT NOT NULL DEFAULT '';
 ALTER TABLE identity_record ADD COLUMN further TEXT NOT NULL DEFAULT '';
 CREATE INDEX device_certificate_of_run ON device_certificate (run, serial);
 CREATE TABLE revocation (
-    id TEXT {octets} NOT NULL PRIMARY KEY, entry {bytes} NOT NULL, reason TEXT NOT NULL CHECK (reason IN (
+    id TEXT {octets} NOT NULL, entry {bytes} NOT NULL, reason TEXT NOT NULL CHECK (reason IN (
         'unspecified', 'keyCompromise', 'cACompromise', 'affiliationChanged', 'superseded',
         'cessationOfOperation', 'certificateHold', 'removeFromCRL', 'privilegeWithdrawn', 'aACompromise')),
-    revoked_at BIGINT NOT NULL, cause TEXT NOT NULL) {strict};
+    revoked_at BIGINT NOT NULL, cause TEXT NOT NULL, PRIMARY KEY (id) {entries}) {keyed};
 CREATE INDEX revocation_at ON revocation (revoked_at, id);
 CREATE TABLE recall (
     id TEXT NOT NULL PRIMARY KEY, document {bytes} NOT NULL, proposer TEXT NOT NULL,
@@ -153,6 +153,7 @@ def upgrade() -> None:
             strict="STRICT" if sqlite else "",
             keyed="STRICT, WITHOUT ROWID" if sqlite else "",
             octets="" if sqlite else 'COLLATE "C"',
+            entries="" if sqlite else "INCLUDE (entry)",
         )
         if sqlite:
             text = text.replace("BIGINT", "INTEGER")

@@ -1,0 +1,239 @@
+"""How long a CRL of a million entries takes, and what one more revocation costs (SPEC F2).
+
+PostgreSQL, ten million certificates issued and a million revoked, put there in bulk by SQL: the rows are what
+the service would have written, except that a certificate's own octets are left out, which no CRL reads.
+What is timed runs in a process of its own, so that its peak of memory is its own; that counts the pages of
+the file it maps, which are the kernel's to take back.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from birthmark import app
+from birthmark.floor.devices import DeviceCertificate
+from birthmark.floor.revocations import Revocation
+from birthmark.ledger.entry import time_text
+from birthmark.pki.revocation import ReasonCode
+from birthmark.ports import Act, Decision, Facts
+from birthmark.services.acts import refuse
+from birthmark.services.revocations import line_of, revoke
+from birthmark.settings import load
+from tools.localpg import LocalPostgreSQL
+
+__all__ = ["TARGETS", "Figures", "measure"]
+
+TARGETS = {
+    "full_seconds": 3.0,
+    "peak_megabytes": 200.0,
+    "batch_seconds": 0.2,
+    "revocation_ratio": 1.2,
+}
+BATCH = "batch.B-7"
+BATCH_REVOKED = 50_000
+SINGLES = 200
+
+# The octets of ``pki.revocation.revoked_entry`` for a serial number of 20 octets and a reason.
+_ENTRY = """decode('30330214' || serial || '170d' || encode(%(at)s, 'hex')
+    || '300c300a0603551d1504030a0104', 'hex')"""
+_SERIAL = "'4' || substr(md5(n::text), 2) || substr(md5((-n)::text), 1, 8)"
+_PARTITION = f"CASE WHEN n <= {BATCH_REVOKED} THEN '{BATCH}' ELSE 'all' END"
+_NUMBERS = "generate_series(%(first)s::bigint, %(last)s::bigint) n"
+_ISSUED = f"""INSERT INTO device_certificate
+    SELECT {_SERIAL}, 'issuing-1', 'serial:D' || n, 'a' || n, ''::bytea, md5(n::text), 'BULK', {_PARTITION},
+        'station:ST01', %(ms)s FROM {_NUMBERS}"""  # noqa: S608  # constants of this file
+_REVOKED = f"""INSERT INTO revocation
+    SELECT 'issuing-1/' || partition || '/' || serial, {_ENTRY}, 'superseded', %(ms)s, 'recall:bulk'
+    FROM (SELECT {_PARTITION} AS partition, {_SERIAL} AS serial FROM {_NUMBERS}) made"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What came of it."""
+
+    issued: int
+    revoked: int
+    generation_seconds: float
+    full_seconds: float
+    full_octets: int
+    peak_megabytes: float
+    batch_seconds: float
+    batch_octets: int
+    batch_entries: int
+    few_milliseconds: float
+    """One more revocation put on record with 10 revoked: the median."""
+    many_milliseconds: float
+    """The same with all revoked."""
+
+    @property
+    def revocation_ratio(self) -> float:
+        """What one more costs with all revoked, compared with 10."""
+        return self.many_milliseconds / self.few_milliseconds
+
+    def missed(self) -> list[str]:
+        """Return the targets that were missed."""
+        return [name for name, most in TARGETS.items() if getattr(self, name) > most]
+
+
+def measure(issued: int = 10_000_000, revoked: int = 1_000_000) -> Figures:
+    """Generate and measure."""
+    with tempfile.TemporaryDirectory(prefix="birthmark-crls-") as folder, LocalPostgreSQL() as cluster:
+        settings = _realm(Path(folder), cluster.create_database("crls"))
+        with cluster.connect("crls") as database:
+            at = _prepare(database)
+            started = time.perf_counter()
+            _fill(database, _ISSUED, at, 1, issued)
+            _fill(database, _REVOKED, at, BATCH_REVOKED + 1, BATCH_REVOKED + 10)
+            generated = time.perf_counter() - started
+            few = _child(settings, "singles", str(issued))
+            started = time.perf_counter()
+            _fill(database, _REVOKED, at, 1, BATCH_REVOKED)
+            _fill(database, _REVOKED, at, BATCH_REVOKED + 11, revoked)
+            database.execute("VACUUM ANALYZE")
+            generated += time.perf_counter() - started
+        many = _child(settings, "singles", str(issued - SINGLES))
+        full = _child(settings, "full", "")
+        batch = _child(settings, "batch", "")
+    return Figures(
+        issued=issued,
+        revoked=revoked,
+        generation_seconds=generated,
+        full_seconds=full["seconds"],
+        full_octets=full["octets"],
+        peak_megabytes=full["peak"],
+        batch_seconds=batch["seconds"],
+        batch_octets=batch["octets"],
+        batch_entries=BATCH_REVOKED,
+        few_milliseconds=few["milliseconds"],
+        many_milliseconds=many["milliseconds"],
+    )
+
+
+def _realm(folder: Path, url: str) -> Path:
+    place, plain = folder / "realm", url.replace("postgresql+psycopg://", "postgresql://")
+    account, _, rest = plain.removeprefix("postgresql://").partition("@")
+    user, _, password = account.partition(":")
+    secret = folder / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(f"{password}\n")
+    command = [
+        sys.executable, "-m", "birthmark", "init", str(place), "--realm", "bench", "--organization", "Bench",
+        "--operator", "anna", "--station", "ST01", "--database-url", f"postgresql://{user}@{rest}",
+        "--database-password-file", str(secret),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    settings = place / "birthmark.toml"
+    with settings.open("a") as file:
+        file.write(f'[publication]\nurl = "http://pki.example"\ndirectory = "{folder / "www"}"\n')
+    return settings
+
+
+def _prepare(database: psycopg.Connection[Any]) -> datetime:
+    """Return a time after which nothing is on record yet."""
+    database.autocommit = True
+    database.execute("SET synchronous_commit = off")  # the bulk only; the service sets its own
+    database.execute("ALTER DATABASE crls SET max_parallel_workers_per_gather = 0")
+    row = database.execute("SELECT to_timestamp(at / 1000) FROM head").fetchone()
+    assert row is not None
+    at: datetime = row[0]
+    return at
+
+
+def _fill(database: psycopg.Connection[Any], statement: str, at: datetime, first: int, last: int) -> None:
+    encoded = at.strftime("%y%m%d%H%M%SZ").encode()
+    values = {"at": encoded, "ms": int(at.timestamp() * 1000), "first": first, "last": last}
+    # Literals: md5 over a parameter of unknown type is another function.
+    with psycopg.ClientCursor(database) as cursor:
+        cursor.execute(statement.encode(), values)
+
+
+def _child(settings: Path, what: str, argument: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.crls", "--child", what, str(settings), argument]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+# --- in the child
+
+
+def _singles(settings: Path, last: int) -> Mapping[str, float]:
+    """Revoke certificates one by one, each durable before the next."""
+    application = app.build(load(settings))
+    try:
+        store, times = application.store, []
+        serials = [_serial(last - offset) for offset in range(SINGLES)]
+        for serial in serials:
+
+            def decide(facts: Facts, at: datetime, serial: str = serial) -> Decision[bool]:
+                certificate = facts.get(DeviceCertificate, serial)
+                assert certificate is not None
+                done = revoke(facts, line_of(certificate), ReasonCode.SUPERSEDED, at, "recall:bench")
+                return Decision(done, [("noted", {"certificate": serial, "said_at": time_text(at)})])
+
+            reads = {DeviceCertificate: (serial,), Revocation: (f"issuing-1/all/{serial}",)}
+            act = Act(actor="operator:anna", decide=decide, refuse=refuse(None, "bench", {}), reads=reads)
+            started = time.perf_counter()
+            assert store.submit([act]).result()[0].answer is True
+            times.append(time.perf_counter() - started)
+        return {"milliseconds": statistics.median(times) * 1000}
+    finally:
+        application.close()
+
+
+def _serial(n: int) -> str:
+    from hashlib import md5  # noqa: PLC0415  # as the SQL above
+
+    first, second = (md5(str(one).encode(), usedforsecurity=False).hexdigest() for one in (n, -n))
+    return f"4{first[1:]}{second[:8]}"
+
+
+def _build(settings: Path, partition: str) -> Mapping[str, float]:
+    """Make one CRL, as the publisher's cycle does."""
+    application = app.build(load(settings))
+    try:
+        assert application.publish is not None
+        started = time.perf_counter()
+        made = application.publish.make("issuing-1", partition)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"seconds": seconds, "octets": made.octets, "peak": peak}
+    finally:
+        application.close()
+
+
+def main() -> None:
+    """Measure and print, or be the child that is measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "SETTINGS", "ARGUMENT"))
+    parser.add_argument("--issued", type=int, default=10_000_000)
+    parser.add_argument("--revoked", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        what, settings, argument = arguments.child
+        if what == "singles":
+            print(json.dumps(_singles(Path(settings), int(argument))))
+        else:
+            print(json.dumps(_build(Path(settings), "all" if what == "full" else BATCH)))
+        return
+    figures = measure(arguments.issued, arguments.revoked)
+    for name in Figures.__slots__:
+        print(f"{name:20} {getattr(figures, name):,.4g}")
+    print(f"{'revocation_ratio':20} {figures.revocation_ratio:.2f}")
+    print("missed:", ", ".join(figures.missed()) or "none")
+
+
+if __name__ == "__main__":
+    main()
