@@ -3,6 +3,7 @@
 import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from birthmark import errors
 from birthmark.adapters.pkcs11 import PKCS11KeyStore
@@ -197,6 +200,39 @@ def test_a_journal_that_somebody_changed_is_refused() -> None:
         resume(progress, made.events[:number])
         with pytest.raises(errors.Refusal):
             progress.take(dict(event, certificate=b64encode(bytes(octets)).decode()))
+
+
+@given(number=st.integers(0, 7), at=st.integers(0, 800), flip=st.integers(1, 255))
+@settings(max_examples=100, deadline=None)
+def test_any_octet_changed_in_a_certificate_is_one_refusal(number: int, at: int, flip: int) -> None:
+    made = hierarchy().progress
+    number = [n for n, event in enumerate(made.events) if "certificate" in event][number % 2]
+    octets = bytearray(b64decode(made.events[number]["certificate"]))
+    octets[at % len(octets)] ^= flip
+    progress = Progress(made.ceremony, Known(), profiles.load)
+    resume(progress, made.events[:number])
+    with pytest.raises(errors.Refusal):
+        progress.take(dict(made.events[number], certificate=b64encode(bytes(octets)).decode()))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data(), value=_JSON)
+@settings(max_examples=100, deadline=None)
+def test_any_event_is_taken_or_one_refusal(data: st.DataObject, value: object) -> None:
+    made = hierarchy().progress
+    number = data.draw(st.integers(0, len(made.events) - 1))
+    event = dict(made.events[number])
+    event[data.draw(st.sampled_from(sorted(event)))] = value
+    progress = Progress(made.ceremony, Known(), profiles.load)
+    resume(progress, made.events[:number])
+    with suppress(errors.Refusal):
+        progress.take(event)
 
 
 def test_a_key_with_other_attributes_than_ordered_is_refused() -> None:

@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from birthmark import errors
 from birthmark.floor.authorities import (
@@ -77,6 +78,10 @@ __all__ = [
 Event = Mapping[str, Any]
 Loader = Callable[[str], Profile]
 """Returns the profile of a name, or raises ``errors.NotFound``."""
+_UNREADABLE = (
+    *(KeyError, TypeError, ValueError, AttributeError, NotBase64, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound),
+)
 _RESERVED = ("environment_mark", "realm")
 
 
@@ -225,7 +230,7 @@ class Progress:
                 self._next += 1
             else:
                 raise errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
-        except (KeyError, TypeError, ValueError, NotBase64) as wrong:
+        except _UNREADABLE as wrong:
             raise errors.MalformedRequest(f"an event of a ceremony lacks something: {wrong}") from wrong
         self._place, self._at[place] = place, at
         self.events.append(event)
