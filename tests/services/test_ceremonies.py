@@ -361,6 +361,16 @@ def test_an_authority_rolls_over_with_overlap(bare_line: Line) -> None:
     assert check(bare_line.service.store, bare_line.service.store.log, bare_line.realm).findings == []
 
 
+def test_two_do_not_take_over_from_one(bare_line: Line) -> None:
+    """Two ceremonies carried out at the same time: the second to commit finds what the first did."""
+    name, first = more(bare_line, replaces="issuing-1")
+    _, second = more(bare_line, replaces="issuing-1")
+    performed(bare_line, first)
+    with pytest.raises(errors.IllegalTransition, match=f"{name} follows"):
+        performed(bare_line, second)
+    assert bare_line.the(Authority, "issuing-1").successor == name
+
+
 def test_an_authority_is_retired_by_its_custodians(bare_line: Line) -> None:
     carla = hierarchy().custodian
     text = issuing_text([carla], ceremony="acme-retire").partition("steps:")[0]
@@ -591,7 +601,7 @@ _ALTERED: dict[str, tuple[dict[str, Any], str]] = {
     "another subject": ({"subject": "Mallory CA"}, "subject"),
     "another key": ({"key": MALLORY.key.public_key()}, "subject public key info"),
     "another issuer": ({"issuer": "Mallory Root"}, "issuer"),
-    "an earlier begin": ({"begin": timedelta(days=-1)}, "it begins"),
+    "another begin": ({"begin": timedelta(seconds=30)}, "it begins"),
     "an earlier end": ({"end": datetime(2031, 1, 1, tzinfo=UTC)}, "not after"),
     "a short serial number": ({"serial": 5}, "serialNumber has"),
     "another path length": ({"replace": x509.BasicConstraints(ca=True, path_length=1)}, "extensions"),

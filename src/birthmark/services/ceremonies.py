@@ -463,22 +463,29 @@ def _keep(facts: Facts, asset: KeyAsset) -> KeyAsset:
 def _changes(facts: Facts, progress: Progress) -> list[tuple[str, Mapping[str, Any]]]:
     """Change what authorities the ceremony replaced or retired, and return the log entries."""
     entries: list[tuple[str, Mapping[str, Any]]] = []
-    for name, changed in progress.authorities.items():
-        found = facts.get(Authority, name)
-        if found is None:
-            raise errors.IntegrityFailure(f"authority {name} is gone")
-        if changed.successor != found.successor:
-            found = replace(found, successor=changed.successor)
-            said = {"authority": name, "successor": changed.successor, "ceremony": progress.ceremony.id}
-            entries.append(("authority-succeeded", said))
-        if name in progress.retired:
-            if found.status is AuthorityStatus.RETIRED:
-                raise errors.IllegalTransition(f"authority {name} is retired already")
-            found = replace(found, status=AuthorityStatus.RETIRED)
-            entries.append(("authority-retired", {"authority": name, "reason": progress.retired[name]}))
-        if entries and entries[-1][1]["authority"] == name:
-            facts.put(found)
+    for name, successor in progress.replaced.items():
+        found = _there(facts, name)
+        if found.successor is not None or found.status is not AuthorityStatus.ACTIVE:
+            raise errors.IllegalTransition(
+                f"authority {name} is {found.status}, and {found.successor} follows"
+            )
+        facts.put(replace(found, successor=successor))
+        said = {"authority": name, "successor": successor, "ceremony": progress.ceremony.id}
+        entries.append(("authority-succeeded", said))
+    for name, reason in progress.retired.items():
+        found = _there(facts, name)
+        if found.status is AuthorityStatus.RETIRED:
+            raise errors.IllegalTransition(f"authority {name} is retired already")
+        facts.put(replace(found, status=AuthorityStatus.RETIRED))
+        entries.append(("authority-retired", {"authority": name, "reason": reason}))
     return entries
+
+
+def _there(facts: Facts, name: str) -> Authority:
+    found = facts.get(Authority, name)
+    if found is None:
+        raise errors.IntegrityFailure(f"authority {name} is gone")
+    return found
 
 
 def _entry(

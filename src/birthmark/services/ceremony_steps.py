@@ -164,6 +164,8 @@ class Progress:
         """By name, in the order of the steps; DER."""
         self.crls: dict[str, bytes] = {}
         """By authority; DER."""
+        self.replaced: dict[str, str] = {}
+        """Authority to the one that takes over from it."""
         self.retired: dict[str, str] = {}
         """Authority to reason."""
         self.sessions: list[Session] = []
@@ -541,6 +543,7 @@ class Progress:
         if found.successor is not None:
             raise errors.IllegalTransition(f"{found.successor} took over from {found.id} already")
         self.authorities[found.id] = replace(found, successor=after.id)
+        self.replaced[found.id] = after.id
 
     def _take_cross(self, step: CrossCertify, octets: bytes, at: datetime) -> None:
         found, whose = self._judge(step, octets, at), self.authority(step.authority)

@@ -357,15 +357,15 @@ def test_a_realm_is_made_with_its_keys_in_a_token(tmp_path: Path) -> None:
             token.pin_file,
         )
         papers = papers_of(tmp_path, prefix="n.")
-        options = ("--key-prefix", "n.", *options)
-        done("init", place.directory, *NAMES, "--environment", "production", *options, *papers)
+        prefix = ("--key-prefix", "n.")
+        done("init", place.directory, *NAMES, "--environment", "production", *prefix, *options, *papers)
         assert not (place.directory / "keys").exists()
         assert "development" not in place.done("authority", "list").out
         assert place.done("authority", "show", "issuing-1", "--json").document["key_label"] == "n.issuing-1"
         place.done("config", "check")
         place.done("check")
         done("ceremony", "verify", place.directory / "ceremony", "--vkey", place.vkey)
-        again = birthmark("init", tmp_path / "two", *NAMES, *options)
+        again = birthmark("init", tmp_path / "two", *NAMES, *prefix, *options)
         assert again.code == 1
         assert "n.log" in again.err
         assert not (tmp_path / "two").exists()
