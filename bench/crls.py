@@ -33,7 +33,7 @@ from birthmark.services.revocations import line_of, revoke
 from birthmark.settings import load
 from tools.localpg import LocalPostgreSQL
 
-__all__ = ["TARGETS", "Figures", "measure"]
+__all__ = ["TARGETS", "Figures", "measure", "sqlite_realm"]
 
 TARGETS = {
     "full_seconds": 3.0,
@@ -122,21 +122,30 @@ def measure(issued: int = 10_000_000, revoked: int = 1_000_000) -> Figures:
 
 
 def _realm(folder: Path, url: str) -> Path:
-    place, plain = folder / "realm", url.replace("postgresql+psycopg://", "postgresql://")
+    plain = url.replace("postgresql+psycopg://", "postgresql://")
     account, _, rest = plain.removeprefix("postgresql://").partition("@")
     user, _, password = account.partition(":")
     secret = folder / "password"
     secret.touch(mode=0o600)
     secret.write_text(f"{password}\n")
+    options = ["--database-url", f"postgresql://{user}@{rest}", "--database-password-file", str(secret)]
+    return _init(folder / "realm", folder / "www", *options)
+
+
+def sqlite_realm(folder: Path, www: Path) -> Path:
+    """Make a realm on SQLite that publishes into a directory; return its settings file."""
+    return _init(folder / "realm", www)
+
+
+def _init(place: Path, www: Path, *options: str) -> Path:
     command = [
         sys.executable, "-m", "birthmark", "init", str(place), "--realm", "bench", "--organization", "Bench",
-        "--operator", "anna", "--station", "ST01", "--database-url", f"postgresql://{user}@{rest}",
-        "--database-password-file", str(secret),
+        "--operator", "anna", "--station", "ST01", *options,
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     settings = place / "birthmark.toml"
     with settings.open("a") as file:
-        file.write(f'[publication]\nurl = "http://pki.example"\ndirectory = "{folder / "www"}"\n')
+        file.write(f'[publication]\nurl = "http://pki.example"\ndirectory = "{www}"\n')
     return settings
 
 
