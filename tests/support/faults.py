@@ -47,6 +47,10 @@ class _Passing:
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return self.database.query(statement, parameters)
 
+    @property
+    def joins_octets(self) -> bool:
+        return self.database.joins_octets
+
     def snapshot(self) -> AbstractContextManager[Query]:
         return self.database.snapshot()
 

@@ -210,6 +210,8 @@ class PublicationDirectory:
             made.append(folder)
             folder = folder.parent
         place.parent.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            folder.chmod(0o755)  # whoever serves it may be another user
         new.rename(place)
         for changed in (place.parent, *(folder.parent for folder in made)):
             _sync(changed)

@@ -11,8 +11,8 @@ from birthmark.edge.cli.main import command_tree
 from tests.edge.cli.command import birthmark, done
 
 EXPECTED = """
-init serve check provision version
-run-open run-list run-show run-close
+init serve publish check provision version
+run-open run-approve run-list run-show run-close
 recall-preview recall-propose recall-approve recall-resume recall-withdraw recall-list recall-show
 shipment-record shipment-list
 device-list device-show device-hold device-rework device-scrap device-token device-certificate
@@ -22,6 +22,9 @@ bootstrap-issue bootstrap-list bootstrap-revoke
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
 ceremony-list ceremony-show ceremony-custodian ceremony-store
+keys-list keys-check keys-adopt keys-transport keys-kek keys-accept keys-backup keys-restore
+profile-list profile-show profile-lint profile-add
+responder-key responder-enrol responder-revoke
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
 server-renew config-check database-migrate
 """
@@ -55,7 +58,19 @@ def test_a_command_says_what_it_does_and_what_its_options_are(path: tuple[str, .
 
 
 @pytest.mark.parametrize(
-    "group", ["run", "device", "station", "operator", "bootstrap", "authority", "ceremony", "log"]
+    "group",
+    [
+        "run",
+        "device",
+        "station",
+        "operator",
+        "bootstrap",
+        "authority",
+        "ceremony",
+        "recall",
+        "profile",
+        "log",
+    ],
 )
 def test_a_group_alone_shows_its_commands(group: str) -> None:
     said = birthmark(group)
