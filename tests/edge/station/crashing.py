@@ -3,7 +3,8 @@
 Run by ``test_crash.py``; prints one JSON object a device.  It forks from a process without threads that has
 everything imported, so that a hundred deaths take seconds.
 
-Arguments: station directory, directory for the devices, run, server name, born or delivered.
+Arguments: station directory, directory for the devices, run, server name, born or delivered; and, if not
+every operation is to be died before, the stride from one to the next.
 """
 
 import json
@@ -53,7 +54,7 @@ def die_before(nth: int) -> None:
 
 def provision(nth: int | None, device: Path, hardware_id: str) -> int:
     """Provision in a process of its own and return its exit code."""
-    station, _, run, server_name, origin = sys.argv[1:]
+    station, _, run, server_name, origin = sys.argv[1:6]
     child = os.fork()
     if child == 0:
         code = 1
@@ -100,10 +101,11 @@ def complaints(device: Path) -> list[str]:
 
 def main() -> None:
     """Die once more each time, until somebody lives."""
-    nth, code = 0, DIED
+    stride = int(sys.argv[6]) if len(sys.argv) > 6 else 1
+    nth, code = 1 - stride, DIED
     while code == DIED:
-        nth += 1
-        hardware_id = f"1M8GDM9AXKP{nth:06d}"
+        nth += stride
+        hardware_id = f"1M8GDM9AXK{sys.argv[5][0].upper()}{nth:06d}"
         device = Path(sys.argv[2]) / f"d{nth}"
         code = provision(nth, device, hardware_id)
         left = complaints(device)

@@ -1,0 +1,277 @@
+"""Meters with three certificates and TPMs with two, over the real service (SPEC C5, C6, C7, C9).
+
+The meters' authorities come to be in a ceremony, as DLMS/COSEM has them: a root and a sub-CA of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import birthmark
+from birthmark.edge.station import Enclave, Release, Station
+from birthmark.ledger import proof
+from birthmark.ledger.checkpoint import VerifierKey
+from tests.support.programs import need
+from tests.support.server import RealmDirectory, Server, copy_realm
+from tests.support.server import birthmark as run_birthmark
+
+METER = ("dlms-signature-1", "dlms-agreement-1", "dlms-tls-1")
+TPM = ("tpm-idevid", "tpm-iak")
+BOOTSTRAPPED = "4D4D4D0000004000"
+USAGE = {
+    "dlms-signature-1": {"Digital Signature"},
+    "dlms-agreement-1": {"Key Agreement"},
+    "dlms-tls-1": {"Digital Signature", "Key Agreement"},
+}
+_FILE = """\
+ceremony: dlms-1
+realm: "acme"
+environment: test
+purpose: "authorities of meters"
+required: 1
+custodians:
+  - id: "anna"
+    role: "operator"
+    public-key: |
+      {public_key}
+steps:
+  - generate-key: dlms-root
+    store: offline dlms
+    purpose: root-ca
+    kind: ec-p256
+  - certificate: dlms-root
+    kind: root
+    profile: dlms-root
+    key: dlms-root
+    issuer: self
+    subject:
+      organization: "Acme Motors"
+      authority: "Acme Meters Root"
+    licence:
+      owner: "quality"
+  - generate-key: dlms-1
+    store: service
+    purpose: issuing-ca
+    kind: ec-p256
+  - certificate: dlms-1
+    kind: issuing
+    profile: dlms-ca
+    key: dlms-1
+    issuer: dlms-root
+    subject:
+      organization: "Acme Motors"
+      authority: "Acme Meters 1"
+    licence:
+      owner: "quality"
+      scope: "product=meter"
+      profiles: ["dlms-signature-1", "dlms-agreement-1", "dlms-tls-1"]
+      ends: 2040-01-01T00:00:00Z
+"""
+
+
+def openssl(*arguments: str | Path) -> str:
+    return subprocess.run(
+        [need("openssl"), *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _perform(realm: RealmDirectory, folder: Path) -> Path:
+    """Establish the meters' authorities; return their root's certificate."""
+    public_key = openssl("x509", "-in", realm.operator / "station.crt", "-pubkey", "-noout").strip()
+    file = folder / "dlms.yaml"
+    file.write_text(_FILE.format(public_key=public_key.replace("\n", "\n      ")))
+    passphrase = folder / "passphrase"
+    passphrase.touch(mode=0o600)
+    passphrase.write_text("opens nothing but a test\n")
+    run_birthmark("ceremony", "store", folder / "dlms", "--passphrase-file", passphrase)
+    realm.run(
+        "ceremony", "perform", file, "--custodian", realm.operator, "--store", f"dlms={folder / 'dlms'}",
+        "--reviewed", sha256(file.read_bytes()).hexdigest(), "--out", folder / "done",
+    )  # fmt: skip
+    return folder / "done" / "certificates" / "dlms-root.crt"
+
+
+def _open(realm: RealmDirectory, run: str, profiles: tuple[str, ...], *options: str, kind: str) -> None:
+    further = [word for profile in profiles[1:] for word in ("--further", profile)]
+    realm.run(
+        "run", "open", run, "--quantity", "1000", "--hours", "48", "--station", "ST01", "--hardware-id-kind",
+        kind, "--profile", profiles[0], *further, *options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def realm(tmp_path_factory: pytest.TempPathFactory) -> RealmDirectory:
+    folder = tmp_path_factory.mktemp("several")
+    realm = copy_realm(folder / "realm")
+    named = ("--name", "B1", "--hardware-id", f"system-title:{BOOTSTRAPPED}")
+    realm.run("bootstrap", "issue", *named, "--out", realm.path / "bootstrap")
+    root = _perform(realm, folder)
+    _open(realm, "M-1", METER, "--product", "meter", "--authority", "dlms-1", kind="system-title")
+    _open(realm, "T-1", TPM, "--product", "car", kind="serial")
+    anchors = realm.station() / "root.crt"
+    anchors.chmod(0o644)
+    anchors.write_text(anchors.read_text() + root.read_text())
+    (realm.path / "dlms-root.crt").write_text(root.read_text())
+    return realm
+
+
+@pytest.fixture(scope="module")
+def server(realm: RealmDirectory) -> Iterator[Server]:
+    with Server(realm=realm) as running:
+        yield running
+
+
+@pytest.fixture
+def station(server: Server) -> Iterator[Station]:
+    with Station(server.realm.station()) as found:
+        yield found
+
+
+def record_of(realm: RealmDirectory, token: str) -> dict[str, Any]:
+    entry = proof.verify(token, VerifierKey.parse((realm.path / "log.vkey").read_text().strip()))
+    record: dict[str, Any] = entry["record"]  # type: ignore[assignment]
+    return record
+
+
+def check_with_openssl(device: Path, root: Path, profiles: tuple[str, ...]) -> list[str]:
+    """Follow each chain to the root, and compare each key with its certificate; return the public keys."""
+    keys = []
+    for mark in ("", *(f".{profile}" for profile in profiles[1:])):
+        certificate, key = device / f"device{mark}.crt", device / f"device{mark}.key"
+        chain = device / f"chain{mark}.pem"
+        told = openssl("verify", "-x509_strict", "-CAfile", root, "-untrusted", chain, certificate)
+        assert told.endswith(": OK\n"), told
+        keys.append(openssl("x509", "-in", certificate, "-pubkey", "-noout"))
+        assert openssl("pkey", "-in", key, "-pubout") == keys[-1]
+    assert len(set(keys)) == len(profiles)
+    return keys
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_meter_has_its_three_certificates_and_one_token(
+    station: Station, realm: RealmDirectory, tmp_path: Path, *, delivered: bool
+) -> None:
+    scanned = f"4d4d4d00000000{int(delivered):02x}"
+    with Enclave(str(tmp_path / "meter")) as meter:
+        release = station.provision("M-1", scanned, meter, delivered=delivered)
+    assert release.device == f"system-title:{scanned.upper()}"
+    record = record_of(realm, release.token)
+    assert (record["profile"], record["certificate_sha256"]) == (METER[0], release.certificate_sha256)
+    told = tuple((one["profile"], one["certificate_sha256"]) for one in record["further"])
+    assert told == release.further
+    assert [profile for profile, _ in told] == list(METER[1:])
+    check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
+    for mark, profile in zip(("", ".dlms-agreement-1", ".dlms-tls-1"), METER, strict=True):
+        file = tmp_path / "meter" / f"device{mark}.crt"
+        text = openssl("x509", "-in", file, "-noout", "-ext", "keyUsage,extendedKeyUsage")
+        usage = text.split("X509v3 Key Usage: critical\n")[1].splitlines()[0]
+        assert {one.strip() for one in usage.split(",")} == USAGE[profile]
+        assert ("TLS Web Client Authentication" in text) is (profile == "dlms-tls-1")
+        subject = openssl("x509", "-in", file, "-noout", "-subject", "-nameopt", "RFC2253")
+        assert subject.strip() == f"subject=CN={scanned.upper()}"
+
+
+def test_a_tpm_has_its_identity_and_its_attestation_key(
+    station: Station, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    with Enclave(str(tmp_path / "tpm")) as tpm:
+        release = station.provision("T-1", "TPM-1", tpm)
+    assert [profile for profile, _ in release.further] == ["tpm-iak"]
+    check_with_openssl(tmp_path / "tpm", realm.path / "root.crt", TPM)
+    told = openssl("x509", "-in", tmp_path / "tpm" / "device.tpm-iak.crt", "-noout", "-text")
+    assert "2.23.133.11.1.3" in told  # tcg-cap-verifiedTPMRestricted
+
+
+def test_a_gang_of_meters_is_made_in_two_requests(
+    station: Station, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    gang = [(f"4D4D4D0000001{n:03X}", Enclave(str(tmp_path / f"g{n}")), n % 2 == 1) for n in range(6)]
+    results = station.provision_gang("M-1", gang)
+    assert all(isinstance(result, Release) for result in results), results
+    for number in range(6):
+        check_with_openssl(tmp_path / f"g{number}", realm.path / "dlms-root.crt", METER)
+
+
+def test_a_server_that_dies_between_the_steps_gives_the_same_three(
+    server: Server, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    """SPEC C4: SIGKILL after the certificates are installed, and after the proofs are written down."""
+
+    class Dies(Enclave):
+        def sign(self, message: bytes) -> bytes:
+            server.restart()
+            return super().sign(message)
+
+    with Station(realm.station()) as station:
+        with Dies(str(tmp_path / "meter")) as meter:
+            release = station.provision("M-1", "4D4D4D0000002000", meter)
+        assert station.device(release.device).attempts == 1
+    check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
+
+
+@pytest.mark.parametrize("origin", ["born", "delivered"])
+def test_a_station_that_dies_at_any_step_finishes_both_certificates(
+    server: Server, realm: RealmDirectory, tmp_path: Path, origin: str
+) -> None:
+    """The same deaths as in ``test_crash``, with the real service on the other end."""
+    (tmp_path / "devices").mkdir()
+    root = Path(__file__).parents[3]
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.edge.station.crashing", realm.station(), tmp_path / "devices"),
+            *("T-1", "127.0.0.1", origin, "5"),
+        ],
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{Path(birthmark.__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(results) > 8
+    assert [(one["again"], one["complaints"]) for one in results] == [(0, [])] * len(results)
+    with Station(realm.station()) as station:
+        for result in results:
+            status = station.device(result["device"].replace("vin:", "serial:"))
+            assert (status.state, status.attempts) == ("released", 1)
+
+
+def test_the_command_line_provisions_a_meter(server: Server, realm: RealmDirectory, tmp_path: Path) -> None:
+    done = run_birthmark(
+        "provision", "--station", realm.station(), "--run", "M-1", "--hardware-id", "4D4D4D0000003000",
+        "--enclave", tmp_path / "meter", "--json",
+    )  # fmt: skip
+    shown = json.loads(done.stdout)
+    assert list(shown["further"]) == list(METER[1:])
+    assert record_of(realm, shown["token"])["further"][0]["certificate_sha256"] == shown["further"][METER[1]]
+    check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
+
+
+def test_a_meter_with_a_bootstrap_credential_fetches_all_three_if_it_says_which(
+    server: Server, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    """Such a credential may not ask about a run: without a word it wants one, and the service says no."""
+    credential = realm.path / "bootstrap"
+    (credential / "root.crt").chmod(0o644)
+    (credential / "root.crt").write_text((realm.station() / "root.crt").read_text())
+    words = (
+        "provision", "--station", credential, "--run", "M-1", "--hardware-id", BOOTSTRAPPED,
+        "--enclave", tmp_path / "meter",
+    )  # fmt: skip
+    refused = run_birthmark(*words, check=False)
+    assert refused.returncode != 0
+    assert "wants 2 further certification requests, not 0" in refused.stderr
+    run_birthmark(*words, *(word for profile in METER[1:] for word in ("--further", profile)))
+    check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
+
+
+def test_afterwards_the_check_finds_nothing(server: Server, realm: RealmDirectory) -> None:
+    """Runs last in this file: on all that its tests did."""
+    assert realm.check()["counts"]["records"] >= 10
