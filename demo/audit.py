@@ -1,6 +1,6 @@
 """The verification afterwards: by OpenSSL, by arithmetic, and by the stand-alone verifier of the log.
 
-Nothing here asks the service, which is stopped by then.  What the vehicles hold is compared with what the log
+Nothing here asks a service: they are stopped by then.  What the vehicles hold is compared with what the log
 says of them; then one byte of the exported log is changed, and that has to be found.
 """
 
@@ -22,6 +22,20 @@ from demo.realm import WentWrong, Workshop
 from tools.programs import find
 
 BATCH = 1000
+ISSUING = "issuing-1"
+_ROOT = "root"
+_CEREMONY = (
+    "ceremony",
+    "purpose",
+    "custodians",
+    "sha256",
+    "signed_by",
+    "certificates",
+    "keys",
+    "note",
+    "ok",
+    "birthmark:",
+)
 TOKEN = "release.tlog-proof"  # noqa: S105  # a file name
 
 
@@ -35,11 +49,38 @@ class Audit:
         self.vehicles = sorted(path.parent for path in workshop.directory.glob(f"*/*/{TOKEN}"))
         """Their directories."""
         self.failures: list[str] = []
+        self.refused = 0
+        """How many refusals the log has; known once it is exported."""
 
-    def _claim(self, text: str, *, holds: bool) -> None:
+    def claim(self, text: str, *, holds: bool) -> None:
+        """Show what was checked; the demo fails if it does not hold."""
         self._screen.claim(text, holds=holds)
         if not holds:
             self.failures.append(text)
+
+    # --- authorities -----------------------------------------------------------------------------------
+
+    def authorities(self) -> None:
+        """Show the hierarchy, and verify the record of the ceremony that made it."""
+        tree = self._workshop.birthmark("authority", "tree").stdout.splitlines()
+        verified = self._workshop.birthmark(
+            *("ceremony", "verify", "ceremony", "--vkey", "log.vkey"),
+            expect=None,
+            answer=lambda lines: [line for line in lines if line.startswith(_CEREMONY)],
+        )
+        self.claim(
+            "the hierarchy came to be in a ceremony; its record, keys and certificates hold together, by the"
+            " log's key alone",
+            holds=verified.returncode == 0 and verified.stdout.endswith("ok\n"),
+        )
+        made = self._workshop.realm / "ceremony" / "certificates"
+        chain = from_pem((self.vehicles[0] / "chain.pem").read_text())
+        used = [chain[0], *from_pem((self._workshop.realm / "root.crt").read_text())]
+        self.claim(
+            f"the vehicles' chain is what that ceremony made; {_ROOT}'s key is offline",
+            holds=used == [from_pem((made / f"{name}.crt").read_text())[0] for name in (ISSUING, _ROOT)]
+            and any(line.startswith(_ROOT) and line.endswith("key offline") for line in tree),
+        )
 
     # --- certificates ----------------------------------------------------------------------------------
 
@@ -59,7 +100,7 @@ class Audit:
             self._openssl(files[start : start + BATCH], chain) for start in range(0, len(files), BATCH)
         )
         foreign = self._openssl([str(self._workshop.directory / "trials" / "foreign.crt")], chain)
-        self._claim(
+        self.claim(
             f"OpenSSL accepts {good} of {len(files)} certificates (-x509_strict), and not the foreign one",
             holds=good == len(files) and foreign == 0,
         )
@@ -87,7 +128,7 @@ class Audit:
             except (InvalidSignature, ValueError, TypeError):
                 continue
             good += 1
-        self._claim(
+        self.claim(
             f"the signatures over {good} of {len(self.vehicles)} certificates lead to the root",
             holds=good == len(self.vehicles),
         )
@@ -108,7 +149,7 @@ class Audit:
             *("log", "verify-proof", example, "--vkey", "log.vkey"),
             answer=lambda lines: [line for line in lines if '"kind"' in line or '"device"' in line],
         )
-        self._claim(
+        self.claim(
             f"{good} of {len(self.vehicles)} release tokens are proved by the log's key alone, each for the"
             " certificate in its vehicle",
             holds=good == len(self.vehicles),
@@ -121,6 +162,8 @@ class Audit:
         bundle = self._workshop.audit / "log.zip"
         exported = self._workshop.birthmark("log", "export", self._relative(bundle))
         size = int(exported.stdout.split()[0])
+        with zipfile.ZipFile(bundle) as archive:
+            self.refused = archive.read("entries.jsonl").count(b'"kind":"refused"')
         witnessed = [
             word
             for name in stations
@@ -130,7 +173,7 @@ class Audit:
         verified = self._workshop.birthmark(
             *("log", "verify", self._relative(bundle), "--vkey", "log.vkey", *witnessed), expect=None
         )
-        self._claim(
+        self.claim(
             f"all {size} entries are those that the log signed and the stations saw",
             holds=verified.returncode == 0 and verified.stdout.endswith("ok\n"),
         )
@@ -152,7 +195,7 @@ class Audit:
                 line for line in lines if "FAILED" in line or line.startswith(("error", "NOT OK"))
             ][:6],
         )
-        self._claim(
+        self.claim(
             f"the changed byte is found (exit code {found.returncode})",
             holds=found.returncode == 1 and found.stdout.endswith("NOT OK\n"),
         )
@@ -160,7 +203,7 @@ class Audit:
     def check(self) -> None:
         """Hold everything in the database against everything else, and against the log."""
         checked = self._workshop.birthmark("check", expect=None)
-        self._claim(
+        self.claim(
             "records, certificates, counters and log agree with each other",
             holds=checked.returncode == 0 and checked.stdout.endswith("ok\n"),
         )

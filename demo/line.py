@@ -1,8 +1,9 @@
 """A production line on this machine: ``make demo``.
 
-A realm is made, some stations give several hundred vehicles their identities, somebody tries everything that
-must not work, and in the end all of it is verified with other people's programs.  Nothing is acted: each line
-that begins with ``$`` is the real command, run as shown, and each expectation is checked.
+A realm is made, some stations give several hundred vehicles their identities, and somebody tries everything
+that must not work.  Then the realm publishes, two operators recall what one station made, and in the end all
+of it is verified with other people's programs.  Nothing is acted: each line that begins with ``$`` is the
+real command, run as shown, and each expectation is checked.
 
     line.py         this file: only the way in
     production.py   the whole story, chapter by chapter
@@ -10,6 +11,8 @@ that begins with ``$`` is the real command, run as shown, and each expectation i
     floor.py        the stations at work, and what the screen shows of them
     station.py      ONE STATION: what a fixture's software looks like.  Read this one first
     trials.py       everything that must not work
+    publication.py  the public role, and what relying parties see of it
+    recall.py       a recall by two operators
     audit.py        the verification afterwards
     screen.py, vins.py, proxy.py, foreign.py   how it is shown, and what it takes
 """

@@ -1,4 +1,4 @@
-"""The whole story: a realm is made, a line works, what must not work is tried, and all of it is verified.
+"""The whole story: a realm, a line, what must not work, a recall, and the verification of all of it.
 
 It ends with 0 only if every expectation held; with 1 if one did not; with 2 if it could not begin.  Whatever
 was started is stopped, also on Ctrl-C.
@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from demo.audit import Audit
 from demo.floor import Floor, Order, jobs_of
+from demo.publication import PublicHost
 from demo.realm import (
     OPERATOR,
     CannotBegin,
@@ -29,6 +30,7 @@ from demo.realm import (
     postgresql_options,
     softhsm_options,
 )
+from demo.recall import Recall
 from demo.screen import Screen
 from demo.trials import ROOM, SPARE, Trial, Trials, locate, silent_after_revocation
 from demo.vins import WMI, vins
@@ -113,8 +115,8 @@ class _Outcome:
     floor: Floor
     trials: Sequence[Trial]
     audit: Audit
+    recall: Recall
     entries: int
-    refused: int
 
 
 def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
@@ -126,8 +128,9 @@ def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
         f"A line beginning with $ is a command as it was run, in {where} (the first one beside it). What"
         " comes after 'ok' was checked; the demo fails if anything is not as it has to be."
     )
+    host = PublicHost(workshop)
     with ExitStack() as until_the_end:
-        _found(workshop, choices, stations, until_the_end)
+        _found(workshop, host, choices, stations, until_the_end)
         with ExitStack() as until_it_is_stopped:
             screen.chapter("The line")
             processes = 2 if choices.database == "postgresql" else 1
@@ -135,24 +138,31 @@ def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
             numbers = vins()
             floor = _produce(workshop, stations, list(islice(numbers, choices.vehicles)))
             trials, entries = _try(workshop, floor, list(islice(numbers, SPARE)))
-        screen.chapter("What it proves, with the service stopped")
         audit = Audit(workshop)
+        screen.chapter("What the vehicles' identities rest on, with the service stopped")
+        audit.authorities()
         audit.certificates()
         audit.tokens()
+        recall = _recall(workshop, host, audit, entries)
+        screen.chapter("What it proves, with everything stopped")
         size = audit.log(stations)
         audit.check()
     outcome = _Outcome(
         floor=floor,
         trials=trials,
         audit=audit,
+        recall=recall,
         entries=size,
-        refused=sum(entry["kind"] == "refused" for entry in entries),
     )
     return _summarise(workshop, choices, outcome)
 
 
 def _found(
-    workshop: Workshop, choices: argparse.Namespace, stations: Sequence[str], until_the_end: ExitStack
+    workshop: Workshop,
+    host: PublicHost,
+    choices: argparse.Namespace,
+    stations: Sequence[str],
+    until_the_end: ExitStack,
 ) -> None:
     """Make the realm and open the runs."""
     options: list[str] = []
@@ -168,6 +178,7 @@ def _found(
         place=workshop.directory,
         answer=lambda lines: [line for line in lines if line.startswith(_FOUNDED)],
     )
+    host.found()
     quantity = choices.vehicles + ROOM
     workshop.birthmark(
         *("run", "open", RUN, "--product", "roadster", "--quantity", str(quantity), *names),
@@ -236,6 +247,20 @@ def _try(
     return trials, entries
 
 
+def _recall(
+    workshop: Workshop, host: PublicHost, audit: Audit, entries: Sequence[Mapping[str, object]]
+) -> Recall:
+    """Publish, take some vehicles back, and publish again."""
+    recall = Recall(workshop, host, audit, entries)
+    workshop.screen.chapter("Publication: who asks is answered, by a host without any authority's key")
+    with host.open(audit):
+        recall.before()
+        workshop.screen.chapter(f"A recall: somebody had opened {recall.station}'s fixture")
+        recall.carry_out()
+        recall.after()
+    return recall
+
+
 def _count(lines: list[str]) -> list[str]:
     return [f"({len(lines)} entries; where each trial stands among them is in the last column)"]
 
@@ -249,7 +274,9 @@ def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcom
     rows = {
         "vehicles": f"{len(outcome.audit.vehicles)} released, {len(floor.held)} held on the way:"
         " 1 reworked and released, 1 scrapped",
-        "refusals": f"{outcome.refused} in the log",
+        "recalled": f"{outcome.recall.count} vehicles, by two operators;"
+        f" {outcome.recall.octets} octets published",
+        "refusals": f"{outcome.audit.refused} in the log",
         "log": f"{outcome.entries} entries, verified",
         "the line": f"{floor.released} vehicles in {floor.seconds:.1f} s:"
         f" {floor.released / max(floor.seconds, 0.001):.0f} vehicles/s on {os.cpu_count()} cores,"
@@ -291,4 +318,9 @@ def _point(workshop: Workshop, choices: argparse.Namespace, floor: Floor) -> Non
     screen.say("demo/station.py is a station in a hundred lines; README.md and ARCHITECTURE.md say the rest.")
 
 
-_WITH_DATABASE = ("birthmark log tail", "birthmark device list -n 5", "birthmark run list", "birthmark serve")
+_WITH_DATABASE = (
+    "birthmark log tail",
+    "birthmark device list -n 5",
+    "birthmark recall list",
+    "birthmark serve",
+)

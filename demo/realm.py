@@ -4,11 +4,12 @@
     ├── .birthmark-demo      says that this directory may be made anew
     ├── realm/               what ``birthmark init`` made
     ├── vehicles/VIN/        the vehicles' own storage
+    ├── public/              the public role's host: its settings, its own key, what is published
     ├── audit/               the exported log
     ├── token/               with --token softhsm2: the token, its configuration and PIN
-    └── server.log
+    └── server.log, public.log
 
-The server is a process of its own and ends with the demo, however that ends.
+Each server is a process of its own and ends with the demo, however that ends.
 """
 
 import os
@@ -17,8 +18,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.parse import unquote, urlsplit
@@ -63,7 +64,7 @@ def make_directory(path: Path) -> None:
         if not (path / MARKER).is_file():
             raise CannotBegin(f"{path} was not made by the demo, so it stays: name another with --directory")
         shutil.rmtree(path)
-    for place in (path, path / "vehicles", path / "audit"):
+    for place in (path, path / "vehicles", path / "audit", path / "public"):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     (path / MARKER).write_text(_MARKED)
 
@@ -77,12 +78,14 @@ class Workshop:
         self.realm = self.directory / "realm"
         self.vehicles = self.directory / "vehicles"
         self.audit = self.directory / "audit"
+        self.public = self.directory / "public"
         self.log = self.directory / "server.log"
+        """What the server that was started last has to say."""
         self.screen = screen
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("BIRTHMARK_")
         }
-        self.port = _free_port()
+        self.port, self.public_port = _free_ports(2)
         self._server: subprocess.Popen[bytes] | None = None
         self._program = Path(sys.executable).with_name("birthmark")
         if not self._program.exists():
@@ -139,12 +142,33 @@ class Workshop:
             WentWrong: it does not start.
         """
         words = ["serve", *(["--processes", str(processes)] if processes > 1 else [])]
+        with self._serving(words, self.port, self.directory / "server.log", self.environment):
+            yield
+
+    @contextmanager
+    def public_role(self) -> Iterator[None]:
+        """Run the public role, with settings of its own, until the block ends.
+
+        Raises:
+            WentWrong: it does not start.
+        """
+        words = ["serve", "--plane", "public", "--settings", "../public/birthmark.toml"]
+        # Nothing that leads to the token goes with it.
+        environment = {name: value for name, value in self.environment.items() if name != "SOFTHSM2_CONF"}
+        with self._serving(words, self.public_port, self.directory / "public.log", environment):
+            yield
+
+    @contextmanager
+    def _serving(
+        self, words: Sequence[str], port: int, where: Path, environment: Mapping[str, str]
+    ) -> Iterator[None]:
         self.screen.command(words)
-        with self.log.open("wb") as log:
+        self.log = where
+        with where.open("wb") as log:
             process = subprocess.Popen(
                 [self._program, *words],
                 cwd=self.realm,
-                env=self.environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -152,7 +176,7 @@ class Workshop:
             )
         self._server = process
         try:
-            self._wait_for(process)
+            self._wait_for(process, port)
             yield
             self.require_server()
         finally:
@@ -163,10 +187,10 @@ class Workshop:
         if self._server is not None and self._server.poll() is not None:
             raise WentWrong(f"the server ended by itself, with {self._server.returncode}")
 
-    def _wait_for(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_for(self, process: subprocess.Popen[bytes], port: int) -> None:
         deadline = monotonic() + START_SECONDS
         while process.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
             if monotonic() > deadline:
                 break
@@ -190,10 +214,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as probing:
+        probes = [probing.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def secret_file(path: Path, secret: str) -> Path:

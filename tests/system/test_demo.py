@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 
 from demo.audit import Audit, forge
 from demo.floor import Job, Order, jobs_of
-from demo.realm import CannotBegin, Workshop, make_directory
+from demo.publication import PublicHost
+from demo.realm import CannotBegin, WentWrong, Workshop, make_directory
+from demo.recall import asked_for_by
 from demo.screen import WIDTH, Screen
 from demo.trials import Trial, kind, locate, silent_after_revocation
 from demo.vins import vins, with_wrong_check_digit
@@ -67,7 +70,7 @@ def workshop(finished: tuple[Path, str], tmp_path: Path) -> Workshop:
 def test_every_demonstration_comes_out_and_says_where_it_is_in_the_log(finished: tuple[Path, str]) -> None:
     """SPEC C1, C3, C4, C6, C9, C10, E1 to E5, all in one."""
     _, said = finished
-    table = said.partition("what happened")[2].partition("4. What it proves")[0]
+    table = said.partition("what happened")[2].partition("4. What the vehicles")[0]
     rows = re.findall(r"^  (ok|FAILED) .*?(\d+|\?) [a-z]+$", table, re.MULTILINE)
     assert [mark for mark, _ in rows] == ["ok"] * 11
     assert all(leaf.isdigit() for _, leaf in rows)
@@ -75,6 +78,28 @@ def test_every_demonstration_comes_out_and_says_where_it_is_in_the_log(finished:
     assert "software keys: development only" in said
     for part in ("41 of 41 certificates", "41 of 41 release tokens", "the changed byte is found"):
         assert part in said
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_second_act_shows_a_recall_as_others_see_it(finished: tuple[Path, str]) -> None:
+    """SPEC F1 to F4, K1: good, then revoked by OCSP at once, then by the CRL that the certificates name."""
+    need("openssl")
+    _, said = finished
+    flat = " ".join(said.split())
+    act = flat.partition("5. Publication")[2].partition("7. What it proves")[0]
+    station, count = re.findall(r"(\d+) of 41 vehicles are refused, exactly those that (ST\d+)", act)[0][::-1]
+    assert 0 < int(count) < 41
+    assert re.findall(r"device\.crt: (good|revoked)", act) == ["good", "good", "revoked", "good"]
+    assert f"{count} certificates are revoked: as many as" in act
+    assert "ok none of 41 vehicles is on the CRL" in act
+    assert "ok anna cannot do it alone (exit code 77)" in act
+    assert re.search(
+        r"octets were published for it, \d+ more than before: 53 a certificate on each of 2", act
+    )
+    assert "holds one key (ocsp.p8), which certifies nothing" in act
+    assert f"somebody had opened {station}'s fixture" in act
+    assert f"recalled {count} vehicles, by two operators" in flat
+    assert "ok the hierarchy came to be in a ceremony" in flat
 
 
 @pytest.mark.timeout(SECONDS)
@@ -191,6 +216,84 @@ def test_the_forged_bundle_differs_in_one_byte(finished: tuple[Path, str], tmp_p
             if before.read(name) != after.read(name)
         ]
     assert changed == [("entries.jsonl", 1)]
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_audit_finds_a_ceremony_record_that_was_changed(workshop: Workshop) -> None:
+    """SPEC A3: and a chain that the ceremony did not make."""
+    audit = Audit(workshop)
+    record = workshop.realm / "ceremony" / "record.json"
+    text = record.read_text()
+    record.chmod(0o600)
+    record.write_text(text.replace("acme-1", "acme-2"))
+    chain = audit.vehicles[0] / "chain.pem"
+    chain.unlink()
+    shutil.copy(workshop.directory / "trials" / "foreign.crt", chain)
+    audit.authorities()
+    assert [what.partition(" ")[0] for what in audit.failures] == ["the", "the"]
+
+
+@pytest.fixture
+def public(workshop: Workshop) -> PublicHost:
+    """The public host of the copy, which keeps the address that the certificates name."""
+    table = tomllib.loads((workshop.public / "birthmark.toml").read_text())
+    workshop.public_port = table["public-plane"]["port"]
+    host = PublicHost(workshop)
+    www = workshop.public / "www"
+    host.sizes = {str(path.relative_to(www)): path.stat().st_size for path in www.rglob("*.crl")}
+    return host
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_status_that_is_not_as_published_is_noticed(workshop: Workshop, public: PublicHost) -> None:
+    need("openssl")
+    vehicles = Audit(workshop).vehicles
+    with workshop.public_role():
+        gone = public.refused(vehicles)
+        kept = [vehicle for vehicle in vehicles if vehicle not in gone]
+        assert gone
+        assert public.statuses([*sorted(gone)[:1], kept[0]]) == ["revoked", "good"]
+        (crl,) = (workshop.public / "www").rglob("batch.*.crl")
+        octets = crl.read_bytes()
+        _replace(crl, octets[:-1] + bytes([octets[-1] ^ 1]))
+        with pytest.raises(WentWrong, match="did not judge every vehicle"):
+            public.refused(vehicles)
+        _replace(crl, octets + b"more")
+        with pytest.raises(WentWrong, match="not what was published"):
+            public.refused(vehicles)
+    assert public.statuses(kept[:1]) == []
+    with pytest.raises(WentWrong, match="refused"):
+        public.refused(vehicles)
+
+
+def _replace(path: Path, octets: bytes) -> None:
+    path.unlink()
+    path.write_bytes(octets)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_without_openssl_the_crl_is_read_all_the_same(
+    workshop: Workshop,
+    public: PublicHost,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vehicles = Audit(workshop).vehicles
+    with workshop.public_role():
+        monkeypatch.setenv("PATH", "/nonexistent")
+        assert 0 < len(public.refused(vehicles)) < len(vehicles)
+        assert public.skipped()
+    assert "SKIPPED" in capsys.readouterr().out
+
+
+def test_a_vehicle_belongs_to_the_station_that_asked_for_what_it_holds() -> None:
+    def issued(device: str, actor: str) -> dict[str, str]:
+        return {"kind": "device-issued", "device": f"vin:{device}", "actor": f"station:{actor}"}
+
+    entries = [issued("A", "ST03"), issued("B", "ST03"), issued("C", "ST01"), issued("B", "ST01")]
+    released = {"kind": "device-released", "device": "vin:C", "actor": "station:ST03"}
+    vehicles = [Path("A"), Path("B"), Path("C")]
+    assert asked_for_by("ST03", [*entries, released], vehicles) == [Path("A")]
 
 
 def test_a_refusal_that_left_nothing_in_the_log_counts_as_failed() -> None:
