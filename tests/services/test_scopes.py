@@ -31,16 +31,13 @@ OUTSIDE: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[errors.Refusa
         for name in ("issuing-1", "root")
         for status in ("suspended", "retired", "revoked")
     },
-    **{
-        f"{name} superseded": (
-            name,
-            {"successor": "next"},
-            {},
-            errors.IllegalTransition,
-            f"{name} is superseded by next",
-        )
-        for name in ("issuing-1", "root")
-    },
+    "issuing-1 superseded": (
+        "issuing-1",
+        {"successor": "next"},
+        {},
+        errors.IllegalTransition,
+        "issuing-1 is superseded by next",
+    ),
     **{
         f"another {dimension} than {name}'s": (
             name,
@@ -274,3 +271,10 @@ def test_no_run_is_opened_whose_ids_contradict_its_constraints(small_line: Line)
     use_case = line.service.opening.open(line.operator.caller, licence, line.sign(licence), sample="B0001")
     with pytest.raises(errors.PolicyRefused, match="'B0001' does not begin with AC"):
         line.service.carry(use_case)
+
+
+def test_the_overlap_of_a_rollover_above_stops_no_run(line: Line) -> None:
+    """SPEC A5: a root with a successor goes on for what is below it."""
+    authority(line, "root", successor="root-2")
+    line.open_run("R2")
+    line.issue(workpiece("D1"), run="R2")

@@ -309,10 +309,13 @@ def require_station(licence: RunLicence, role: Role, name: str) -> None:
 def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:
     """Refuse a licence that its authority, or one above, does not cover at this moment (SPEC A1, A2).
 
-    Every authority of the chain must be active and not superseded, allow the profile, have the run inside its
-    scope and outlive it.  What an authority may still issue is compared with the whole run, because a run
-    that cannot be finished stops the line in the middle; other open runs are not counted, since they may end
-    short, and each certificate is counted again when it is issued.
+    Every authority of the chain must be active, allow the profile, have the run inside its scope and outlive
+    it.  One above may have a successor already, which is the overlap of a rollover; the issuing one may not,
+    for its successor takes new runs (SPEC A5).
+
+    What an authority may still issue is compared with the whole run, because a run that cannot be finished
+    stops the line in the middle; other open runs are not counted, since they may end short, and each
+    certificate is counted again when it is issued.
 
     Args:
         licence: of the run.
@@ -326,6 +329,10 @@ def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:
     issuing = chain[0]
     if issuing.kind is not AuthorityKind.ISSUING:
         raise errors.IllegalTransition(f"authority {issuing.id} is {issuing.kind}: it certifies no devices")
+    if issuing.successor is not None:
+        raise errors.IllegalTransition(
+            f"authority {issuing.id} is superseded by {issuing.successor}: open the run under that"
+        )
     values = {
         Dimension.PRODUCT: (licence.product,),
         Dimension.BATCH: (licence.batch,),
@@ -336,10 +343,6 @@ def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:
     for authority in chain:
         if authority.status is not AuthorityStatus.ACTIVE:
             raise errors.IllegalTransition(f"authority {authority.id} is {authority.status}")
-        if authority.successor is not None:
-            raise errors.IllegalTransition(
-                f"authority {authority.id} is superseded by {authority.successor}: open the run under that"
-            )
         Scope.parse(authority.scope).require_covers(authority.id, values)
         for profile, _ in licence.profiles:
             if not authority.allows(profile):

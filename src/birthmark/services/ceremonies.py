@@ -474,8 +474,8 @@ def _changes(facts: Facts, progress: Progress) -> list[tuple[str, Mapping[str, A
         entries.append(("authority-succeeded", said))
     for name, reason in progress.retired.items():
         found = _there(facts, name)
-        if found.status is AuthorityStatus.RETIRED:
-            raise errors.IllegalTransition(f"authority {name} is retired already")
+        if found.status in (AuthorityStatus.RETIRED, AuthorityStatus.REVOKED):
+            raise errors.IllegalTransition(f"authority {name} is {found.status} already")
         facts.put(replace(found, status=AuthorityStatus.RETIRED))
         entries.append(("authority-retired", {"authority": name, "reason": reason}))
     return entries

@@ -76,7 +76,7 @@ REST = (
     ),
     Revocation(id="a/p/01", entry=b"", reason=ReasonCode.REMOVE_FROM_CRL, revoked_at=START, cause="x"),
     KeyAsset(
-        label="issuing-1",
+        label="kek-1",
         store="software",
         purpose=KeyPurpose.ISSUING_CA,
         kind="ec-p256",
