@@ -12,7 +12,6 @@ from birthmark.adapters import system
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.inspection import PkilintInspector
 from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
-from birthmark.adapters.sql import migrate as sql_migrate
 from birthmark.adapters.sql.databases import Database, open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
 from birthmark.edge.application import Application, PublicApplication
@@ -73,11 +72,15 @@ def _password(settings: DatabaseSettings) -> SecretBytes | None:
 
 def migrate(settings: DatabaseSettings) -> None:
     """Bring the database to the newest schema; make the file if it is SQLite's."""
+    from birthmark.adapters.sql import migrate as sql_migrate  # half a second, for a command that is rare
+
     sql_migrate.migrate(settings.url, _password(settings))
 
 
 def create_realm(settings: DatabaseSettings, realm: Realm) -> None:
     """Write the realm and an empty log into a migrated database."""
+    from birthmark.adapters.sql import migrate as sql_migrate  # half a second, for a command that is rare
+
     sql_migrate.create_realm(settings.url, realm, _password(settings))
 
 
