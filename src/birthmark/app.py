@@ -159,6 +159,7 @@ def _publish(
             behind=timedelta(minutes=table.behind_minutes),
             partitions=table.partitions,
             log_entries=table.log_entries,
+            delta=None if table.delta_hours is None else timedelta(hours=table.delta_hours),
         ),
     )
 

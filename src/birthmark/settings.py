@@ -146,6 +146,9 @@ class PublicationSettings(_Table):
     """After so long a CRL is made anew, even if nothing changed."""
     crl_alarm_hours: int = Field(default=24, ge=1, le=24 * 366)
     """So long before nextUpdate a CRL that was not replaced is an alarm."""
+    delta_hours: int | None = Field(default=None, ge=1, le=24 * 366)
+    """From a delta CRL's thisUpdate to its nextUpdate; without it there are none, and the full CRL is made
+    anew whenever something changed."""
     offline_alarm_hours: int = Field(default=14 * 24, ge=1, le=24 * 366)
     """The same for the CRLs of authorities whose keys are offline: a ceremony has to be called."""
     behind_minutes: int = Field(default=15, ge=1)
@@ -172,6 +175,8 @@ class PublicationSettings(_Table):
             raise ValueError(str(wrong)) from wrong
         if self.crl_refresh_hours + self.crl_alarm_hours > self.crl_hours:
             raise ValueError("a CRL that is refreshed in time would raise the alarm: crl-hours is too short")
+        if self.delta_hours is not None and self.delta_hours >= self.crl_hours:
+            raise ValueError("a delta would outlive the CRL that it adds to: delta-hours is too long")
         if self.ocsp_refresh_hours >= self.ocsp_hours:
             raise ValueError("answers would end before they are refreshed: ocsp-hours is too short")
         return self

@@ -15,6 +15,7 @@ from birthmark.floor.revocations import AUTHORITIES, CLIENTS, UNPARTITIONED
 
 __all__ = [
     "CHECKPOINT_PATH",
+    "DELTA",
     "INDEX_PATH",
     "LOG_PREFIX",
     "OCSP_PATH",
@@ -30,6 +31,8 @@ INDEX_PATH = "index.json"
 LOG_PREFIX = "log/"
 """Before the paths of C2SP tlog-tiles."""
 OCSP_PATH = "ocsp"
+DELTA = "delta"
+"""In place of a partition, which never has this name: the delta to an authority's full CRL."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _BASE = re.compile(r"http://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~-]+)*")
@@ -49,6 +52,12 @@ def crl_path(authority: str, partition: str = UNPARTITIONED) -> str:
     Raises:
         errors.MalformedRequest: a name has a character that paths here do not have.
     """
+    if authority.endswith(f".{DELTA}"):
+        raise errors.MalformedRequest(
+            f"{authority[:80]!r} cannot stand in a location: deltas have such names"
+        )
+    if partition == DELTA:
+        return f"crl/{_segment(authority)}.{DELTA}.crl"
     if partition in {UNPARTITIONED, CLIENTS, AUTHORITIES}:
         return f"crl/{_segment(authority)}.crl"
     return f"crl/{_segment(authority)}/{_segment(partition)}.crl"

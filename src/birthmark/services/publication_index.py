@@ -26,12 +26,16 @@ class Published:
 
     authority: str
     partition: str
-    """``UNPARTITIONED`` for the full one."""
+    """``UNPARTITIONED`` for the full one, ``DELTA`` for what was added to it since."""
     number: int
     this_update: datetime
     next_update: datetime
     octets: int
     sha256: str
+    as_of: datetime = EPOCH
+    """Of a delta: since when the record was read.  Of others: time of the last commit that is in it."""
+    base: int | None = None
+    """Of a delta: the number of the full CRL that it adds to."""
     stale: bool = False
     """A newer one was wanted and could not be made."""
 
@@ -65,6 +69,8 @@ class Index:
                 "next_update": time_text(one.next_update),
                 "octets": one.octets,
                 "sha256": one.sha256,
+                "as_of": time_text(one.as_of),
+                "base": one.base,
                 "stale": one.stale,
             }
             for _, one in sorted(self.crls.items())
@@ -99,6 +105,8 @@ class Index:
                     next_update=parse_time(entry["next_update"]),
                     octets=int(entry["octets"]),
                     sha256=entry["sha256"],
+                    as_of=parse_time(entry["as_of"]),
+                    base=entry["base"],
                     stale=bool(entry["stale"]),
                 )
                 crls[one.authority, one.partition] = one

@@ -4,15 +4,15 @@ One ``cycle`` looks at what has changed since the last one and makes anew only w
 one more revocation in a batch costs the batch's own CRL, and the full one, but no other.  What the last cycle
 saw stands in ``index.json``, which is published itself: there is no other state.
 
-A CRL is never in memory: its entries go from the record into a draft, are linted there and signed, and the
-signed list replaces the published one wholly.  Its number is its thisUpdate; a clock that has gone back makes
-no smaller number but an alarm.  Every CRL that will soon end, is missing or lacks a revocation on record is
-an alarm, raised long before nextUpdate: told to the operators' log and, once for each CRL, to the audit log.
+With deltas, what changed is in the delta at once, and in the full CRL when that is due.  A clock that has
+gone back makes no CRL but an alarm.  Every CRL that will soon end, is missing or lacks a revocation on record
+is an alarm, raised long before nextUpdate: told to the operators' log and, once for each CRL, to the audit
+log.  How one list is made is the business of ``published_crls``.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -21,7 +21,7 @@ from cryptography import x509
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
-from birthmark.floor.locations import INDEX_PATH, Locations, certificate_path, crl_path
+from birthmark.floor.locations import DELTA, INDEX_PATH, Locations, certificate_path, crl_path
 from birthmark.floor.realm import Realm
 from birthmark.floor.revocations import AUTHORITIES, CLIENTS, UNPARTITIONED, Revocation, revocation_key
 from birthmark.floor.runs import Run, RunLicence
@@ -34,12 +34,15 @@ from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Act, Clock, Decision, Facts, KeyStore, Log, Publication, Store, UseCase, carry
 from birthmark.services.acts import outcomes, refuse
 from birthmark.services.publication_index import EPOCH, Index, Published
+from birthmark.services.published_crls import CRLMaker, published, require_growth
 from birthmark.services.published_log import publish_log
 
 __all__ = ["Alarm", "PublicationTerms", "Publish", "Report"]
 
 log = logging.getLogger(__name__)
 
+CRLs = Mapping[tuple[str, str], Published]
+"""By authority and partition."""
 PUBLICATION = "realm:publication"
 """The actor of what the publisher does by itself."""
 _AHEAD = timedelta(minutes=5)
@@ -64,6 +67,8 @@ class PublicationTerms:
     partitions: bool
     log_entries: bool
     """Publish what the log's entries say, and not their hashes alone."""
+    delta: timedelta | None = None
+    """From thisUpdate to nextUpdate of a delta; None to make none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,9 @@ class Publish:
         self._clock = clock
         self._publication = publication
         self._terms = terms
+        self._maker = CRLMaker(
+            store=store, keys=keys, clock=clock, publication=publication, locations=terms.locations
+        )
         self._partitions: dict[str, tuple[str, str]] = {}
         """Authority and partition of each run seen; a licence never changes."""
 
@@ -165,7 +173,7 @@ class Publish:
             if found is None:
                 raise errors.NotFound(f"there is no authority {authority[:100]}")
             before = self._index()
-            made = self._build(_issuer(found), authority, partition)
+            made = self._make(_issuer(found), authority, partition, before.crls, before.crls)
             crls = before.crls | {(authority, partition): made}
             document = replace(before, crls=crls).encode(self._realm, self._clock.now())
             self._publication.publish(INDEX_PATH, (document,))
@@ -203,7 +211,7 @@ class Publish:
                     "crl-current",
                     f"it is for {time_text(summary.this_update)} to {time_text(summary.next_update)}",
                 )
-            self._require_growth(crl_path(authority.id), summary.number)
+            require_growth(self._publication, crl_path(authority.id), summary.number)
             listed = x509.load_der_x509_crl(octets)
             for revocation in self._revocations(authority.id):
                 serial = int(revocation.id.rpartition("/")[2], 16)
@@ -215,10 +223,10 @@ class Publish:
                         "crl-complete", f"certificate {serial:x} is revoked and not on it"
                     )
             self._publication.publish(crl_path(authority.id), (octets,))
-            published = _published(authority.id, UNPARTITIONED, summary, octets)
-            crls = before.crls | {(authority.id, UNPARTITIONED): published}
+            taken = published(authority.id, UNPARTITIONED, summary, octets)
+            crls = before.crls | {(authority.id, UNPARTITIONED): taken}
             self._publication.publish(INDEX_PATH, (replace(before, crls=crls).encode(self._realm, now),))
-        return published
+        return taken
 
     def _signer_of(self, octets: bytes) -> tuple[Authority, crl.CRLSummary]:
         named = crl.read_crl(octets).issuer
@@ -267,7 +275,10 @@ class Publish:
             yield revocation
 
     def _expected(self, authorities: Iterable[Authority]) -> list[tuple[Authority, str]]:
-        """Return the CRLs that we sign, partitions first: they are what most relying parties wait for."""
+        """Return the CRLs that we sign, partitions first: they are what most relying parties wait for.
+
+        A delta comes after the full CRL, which it may need.
+        """
         now = self._clock.now()
         signing = {
             authority.id: authority
@@ -287,7 +298,8 @@ class Publish:
                 for authority, partition in sorted(set(self._partitions.values()))
                 if partition != UNPARTITIONED and authority in signing
             ]
-        return expected + [(authority, UNPARTITIONED) for authority in signing.values()]
+        full = (UNPARTITIONED,) if self._terms.delta is None else (UNPARTITIONED, DELTA)
+        return expected + [(authority, partition) for authority in signing.values() for partition in full]
 
     # --- CRLs
 
@@ -295,14 +307,16 @@ class Publish:
         self, authorities: Iterable[Authority], before: Index, changed: set[tuple[str, str]]
     ) -> tuple[dict[tuple[str, str], Published], list[Published], list[Alarm]]:
         crls, built, failures = dict(before.crls), [], []
+        if self._terms.delta is None:
+            crls = {key: one for key, one in crls.items() if one.partition != DELTA}
         issuers: dict[str, Issuer] = {}
         for authority, partition in self._expected(authorities):
             found = crls.get((authority.id, partition))
-            if found is not None and not self._is_due(found, changed):
+            if found is not None and not self._is_due(found, before.crls, crls, changed):
                 continue
             try:
                 issuer = issuers.setdefault(authority.id, _issuer(authority))
-                crls[authority.id, partition] = self._build(issuer, authority.id, partition)
+                crls[authority.id, partition] = self._make(issuer, authority.id, partition, before.crls, crls)
                 built.append(crls[authority.id, partition])
             except errors.Refusal as refusal:
                 number = 0 if found is None else found.number
@@ -319,72 +333,44 @@ class Publish:
                 )
         return crls, built, failures
 
-    def _is_due(self, found: Published, changed: set[tuple[str, str]]) -> bool:
-        if found.stale or found.this_update + self._terms.crl_refresh <= self._clock.now():
+    def _is_due(self, found: Published, before: CRLs, now: CRLs, changed: set[tuple[str, str]]) -> bool:
+        clock, terms, authority = self._clock.now(), self._terms, found.authority
+        touched = any(name == authority for name, _ in changed)
+        if found.partition == DELTA and terms.delta is not None:
+            full = (authority, UNPARTITIONED)
+            late = found.this_update + terms.delta / 2 <= clock
+            return found.stale or touched or late or now.get(full) != before.get(full)
+        if found.stale or found.this_update + terms.crl_refresh <= clock:
             return True
         if found.partition == UNPARTITIONED:
-            return any(authority == found.authority for authority, _ in changed)
-        return (found.authority, found.partition) in changed
+            # It tells of its delta, and lacks what the delta has.
+            with_delta = (authority, DELTA) in before
+            return touched if terms.delta is None and not with_delta else with_delta != bool(terms.delta)
+        return (authority, found.partition) in changed
 
-    def _build(self, issuer: Issuer, authority: str, partition: str) -> Published:
-        """Make one CRL and publish it; see the module's text.
+    def _make(self, issuer: Issuer, authority: str, partition: str, before: CRLs, now: CRLs) -> Published:
+        """Make a CRL and publish it.
+
+        The base of a delta is the full CRL before the one that is published, as long as relying parties may
+        still have that: whoever has either can use it.
 
         Raises:
             errors.PolicyRefused: a rule of the lint refuses it, or its number would not grow.
             errors.Unavailable: record, key store or directory does not answer.
         """
-        path = crl_path(authority, partition)
-        this_update = self._clock.now()  # before the snapshot, so that nothing in it is younger
-        full = partition == UNPARTITIONED
-        scope = crl.CRLScope()
-        if not full:
-            point = self._terms.locations.crl(authority, partition)
-            scope = crl.CRLScope(covers=crl.Covers.USERS, distribution_point=point)
-        terms = crl.CRLTerms(
-            issuer=issuer,
-            scope=scope,
-            number=crl.crl_number(this_update),
-            this_update=this_update,
-            next_update=this_update + self._terms.crl_validity,
-        )
-        self._require_growth(path, terms.number)
-        prefix = f"{authority}/" if full else revocation_key(authority, partition, "")
-        with self._publication.draft() as entries, self._publication.draft() as draft:
-            size = 0
-            with self._store.octets(Revocation, "entry", prefix=prefix) as found:
-                for piece in found.pieces():
-                    entries.write(piece)
-                    size += len(piece)
-            around = crl.frame(terms, size)
-            draft.write(around.prefix)
-            with entries.octets() as listed:
-                draft.write(listed)
-            draft.write(around.suffix)
-            with draft.octets() as tbs:
-                header, trailer = crl.sign_crl(crl.permit(tbs, terms), self._keys.sign)
-                counted = _Counted((header, tbs, trailer))
-                self._publication.publish(path, counted)
-        log.info("crl published", extra={"path": path, "number": terms.number, "octets": counted.octets})
-        return Published(
-            authority=authority,
-            partition=partition,
-            number=terms.number,
-            this_update=terms.this_update.replace(microsecond=0),
-            next_update=terms.next_update.replace(microsecond=0),
-            octets=counted.octets,
-            sha256=counted.sha256.hexdigest(),
-        )
-
-    def _require_growth(self, path: str, number: int) -> None:
-        """Refuse a number that is not above the published one: relying parties keep the highest they saw."""
-        with self._publication.read(path) as octets:
-            published = -1 if octets is None else crl.read_crl(octets).number
-        if number <= published:
-            raise errors.PolicyRefused(
-                "crl-number-grows",
-                f"{path} is published with number {published}, the new one would have {number}: the clock"
-                " has gone back, or the list is an old one",
-            )
+        terms, deltas = self._terms, self._terms.delta is not None
+        if partition != DELTA or terms.delta is None:
+            return self._maker.whole(issuer, authority, partition, terms.crl_validity, deltas=deltas)
+        full, older = now.get((authority, UNPARTITIONED)), before.get((authority, UNPARTITIONED))
+        if full is None:
+            raise errors.NotFound(f"there is no full CRL of {authority} for a delta to add to")
+        last = before.get((authority, DELTA))
+        base = full
+        if older is not None and older.number != full.number and older.next_update > self._clock.now():
+            base = older
+        elif last is not None and last.base is not None and older == full:
+            base = replace(full, number=last.base, as_of=last.as_of)
+        return self._maker.delta(issuer, authority, terms.delta, full=full, base=base)
 
     # --- certificates
 
@@ -408,6 +394,8 @@ class Publish:
         signed_here = [(authority, partition) for authority, partition in self._expected(authorities)]
         for authority, partition in [*signed_here, *((one, UNPARTITIONED) for one in offline)]:
             margin = self._terms.crl_alarm
+            if partition == DELTA and self._terms.delta is not None:
+                margin = self._terms.delta / 4
             if authority.custody is Custody.OFFLINE:
                 margin = self._terms.offline_alarm
             found = self._on_disk(index, authority.id, partition)
@@ -473,6 +461,8 @@ class Publish:
         for (authority, partition), at in oldest.items():
             if at + self._terms.behind <= now:
                 listed = UNPARTITIONED if partition in {CLIENTS, AUTHORITIES} else partition
+                if listed == UNPARTITIONED and (authority, DELTA) in index.crls:
+                    listed = DELTA
                 found = index.crls.get((authority, listed))
                 alarms.append(
                     Alarm(
@@ -532,35 +522,8 @@ def record_alarm(alarm: Alarm) -> UseCase[bool]:
     return first
 
 
-class _Counted:
-    """Pieces, counted and hashed as they go by."""
-
-    def __init__(self, pieces: Iterable[crl.Buffer]) -> None:
-        self._pieces = pieces
-        self.octets = 0
-        self.sha256 = hashlib.sha256()
-
-    def __iter__(self) -> Iterator[crl.Buffer]:
-        for piece in self._pieces:
-            self.octets += len(piece)
-            self.sha256.update(piece)
-            yield piece
-
-
 def _issuer(authority: Authority) -> Issuer:
     return Issuer.from_certificate(KeyLabel(authority.key_label), authority.der)
-
-
-def _published(authority: str, partition: str, summary: crl.CRLSummary, octets: bytes) -> Published:
-    return Published(
-        authority=authority,
-        partition=partition,
-        number=summary.number,
-        this_update=summary.this_update,
-        next_update=summary.next_update,
-        octets=len(octets),
-        sha256=hashlib.sha256(octets).hexdigest(),
-    )
 
 
 def _distribution_points(certificate: bytes) -> Iterator[str]:

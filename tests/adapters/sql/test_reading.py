@@ -22,16 +22,16 @@ def revocation(authority: str, partition: str, number: int) -> Revocation:
 
 
 def test_a_scan_by_a_field_finds_its_values_in_order_and_no_others(line: Line) -> None:
-    line.open_run("R1")
-    line.open_run("R2")
+    line.open_run("R7")
+    line.open_run("R8")
     for number in range(3):
-        line.issue(workpiece(f"A{number}"), run="R1")
-        line.issue(workpiece(f"B{number}"), run="R2")
+        line.issue(workpiece(f"A{number}"), run="R7")
+        line.issue(workpiece(f"B{number}"), run="R8")
     store = line.service.store
-    found = list(store.scan(DeviceCertificate, where={"run": "R2"}))
+    found = list(store.scan(DeviceCertificate, where={"run": "R8"}))
     assert [one.serial for one in found] == sorted(one.serial for one in found)
     assert {one.device for one in found} == {"serial:B0", "serial:B1", "serial:B2"}
-    assert list(store.scan(DeviceCertificate, where={"run": "R2"}, after=found[0].serial, limit=1)) == [
+    assert list(store.scan(DeviceCertificate, where={"run": "R8"}, after=found[0].serial, limit=1)) == [
         found[1]
     ]
     assert list(store.scan(DeviceCertificate, where={"run": "none"})) == []
