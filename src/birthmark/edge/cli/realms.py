@@ -62,6 +62,13 @@ def init(
     operator: Annotated[
         str | None, typer.Option(metavar="NAME", help="Id of the first operator. [the login name]")
     ] = None,
+    publication_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where CRLs and OCSP will be, e.g. http://pki.example.com: certificates name it for life.",
+        ),
+    ] = None,
     log_origin: Annotated[
         str | None, typer.Option(metavar="ORIGIN", help="Name of the log (C2SP), for ever. [REALM/SITE/log]")
     ] = None,
@@ -183,6 +190,7 @@ def init(
         stations=tuple(station if station is not None else ["ST01"]),
         operator=operator or _login_name(),
         log_origin=log_origin or _origin(realm, site),
+        publication_url=publication_url,
         database_url=database_url,
         database_password_file=database_password_file,
         keys=KeyPlace(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from birthmark import errors
 from birthmark.floor.clients import check_name
+from birthmark.floor.locations import Locations
 from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.settings import check_database_url
@@ -58,6 +59,8 @@ class Plan:
     authority: str = "issuing-1"
     key_prefix: str = ""
     development_keys: bool = False
+    publication_url: str | None = None
+    """Base of the locations that certificates name; None to publish nothing yet."""
 
     def check(self, *, with_papers: bool = False) -> None:
         """Refuse a plan that cannot become a realm.
@@ -101,6 +104,8 @@ class Plan:
                 f"a log's origin has no spaces and no plus (C2SP signed-note): {self.log_origin!r}"
             )
         check_database_url(self.database_url)
+        if self.publication_url is not None:
+            Locations(self.publication_url)
 
     def _check_custody(self) -> None:
         if self.keys.token is not None:
@@ -205,6 +210,19 @@ key-passphrase-file = "secrets/server.passphrase"
 client-ca-file = "root.crt"
 # Processes that share the database; one a core is plenty.
 processes = 1
+
+{_publication(plan.publication_url)}"""
+
+
+def _publication(url: str | None) -> str:
+    """Return the ``[publication]`` table, in comments where nothing is published yet."""
+    mark = "# " if url is None else ""
+    return f"""\
+# Where CRLs, authorities' certificates, OCSP answers and the log are found: 'birthmark publish' writes them.
+# Certificates name the url for life, so runs opened before it stands here get certificates without it.
+{mark}[publication]
+{mark}url = {_string(url or "http://pki.example.com")}
+{mark}directory = "www"
 """
 
 
