@@ -315,6 +315,7 @@ def _finished(done: Recall, order: RecallOrder, *, as_json: bool) -> None:
         RecallAction.REINSTATE: "reinstated",
     }[order.action]
     printing.line(f"recall {done.id} is {done.status}: {done.changed} certificates {what}")
+    printing.line("OCSP says so from now on, CRLs once they are published: birthmark publish")
 
 
 @recalls.command()
