@@ -60,7 +60,7 @@ MODES = {
     "operators/anna/station.key": 0o400,
 }
 """Every file and directory that is made, the public parts of a credential apart."""
-CREDENTIAL_FILES = {"station.crt", "station.toml", "root.crt", "vkey"}
+CREDENTIAL_FILES = {"station.crt", "station.toml", "root.crt", "device-anchors.pem", "vkey"}
 
 
 def split_url(url: str, directory: Path) -> list[str]:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from birthmark import errors
 from birthmark.edge.station import Station, read_station_directory, write_station_directory
+from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 from tests.edge.station.service import NAME, Server, Service, certify, enrol, name, pem_key
 
@@ -196,3 +197,29 @@ def test_a_renewal_may_stop_anywhere_and_leaves_a_pair_that_fits(
             assert found.private_key.reveal() == new
             assert not (copy / "station.key.next").exists()
     assert seen == {old, new}
+
+
+def test_devices_may_have_other_trust_anchors_than_the_service(
+    service: Service, home: Path, tmp_path: Path
+) -> None:
+    """SPEC C3: without a file of their own, devices are held against the service's anchors."""
+    found = read_station_directory(home)
+    assert found.device_anchors() == found.anchors()
+    _, certificate, key = _renewed(service)
+    other = Service().root.pem
+    write_station_directory(
+        tmp_path / "s",
+        name="ST01",
+        url="https://h",
+        certificate_pem=certificate,
+        chain_pem="",
+        private_key_pem=key,
+        root_pem=service.root.pem,
+        device_anchors_pem=other + service.root.pem,
+    )
+    found = read_station_directory(tmp_path / "s")
+    assert found.anchors() == from_pem(service.root.pem)
+    assert found.device_anchors() == (*from_pem(other), *from_pem(service.root.pem))
+    (tmp_path / "s" / "device-anchors.pem").write_text("nothing\n")
+    with pytest.raises(errors.MalformedRequest):
+        Station(tmp_path / "s")

@@ -18,11 +18,13 @@ import birthmark
 from birthmark.edge.station import Enclave, Release, Station
 from birthmark.ledger import proof
 from birthmark.ledger.checkpoint import VerifierKey
+from tests.support.meters import authorities_of_meters
 from tests.support.programs import need
 from tests.support.server import RealmDirectory, Server, copy_realm
 from tests.support.server import birthmark as run_birthmark
 
 METER = ("dlms-signature-1", "dlms-agreement-1", "dlms-tls-1")
+METER_2 = ("dlms-signature-2", "dlms-agreement-2", "dlms-tls-2")
 TPM = ("tpm-idevid", "tpm-iak")
 BOOTSTRAPPED = "4D4D4D0000004000"
 USAGE = {
@@ -30,50 +32,6 @@ USAGE = {
     "dlms-agreement-1": {"Key Agreement"},
     "dlms-tls-1": {"Digital Signature", "Key Agreement"},
 }
-_FILE = """\
-ceremony: dlms-1
-realm: "acme"
-environment: test
-purpose: "authorities of meters"
-required: 1
-custodians:
-  - id: "anna"
-    role: "operator"
-    public-key: |
-      {public_key}
-steps:
-  - generate-key: dlms-root
-    store: offline dlms
-    purpose: root-ca
-    kind: ec-p256
-  - certificate: dlms-root
-    kind: root
-    profile: dlms-root
-    key: dlms-root
-    issuer: self
-    subject:
-      organization: "Acme Motors"
-      authority: "Acme Meters Root"
-    licence:
-      owner: "quality"
-  - generate-key: dlms-1
-    store: service
-    purpose: issuing-ca
-    kind: ec-p256
-  - certificate: dlms-1
-    kind: issuing
-    profile: dlms-ca
-    key: dlms-1
-    issuer: dlms-root
-    subject:
-      organization: "Acme Motors"
-      authority: "Acme Meters 1"
-    licence:
-      owner: "quality"
-      scope: "product=meter"
-      profiles: ["dlms-signature-1", "dlms-agreement-1", "dlms-tls-1"]
-      ends: 2040-01-01T00:00:00Z
-"""
 
 
 def openssl(*arguments: str | Path) -> str:
@@ -86,7 +44,7 @@ def _perform(realm: RealmDirectory, folder: Path) -> Path:
     """Establish the meters' authorities; return their root's certificate."""
     public_key = openssl("x509", "-in", realm.operator / "station.crt", "-pubkey", "-noout").strip()
     file = folder / "dlms.yaml"
-    file.write_text(_FILE.format(public_key=public_key.replace("\n", "\n      ")))
+    file.write_text(authorities_of_meters("acme", "Acme Motors", public_key, kind="ec-p384"))
     passphrase = folder / "passphrase"
     passphrase.touch(mode=0o600)
     passphrase.write_text("opens nothing but a test\n")
@@ -110,14 +68,13 @@ def _open(realm: RealmDirectory, run: str, profiles: tuple[str, ...], *options: 
 def realm(tmp_path_factory: pytest.TempPathFactory) -> RealmDirectory:
     folder = tmp_path_factory.mktemp("several")
     realm = copy_realm(folder / "realm")
+    root = _perform(realm, folder)
     named = ("--name", "B1", "--hardware-id", f"system-title:{BOOTSTRAPPED}")
     realm.run("bootstrap", "issue", *named, "--out", realm.path / "bootstrap")
-    root = _perform(realm, folder)
-    _open(realm, "M-1", METER, "--product", "meter", "--authority", "dlms-1", kind="system-title")
+    _open(realm, "M-1", METER, "--product", "meter", kind="system-title")
+    _open(realm, "M-2", METER_2, "--product", "meter", kind="system-title")
     _open(realm, "T-1", TPM, "--product", "car", kind="serial")
-    anchors = realm.station() / "root.crt"
-    anchors.chmod(0o644)
-    anchors.write_text(anchors.read_text() + root.read_text())
+    realm.run("station", "renew", "ST01", "--out", realm.station())
     (realm.path / "dlms-root.crt").write_text(root.read_text())
     return realm
 
@@ -178,6 +135,19 @@ def test_a_meter_has_its_three_certificates_and_one_token(
         assert subject.strip() == f"subject=CN={scanned.upper()}"
 
 
+def test_a_meter_of_suite_2_gets_its_three_keys_delivered(
+    station: Station, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    """SPEC B7: the profiles ask for P-384, and so the service makes such keys."""
+    with Enclave(str(tmp_path / "meter")) as meter:
+        release = station.provision("M-2", "4D4D4D0000000200", meter, delivered=True)
+    assert [profile for profile, _ in release.further] == list(METER_2[1:])
+    check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER_2)
+    for mark in ("", *(f".{profile}" for profile in METER_2[1:])):
+        text = openssl("x509", "-in", tmp_path / "meter" / f"device{mark}.crt", "-noout", "-text")
+        assert "ASN1 OID: secp384r1" in text
+
+
 def test_a_tpm_has_its_identity_and_its_attestation_key(
     station: Station, realm: RealmDirectory, tmp_path: Path
 ) -> None:
@@ -236,7 +206,7 @@ def test_a_station_that_dies_at_any_step_finishes_both_certificates(
     assert ran.returncode == 0, ran.stderr
     results = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(results) > 8
-    assert [(one["again"], one["complaints"]) for one in results] == [(0, [])] * len(results)
+    assert [(one["again"], one["complaints"]) for one in results] == [(0, [])] * len(results), ran.stderr
     with Station(realm.station()) as station:
         for result in results:
             status = station.device(result["device"].replace("vin:", "serial:"))
@@ -259,8 +229,6 @@ def test_a_meter_with_a_bootstrap_credential_fetches_all_three_if_it_says_which(
 ) -> None:
     """Such a credential may not ask about a run: without a word it wants one, and the service says no."""
     credential = realm.path / "bootstrap"
-    (credential / "root.crt").chmod(0o644)
-    (credential / "root.crt").write_text((realm.station() / "root.crt").read_text())
     words = (
         "provision", "--station", credential, "--run", "M-1", "--hardware-id", BOOTSTRAPPED,
         "--enclave", tmp_path / "meter",

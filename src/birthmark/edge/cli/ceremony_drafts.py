@@ -12,10 +12,11 @@ import typer
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
-from birthmark.edge.cli.inputs import moment, only_authority, pairs
+from birthmark.edge.cli.hierarchy import only_root
+from birthmark.edge.cli.inputs import moment, pairs
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, SettingsPath
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.authorities import ANY, Authority, AuthorityKind, Custody, Scope
+from birthmark.floor.authorities import ANY, Authority, Custody, Scope
 from birthmark.floor.ceremonies import CeremonyRecord, Custodian
 from birthmark.floor.realm import Environment
 from birthmark.floor.revocations import Revocation
@@ -68,7 +69,8 @@ def template(
     ] = "issuing-1",
     name: Annotated[str | None, typer.Option(help="Common name. [REALM Issuing CA ID]")] = None,
     issuer: Annotated[
-        str | None, typer.Option(metavar="ID", help="The authority above. [the only root; self for a root]")
+        str | None,
+        typer.Option(metavar="ID", help="The authority above. [that of the replaced one, or the only root]"),
     ] = None,
     profile: Annotated[str | None, typer.Option(help="Of its certificate. [the kind's own]")] = None,
     subject: Annotated[
@@ -127,7 +129,8 @@ def template(
         )
     else:
         with session_of(context).application(settings) as application:
-            place = _here(application, kind, issuer, authority, people, required)
+            above = issuer or (None if replaces is None else _authority(application, replaces).issuer)
+            place = _here(application, kind, above, authority, people, required)
     head = Head(
         ceremony=ceremony,
         realm=place.realm,
@@ -140,8 +143,8 @@ def template(
         if certificate is None:
             raise errors.MalformedRequest("say with --certificate which certificate is to be imported")
         found = _certificate(certificate)
-        above = issuer or "self"
-        text = import_file(head, authority, found, owner=owner or found.subject[:100], issuer=above)
+        named = owner or found.subject[:100]
+        text = import_file(head, authority, found, owner=named, issuer=issuer or "self")
     elif kind is Draft.CRL:
         text = crl_file(head, authority, place.revoked, _when(next_update, "--next-update"))
     else:
@@ -245,8 +248,12 @@ def _here(
 
 def _parent(application: Application, issuer: str | None) -> Authority:
     if issuer is None:
-        return only_authority(application, AuthorityKind.ROOT)
-    found = application.store.look({Authority: (issuer,)}).get(Authority, issuer)
+        return only_root(application)
+    return _authority(application, issuer)
+
+
+def _authority(application: Application, name: str) -> Authority:
+    found = application.store.look({Authority: (name,)}).get(Authority, name)
     if found is None:
-        raise errors.NotFound(f"there is no authority {issuer}")
+        raise errors.NotFound(f"there is no authority {name}")
     return found

@@ -14,12 +14,12 @@ import typer
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import credentials, printing
-from birthmark.edge.cli.inputs import device_id, moment, only_authority
+from birthmark.edge.cli.hierarchy import certifier, device_roots, service_root
+from birthmark.edge.cli.inputs import device_id, moment
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Csr, Out, Reason, SettingsPath
 from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import station_url
-from birthmark.floor.authorities import AuthorityKind
 from birthmark.floor.clients import Client, Credential, Role
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, to_pem
@@ -43,7 +43,7 @@ bootstraps = typer.Typer(
 )
 
 AuthorityOption = Annotated[
-    str | None, typer.Option("--authority", metavar="ID", help="Who certifies it. [the only active one]")
+    str | None, typer.Option("--authority", metavar="ID", help="Who certifies it. [the only one that may]")
 ]
 UntilOption = Annotated[
     str | None, typer.Option("--until", metavar="TIME", help="An earlier end than the profile's.")
@@ -83,7 +83,7 @@ def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wa
             role=wanted.role,
             name=wanted.name,
             subject_public_key_info=spki,
-            authority=wanted.authority or only_authority(application, AuthorityKind.ISSUING).id,
+            authority=wanted.authority or certifier(application, wanted.role),
             variables={"organization": application.settings.realm.organization, **wanted.variables},
             site=known.site if known else wanted.site,
             line=known.line if known else wanted.line,
@@ -122,9 +122,11 @@ def _requested_key(csr: Path, role: Role) -> bytes:
 
 def service_of(application: Application) -> credentials.Service:
     """Return what a credential says about this service."""
-    root = only_authority(application, AuthorityKind.ROOT)
     return credentials.Service(
-        url=public_url(application.settings), root_pem=to_pem(root.der), vkey=application.realm.vkey
+        url=public_url(application.settings),
+        root_pem=to_pem(service_root(application).der),
+        device_anchors_pem="".join(to_pem(root.der) for root in device_roots(application)),
+        vkey=application.realm.vkey,
     )
 
 

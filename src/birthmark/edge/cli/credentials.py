@@ -114,6 +114,9 @@ class Service:
 
     url: str
     root_pem: str
+    """Who signs for the service."""
+    device_anchors_pem: str
+    """Who signs for devices."""
     vkey: str
 
 
@@ -133,12 +136,14 @@ def write(out: Path, name: str, enrolled: Enrolled, key: PrivateKey | None, serv
             chain_pem=chain_pem,
             private_key_pem=SecretBytes(private_pem(key).encode()),
             root_pem=service.root_pem,
+            device_anchors_pem=service.device_anchors_pem,
             vkey=service.vkey,
         )
         return
     out.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     write_new_file(out / "station.crt", enrolled.certificate.pem + chain_pem)
     write_new_file(out / "root.crt", service.root_pem)
+    write_new_file(out / "device-anchors.pem", service.device_anchors_pem)
     write_new_file(out / "vkey", service.vkey.rstrip("\n") + "\n")
     write_new_file(out / "station.toml", settings_text(name=name, url=service.url))
 

@@ -1,13 +1,11 @@
-"""What people type, as values: times, hardware ids, names of the only authority there is."""
+"""What people type, as values: times, pairs, hardware ids."""
 
 from datetime import UTC, datetime
 
 from birthmark import errors
-from birthmark.edge.application import Application
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Dimension, Scope
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 
-__all__ = ["device_id", "moment", "only_authority", "pairs"]
+__all__ = ["device_id", "moment", "pairs"]
 
 
 def moment(text: str) -> datetime:
@@ -48,37 +46,10 @@ def device_id(text: str) -> str:
     """Read a device's id, kind and hardware id, into the spelling under which it is stored.
 
     Raises:
-        errors.MalformedRequest: it is no ``vin:…``, ``eui-64:…``, ``eid:…`` or ``serial:…``.
+        errors.MalformedRequest: it is no kind and hardware id, such as ``vin:…`` or ``system-title:…``.
     """
     kind, colon, hardware_id = text.partition(":")
     if not colon or kind not in set(HardwareIdKind):
         kinds = ", ".join(f"{kind}:…" for kind in HardwareIdKind)
         raise errors.MalformedRequest(f"a device is named {kinds}, not {text!r}")
     return f"{kind}:{HardwareIdRule(kind=HardwareIdKind(kind)).parse(hardware_id).text}"
-
-
-_PRODUCT = Dimension.PRODUCT
-
-
-def only_authority(application: Application, kind: AuthorityKind, *, product: str = "*") -> Authority:
-    """Return the only active authority of a kind whose scope covers a product.
-
-    Raises:
-        errors.NotFound: there is none.
-        errors.MalformedRequest: there are several: one must be named.
-    """
-    found = [
-        authority
-        for authority in application.store.scan(Authority)
-        if authority.kind is kind
-        and authority.status is AuthorityStatus.ACTIVE
-        and authority.successor is None
-        and (product == "*" or product in Scope.parse(authority.scope).limits.get(_PRODUCT, {product}))
-    ]
-    if not found:
-        wanted = "" if product == "*" else f" for {product}"
-        raise errors.NotFound(f"there is no active {kind} authority{wanted}")
-    if len(found) > 1:
-        names = ", ".join(authority.id for authority in found)
-        raise errors.MalformedRequest(f"say with --authority which of {names} is meant")
-    return found[0]

@@ -23,6 +23,7 @@ from birthmark.edge.cli import credentials, settings_text
 from birthmark.edge.cli.ceremony_conduct import Papers, conduct, offline_stores, sealed, service_name
 from birthmark.edge.cli.ceremony_folder import CeremonyFolder, Request
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
+from birthmark.edge.cli.hierarchy import device_roots
 from birthmark.edge.cli.key_folders import Attendant, make_key_folder
 from birthmark.edge.cli.session import built, opened
 from birthmark.edge.cli.settings_text import KeyPlace, Plan
@@ -314,7 +315,12 @@ def _people(
         write_new_file(place / "root" / "root.crt", root_pem)
     plan = replace(plan, authority=issuing.id)
     server = _enrol_server(application, plan, place)
-    service = credentials.Service(url=plan.url, root_pem=root_pem, vkey=application.realm.vkey)
+    service = credentials.Service(
+        url=plan.url,
+        root_pem=root_pem,
+        device_anchors_pem="".join(to_pem(one.der) for one in device_roots(application)),
+        vkey=application.realm.vkey,
+    )
     for name in plan.stations:
         _enrol(application, plan, (Role.STATION, name), place / "stations" / name, service)
     _enrol(

@@ -11,10 +11,10 @@ import typer
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import allowlists, printing
-from birthmark.edge.cli.inputs import moment, only_authority, pairs
+from birthmark.edge.cli.hierarchy import only_authority
+from birthmark.edge.cli.inputs import moment, pairs
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.authorities import AuthorityKind
 from birthmark.floor.clients import Credential
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
@@ -131,7 +131,7 @@ def open_run(
         ),
     ] = None,
     authority: Annotated[
-        str | None, typer.Option(metavar="ID", help="Who certifies. [the only active one for the product]")
+        str | None, typer.Option(metavar="ID", help="Who certifies. [the only one for product and profiles]")
     ] = None,
     station: Annotated[
         list[str] | None,
@@ -219,7 +219,8 @@ def open_run(
         length = timedelta(hours=hours or DEFAULT_HOURS)
         if application.store.look({Run: (run,)}).get(Run, run) is not None:
             raise errors.IllegalTransition(f"there is a run {run} already")
-        certifier = authority or only_authority(application, AuthorityKind.ISSUING, product=product).id
+        issued = (profile, *(further or ()))
+        certifier = authority or only_authority(application, product=product, profiles=issued).id
         allow_list = None
         if device_ids is not None:
             with printing.progress("importing") as advance:

@@ -9,11 +9,10 @@ from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import credentials, printing, server_files
 from birthmark.edge.cli.clients import AuthorityOption
-from birthmark.edge.cli.inputs import only_authority
+from birthmark.edge.cli.hierarchy import certifier
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
 from birthmark.edge.cli.session import Operator, session_of
 from birthmark.edge.cli.settings_text import station_url
-from birthmark.floor.authorities import AuthorityKind
 from birthmark.floor.clients import Client, Role
 from birthmark.pki.certificates import to_pem
 from birthmark.ports import carry
@@ -112,7 +111,7 @@ def _renew(
         role=Role.SERVER,
         name=NAME,
         subject_public_key_info=credentials.public_der(key),
-        authority=authority or only_authority(application, AuthorityKind.ISSUING).id,
+        authority=authority or certifier(application, Role.SERVER),
         variables={
             "organization": application.settings.realm.organization,
             "host": server_files.public_host(application.settings.station_plane, (*names[0], *names[1])),

@@ -89,7 +89,7 @@ class Station:
             raise errors.MalformedRequest(f"the operator {operator!r} is not a name in visible ascii")
         self._name = credentials.name
         self._url = url or credentials.url
-        self._anchors = credentials.anchors()
+        self._anchors = credentials.device_anchors()
         self._operator = operator
         self._entropy = entropy
         self._records = StationRecords(self._folder, keep_checkpoints=keep_checkpoints)

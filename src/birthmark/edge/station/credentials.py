@@ -2,7 +2,8 @@
 
     station.crt      its certificate, then the authorities above it, PEM
     station.key      its private key, PKCS#8 PEM, mode 0400; may be encrypted (PBES2)
-    root.crt         the trust anchors: who signs for the service and for the devices, PEM
+    root.crt         the trust anchors: who signs for the service, PEM
+    device-anchors.pem   the trust anchors of devices, PEM; without it those of root.crt
     station.toml     name, url, and optionally key-passphrase-file (relative to the directory)
     vkey             the log's verifier key (C2SP signed-note), pinned at enrolment or on first contact
 
@@ -42,6 +43,7 @@ _CERTIFICATE = "station.crt"
 _KEY = "station.key"
 _NEXT_KEY = "station.key.next"
 _ROOT = "root.crt"
+_DEVICE_ANCHORS = "device-anchors.pem"
 _SETTINGS = "station.toml"
 _VKEY = "vkey"
 _KNOWN = {"name", "url", "key-passphrase-file"}
@@ -61,11 +63,17 @@ class Credentials:
     passphrase: SecretBytes | None = None
     """Of an encrypted key."""
     root_pem: str = field(repr=False)
-    """Trust anchors, one or more."""
+    """Trust anchors, one or more: who signs for the service."""
+    device_anchors_pem: str | None = field(default=None, repr=False)
+    """Trust anchors of devices; None where they are those of the service."""
 
     def anchors(self) -> tuple[bytes, ...]:
-        """Return the trust anchors (DER)."""
+        """Return the service's trust anchors (DER)."""
         return from_pem(self.root_pem)
+
+    def device_anchors(self) -> tuple[bytes, ...]:
+        """Return the trust anchors that the chain of a device must lead to (DER)."""
+        return self.anchors() if self.device_anchors_pem is None else from_pem(self.device_anchors_pem)
 
     def tls_context(self) -> ssl.SSLContext:
         """Return a client context: TLS 1.3, the service verified by name against the trust anchors alone.
@@ -122,6 +130,7 @@ def read_station_directory(path: str | os.PathLike[str]) -> Credentials:
             private_key=private_key,
             passphrase=passphrase,
             root_pem=_text(folder, _ROOT),
+            device_anchors_pem=_text(folder, _DEVICE_ANCHORS) if folder.exists(_DEVICE_ANCHORS) else None,
         )
     finally:
         folder.close()
@@ -136,6 +145,7 @@ def write_station_directory(
     chain_pem: str,
     private_key_pem: SecretBytes,
     root_pem: str,
+    device_anchors_pem: str | None = None,
     vkey: str | None = None,
     key_passphrase_file: str | None = None,
     passphrase: SecretBytes | None = None,
@@ -149,7 +159,8 @@ def write_station_directory(
         certificate_pem: its certificate.
         chain_pem: the authorities above it, the root not included; may be empty.
         private_key_pem: PKCS#8 PEM, perhaps encrypted.
-        root_pem: the trust anchors.
+        root_pem: the trust anchors: who signs for the service.
+        device_anchors_pem: the trust anchors of devices; None where they are the same.
         vkey: the log's verifier key, if it is known; else it is pinned on first contact.
         key_passphrase_file: where the passphrase of an encrypted key is read from; relative to the directory.
         passphrase: of an encrypted key, needed here only to see that certificate and key match.
@@ -167,11 +178,15 @@ def write_station_directory(
         private_key=private_key_pem,
         passphrase=passphrase,
         root_pem=root_pem,
+        device_anchors_pem=device_anchors_pem,
     )
     _check_pair(credentials)
     credentials.anchors()
+    credentials.device_anchors()
     toml = settings_text(name=name, url=url, key_passphrase_file=key_passphrase_file)
     files = [(_SETTINGS, toml, 0o644), (_ROOT, root_pem, 0o644)]
+    if device_anchors_pem is not None:
+        files.append((_DEVICE_ANCHORS, device_anchors_pem, 0o644))
     if vkey is not None:
         files.append((_VKEY, vkey.rstrip("\n") + "\n", 0o644))
     target = Path(path)
