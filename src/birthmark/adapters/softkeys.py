@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import padding, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -34,7 +34,7 @@ from birthmark import errors
 from birthmark.adapters import softsecrets
 from birthmark.adapters.custody import check_label, read_private_file
 from birthmark.pki.algorithms import PrivateKey as _PrivateKey
-from birthmark.pki.algorithms import recognise, signature_by
+from birthmark.pki.algorithms import maker, recognise, signature_by
 from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, SecretMade, TransportKind
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.der import OCTET_STRING, SEQUENCE, encode, integer, oid
@@ -134,7 +134,7 @@ class SoftwareKeyStore:
         """
         passphrase = self._require_open()
         check_label(label)
-        key = _generated(algorithm)
+        key = maker(algorithm)()
         self._require_free(label)  # spares the 0.16 s; _keep is what decides
         self._keep(label, _SUFFIX, (_EXPORTABLE if exportable else b"") + _encrypted_pem(key, passphrase))
         with self._loading:
@@ -339,22 +339,6 @@ class SoftwareKeyStore:
         if self._closed:
             raise RuntimeError(f"the key store in {self._directory} is closed")
         return passphrase
-
-
-def _generated(algorithm: KeyAlgorithm) -> _PrivateKey:
-    match algorithm:
-        case KeyAlgorithm.EC_P256:
-            return ec.generate_private_key(ec.SECP256R1())
-        case KeyAlgorithm.EC_P384:
-            return ec.generate_private_key(ec.SECP384R1())
-        case KeyAlgorithm.EC_P521:
-            return ec.generate_private_key(ec.SECP521R1())
-        case KeyAlgorithm.ED25519:
-            return ed25519.Ed25519PrivateKey.generate()
-        case KeyAlgorithm.ED448:
-            return ed448.Ed448PrivateKey.generate()
-        case KeyAlgorithm.RSA_2048 | KeyAlgorithm.RSA_3072 | KeyAlgorithm.RSA_4096:
-            return rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa-")))
 
 
 def _public_der(key: PrivateKeyTypes) -> bytes:

@@ -6,7 +6,7 @@ belongs to nobody else.  What was signed and not committed never leaves the proc
 
 Every request carries an idempotency key.  The same key gets the same answer, with one exception that is
 told: a delivered key is kept nowhere, so asking again makes a new one, and the certificate that was never
-proved is revoked in the same commit.
+proved is revoked in the same commit.  A delivered key is of the first algorithm that the profile allows.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from birthmark import errors
@@ -35,6 +34,7 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.runs import AllowedDevice, Run, admit
+from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
 from birthmark.pki.issuance import Template, serial_number, sign_certificate
@@ -288,7 +288,7 @@ class IssueDevices:
     def _certify(self, template: Template, csr: bytes | None, hardware_id: HardwareId) -> _Certified:
         private_key: SecretBytes | None = None
         if csr is None:
-            made = ec.generate_private_key(ec.SECP256R1())
+            made = maker(template.profile.subject_key_algorithms[0])()
             spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
             private_key = SecretBytes(made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
         else:

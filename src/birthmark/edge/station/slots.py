@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -20,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from birthmark.edge.station.folder import Folder
 from birthmark.errors import IntegrityFailure, MalformedRequest, NotFound
-from birthmark.pki.algorithms import ALGORITHMS, recognise, signature_by
+from birthmark.pki.algorithms import ALGORITHMS, maker, recognise, signature_by
 from birthmark.pki.algorithms import PrivateKey as _Key
 from birthmark.pki.certificates import fingerprint, from_pem, to_pem
 from birthmark.pki.keys import KeyAlgorithm
@@ -84,7 +83,7 @@ class FolderSlot:
             subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hardware_id)])
         except ValueError as wrong:
             raise MalformedRequest(f"{hardware_id[:100]!r} cannot be a common name: {wrong}") from wrong
-        key = _generate(self._algorithm)
+        key = maker(self._algorithm)()
         self._store_key(SecretBytes(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())))
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
         # The stub does not say that Ed25519, which hashes for itself, goes with no hash.
@@ -161,22 +160,6 @@ class FolderSlot:
         except (UnicodeDecodeError, MalformedRequest):
             complaint = f"{self._folder.path / name} holds no {label.lower()} in pem"
         raise IntegrityFailure(complaint)  # outside of except: the cause would carry the file's content along
-
-
-def _generate(algorithm: KeyAlgorithm) -> _Key:
-    match algorithm:
-        case KeyAlgorithm.EC_P256:
-            return ec.generate_private_key(ec.SECP256R1())
-        case KeyAlgorithm.EC_P384:
-            return ec.generate_private_key(ec.SECP384R1())
-        case KeyAlgorithm.EC_P521:
-            return ec.generate_private_key(ec.SECP521R1())
-        case KeyAlgorithm.ED25519:
-            return ed25519.Ed25519PrivateKey.generate()
-        case KeyAlgorithm.ED448:
-            return ed448.Ed448PrivateKey.generate()
-        case KeyAlgorithm.RSA_2048 | KeyAlgorithm.RSA_3072 | KeyAlgorithm.RSA_4096:
-            return rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa-")))
 
 
 def _check_kind(key: SecretBytes) -> _Key:
