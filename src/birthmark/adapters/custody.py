@@ -1,40 +1,25 @@
-"""What every key store checks before it touches a key: the label, and the file a secret is read from.
+"""What every key store checks before it reads a secret: whose the file is, and who else may touch it.
 
-Rules kept here: a label is 1 to 64 of ``a-z 0-9 - .``; a file that holds a secret is a regular file of this
-user (or of root) which group and others cannot touch, checked on the opened descriptor, so that nothing can
-be swapped between check and read.  The symbolic links that orchestrators mount secrets through are followed;
-it is the file behind them that is checked.  One exception: on a read-only mount other than that of ``/``, as
+The rule kept here: a file that holds a secret is a regular file of this user (or of root) which group and
+others cannot touch, checked on the opened descriptor, so that nothing can be swapped between check and read.
+The symbolic links that orchestrators mount secrets through are followed; it is the file behind them that is
+checked.  One exception: on a read-only mount other than that of ``/``, as
 container engines and systemd hand secrets over, mode and owner are the mount's affair and are not looked at.
 
 Left to others: encryption (``softkeys``), what the secret opens (``pkcs11``), asking at a terminal (edges).
 """
 
 import os
-import re
 import stat
 from pathlib import Path
 
 from birthmark import errors
-from birthmark.pki.keys import KeyLabel
 from birthmark.secret import SecretBytes
 
-__all__ = ["SECRET_FILE_LIMIT", "check_label", "read_passphrase_file", "read_private_file"]
+__all__ = ["SECRET_FILE_LIMIT", "read_passphrase_file", "read_private_file"]
 
 SECRET_FILE_LIMIT = 1024
 """The longest passphrase file we read, in octets."""
-
-_LABEL = re.compile(r"[a-z0-9.-]{1,64}")
-
-
-def check_label(label: str) -> KeyLabel:
-    """Return the label, which is 1 to 64 of ``a-z 0-9 - .``.
-
-    Raises:
-        errors.MalformedRequest: it is not.
-    """
-    if _LABEL.fullmatch(label) is None:
-        raise errors.MalformedRequest(f"a key label is 1 to 64 of a-z 0-9 - . and not {label[:80]!r}")
-    return KeyLabel(label)
 
 
 def read_passphrase_file(path: Path) -> SecretBytes:

@@ -29,8 +29,8 @@ from pkcs11.exceptions import PKCS11Error
 
 from birthmark import errors
 from birthmark.adapters import tokenkeys
-from birthmark.adapters.custody import check_label
 from birthmark.adapters.ecpoint import PublicPart
+from birthmark.adapters.softsecrets import recipient_key
 from birthmark.adapters.tokensigning import (
     KEPT_CLASSES,
     MECHANISMS,
@@ -49,7 +49,7 @@ from birthmark.adapters.tokensigning import (
 from birthmark.adapters.tokenworker import TokenWorker
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade, TransportKind
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
 from birthmark.secret import SecretBytes
 
 __all__ = ["PKCS11KeyStore", "custody_complaints"]
@@ -251,7 +251,7 @@ class PKCS11KeyStore:
             )
         _require_text(officer, self._token_label)
         for recipient in recipients:
-            tokenkeys.recipient_key(recipient)
+            recipient_key(recipient)
         return self._ask(lambda session: self._make_kek(session, label, recipients, officer), repeat=False)
 
     def generate_transport(self, label: KeyLabel) -> bytes:

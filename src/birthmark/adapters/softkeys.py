@@ -32,13 +32,13 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from birthmark import errors
 from birthmark.adapters import softsecrets
-from birthmark.adapters.custody import check_label, read_private_file
+from birthmark.adapters.custody import read_private_file
 from birthmark.pki.algorithms import PrivateKey as _PrivateKey
 from birthmark.pki.algorithms import maker, recognise, signature_by
 from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, SecretMade, TransportKind
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.der import OCTET_STRING, SEQUENCE, encode, integer, oid
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
 from birthmark.secret import SecretBytes
 
 __all__ = ["SoftwareKeyStore"]

@@ -56,7 +56,6 @@ __all__ = [
     "make_trusted_kek",
     "public_template",
     "read_attributes",
-    "recipient_key",
     "secret_complaints",
     "transport_attributes",
     "transport_public",

@@ -5,7 +5,6 @@ is without a database: which key, wrapped how and under which key, where and whe
 so a file that was changed, or that nobody made here, is found out.
 """
 
-import re
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from birthmark import errors
 from birthmark.floor.key_assets import KeyPurpose
 from birthmark.ledger.entry import canonical, parse, parse_time, time_text
 from birthmark.pki.algorithms import recognise
-from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.keys import KeyAlgorithm, check_label
 
 __all__ = ["BACKUP_LIMIT", "FORMAT", "KeyBackup"]
 
@@ -25,7 +24,6 @@ WRAPPING = "PKCS#8 under AES-256 key wrap with padding (RFC 5649)"
 BACKUP_LIMIT = 65_536
 """The longest backup file we read, in octets."""
 
-_LABEL = re.compile(r"[a-z0-9.-]{1,64}")
 _FIELDS = {
     "format",
     "wrapping",
@@ -110,8 +108,8 @@ class KeyBackup:
             raise errors.MalformedRequest("the backup's contents are not what a backup holds") from wrong
         if recognise(spki) is not algorithm:
             raise errors.MalformedRequest(f"the backup's public key is no {algorithm} key")
-        if not _LABEL.fullmatch(text["label"]) or not _LABEL.fullmatch(text["kek"]):
-            raise errors.MalformedRequest("the backup names a key in a way that no key is named")
+        check_label(text["label"])
+        check_label(text["kek"])
         return cls(
             realm=text["realm"],
             label=text["label"],

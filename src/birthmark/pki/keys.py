@@ -1,12 +1,27 @@
 """What a key is called and which algorithm it signs with."""
 
+import re
 from enum import StrEnum
 from typing import NewType
 
-__all__ = ["KeyAlgorithm", "KeyLabel"]
+from birthmark.errors import MalformedRequest
+
+__all__ = ["KeyAlgorithm", "KeyLabel", "check_label"]
 
 KeyLabel = NewType("KeyLabel", str)
 """Name of a key in its key store: 1 to 64 of ``a-z 0-9 - .`` (PKCS#11 CKA_LABEL)."""
+_LABEL = re.compile(r"[a-z0-9.-]{1,64}")
+
+
+def check_label(label: str) -> KeyLabel:
+    """Return the label, which is 1 to 64 of ``a-z 0-9 - .``.
+
+    Raises:
+        MalformedRequest: it is not.
+    """
+    if _LABEL.fullmatch(label) is None:
+        raise MalformedRequest(f"a key label is 1 to 64 of a-z 0-9 - . and not {label[:80]!r}")
+    return KeyLabel(label)
 
 
 class KeyAlgorithm(StrEnum):

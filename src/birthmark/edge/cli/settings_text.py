@@ -5,7 +5,6 @@ realm's directory are relative to it, so that the directory may be moved.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -15,12 +14,10 @@ from birthmark import errors
 from birthmark.floor.clients import check_name
 from birthmark.floor.locations import Locations
 from birthmark.floor.realm import Environment
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
 from birthmark.settings import check_database_url
 
 __all__ = ["KeyPlace", "Plan", "key_store_text", "render"]
-
-_LABEL = re.compile(r"[a-z0-9.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +75,7 @@ class Plan:
         if len(set(self.stations)) != len(self.stations):
             raise errors.MalformedRequest("a station is named twice")
         for label in (self.label("log"), self.label(self.authority)):
-            if not _LABEL.fullmatch(label):
-                raise errors.MalformedRequest(f"a key label is 1 to 64 of a-z 0-9 - . and not {label!r}")
+            check_label(label)
         for text in self.ip_addresses:
             try:
                 ip_address(text)
