@@ -1,18 +1,19 @@
 """Allow-lists from CSV files: every line is judged before the first is taken in (SPEC C9).
 
-A file has a column headed ``hardware_id``, or no heading and the ids in its first column; columns are
-separated by commas, semicolons or tabs (spreadsheets differ by country).  Nothing is repaired: what the rule
-of the run refuses is shown with its line number, so that the right person can mend the file it came from.
+A file has a column headed ``hardware_id``, or no heading and the ids in its first column.  Nothing is
+repaired: what the rule of the run refuses is shown with its line number, so that the right person can mend
+the file it came from.
 """
 
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from birthmark import errors
 from birthmark.edge.cli.printing import Advance
+from birthmark.edge.cli.spreadsheets import column
 from birthmark.floor.hardware_ids import HardwareIdRule
 from birthmark.floor.runs import AllowList
 from birthmark.ports import Store, UseCase, carry
@@ -47,7 +48,7 @@ def read_list(path: Path, rule: HardwareIdRule, advance: Advance) -> Listed:
     try:
         size = path.stat().st_size
         with path.open(encoding="utf-8-sig", newline="") as file:
-            listed = _judge(_rows(file), rule, advance, size)
+            listed = _judge(column(file, HEADING), rule, advance, size)
     except OSError as cause:
         raise errors.NotFound(f"{path} cannot be read: {cause.strerror}") from cause
     except (UnicodeDecodeError, csv.Error) as cause:
@@ -55,24 +56,6 @@ def read_list(path: Path, rule: HardwareIdRule, advance: Advance) -> Listed:
     if not listed.device_ids and not listed.complaints:
         raise errors.MalformedRequest(f"{path} holds no hardware id")
     return listed
-
-
-def _rows(file: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """Yield line number and hardware id of each line that is not empty."""
-    first = next(file, "")
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
-    column, beginning = 0, True
-    for row in reader:
-        if not any(row):
-            continue
-        if beginning:
-            beginning = False
-            heads = [cell.strip().lower() for cell in row]
-            if HEADING in heads:
-                column = heads.index(HEADING)
-                continue
-        yield reader.line_num, row[column] if column < len(row) else ""
 
 
 def _judge(rows: Iterator[tuple[int, str]], rule: HardwareIdRule, advance: Advance, size: int) -> Listed:

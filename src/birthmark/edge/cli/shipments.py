@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from birthmark.edge.cli import printing
 from birthmark.edge.cli.inputs import device_id
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
 from birthmark.edge.cli.session import session_of
+from birthmark.edge.cli.spreadsheets import column
 from birthmark.floor.shipments import Shipped
 from birthmark.ports import carry
 from birthmark.services.shipments import record_shipment
@@ -59,19 +59,7 @@ def read_devices(path: Path) -> list[str]:
 
 
 def _of_csv(file: Iterator[str]) -> Iterator[tuple[str, str]]:
-    first = next(file, "")
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
-    column, beginning = 0, True
-    for row in reader:
-        if not any(row):
-            continue
-        heads = [cell.strip().lower() for cell in row]
-        if beginning and HEADING in heads:
-            column = heads.index(HEADING)
-        else:
-            yield f"line {reader.line_num}", row[column].strip() if column < len(row) else ""
-        beginning = False
+    return ((f"line {line}", text.strip()) for line, text in column(file, HEADING))
 
 
 def _of_json(value: Any) -> Iterator[tuple[str, str]]:
