@@ -72,37 +72,10 @@ def test_whatever_parses_is_spelled_that_way(path: str) -> None:
         assert tiles.tile_path(name.level, name.index, name.width) == path
 
 
-def test_partial_tiles_are_as_wide_as_the_standard_counts_them() -> None:
-    """The two examples under "Partial Tiles"."""
-    assert [tiles.partial_width(level, 70_000) for level in range(4)] == [112, 17, 1, 0]
-    assert [tiles.partial_width(level, 256) for level in range(2)] == [0, 1]
-
-
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=256))
-@settings(max_examples=50)
-def test_a_bundle_of_entries_reads_back(entries: list[bytes]) -> None:
-    assert tiles.decode_bundle(tiles.encode_bundle(entries)) == entries
-
-
 def test_entries_stand_behind_their_length() -> None:
     assert tiles.encode_bundle([b"ab", b"", b"x" * 65_535]) == b"\x00\x02ab\x00\x00\xff\xff" + b"x" * 65_535
     with pytest.raises(errors.TooLarge):
         tiles.encode_bundle([b"x" * 65_536])
-
-
-@given(st.binary(max_size=700))
-def test_any_octets_are_a_bundle_or_refused(data: bytes) -> None:
-    try:
-        entries = tiles.decode_bundle(data)
-    except errors.MalformedRequest:
-        return
-    assert tiles.encode_bundle(entries) == data
-
-
-@pytest.mark.parametrize("data", [b"", b"\x00", b"\x00\x01", b"\x00\x02a", b"\x00\x00" * 257])
-def test_a_bundle_that_ends_early_or_holds_too_many_is_refused(data: bytes) -> None:
-    with pytest.raises(errors.MalformedRequest):
-        tiles.decode_bundle(data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from birthmark.errors import MalformedRequest
 from birthmark.pki import profiles
-from birthmark.pki.certificates import Certificate, assemble, fingerprint, from_pem, to_pem
+from birthmark.pki.certificates import (
+    Certificate,
+    assemble,
+    fingerprint,
+    from_pem,
+    issued_by,
+    one_from_pem,
+    to_pem,
+)
 from birthmark.pki.keys import KeyAlgorithm
 from tests.pki.sample import NOW, VIN, realm, serial, spki
 from tests.support.programs import need
@@ -52,8 +60,27 @@ def test_pem_goes_there_and_back() -> None:
     chain = to_pem(ours.issuing_der) + "some words between\r\n" + to_pem(ours.root_der).replace("\n", "\r\n")
     assert from_pem(chain) == (ours.issuing_der, ours.root_der)
     assert Certificate.from_pem(to_pem(LEAF)).der == LEAF
-    with pytest.raises(MalformedRequest, match="2 certificates where one belongs"):
+    with pytest.raises(MalformedRequest, match="2 blocks CERTIFICATE where one belongs"):
         Certificate.from_pem(chain)
+
+
+def test_one_block_is_taken_and_two_of_a_kind_are_not() -> None:
+    key, share = to_pem(b"key", "PUBLIC KEY"), to_pem(b"share", "KEY SHARE")
+    assert one_from_pem(share + key, "KEY SHARE") == b"share"
+    with pytest.raises(MalformedRequest, match="2 blocks KEY SHARE where one belongs"):
+        one_from_pem(share + key + share, "KEY SHARE")
+    with pytest.raises(MalformedRequest, match="there is no block KEY SHARE"):
+        one_from_pem(key, "KEY SHARE")
+
+
+def test_a_certificate_is_issued_by_whose_name_and_key_it_has() -> None:
+    ours, others = realm(P256), realm(KeyAlgorithm.ED25519)
+    assert issued_by(LEAF, ours.issuing_der)
+    assert issued_by(ours.root_der, ours.root_der)
+    assert not issued_by(LEAF, ours.root_der)
+    assert not issued_by(LEAF, others.issuing_der)  # the same name, and another key
+    assert not issued_by(LEAF[:-1] + bytes([LEAF[-1] ^ 1]), ours.issuing_der)
+    assert not issued_by(LEAF, b"")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from birthmark.errors import IntegrityFailure, MalformedRequest, PolicyRefused
 from birthmark.pki import constraints, profiles
-from birthmark.pki.constraints import Check, Constraint, negative_tests, parse_constraint
+from birthmark.pki.constraints import (
+    Check,
+    Constraint,
+    constraint_tables,
+    constraints_text,
+    negative_tests,
+    parse_constraint,
+)
 from tests.support.chains import chain_of, variables_of
 
 ARC = "1.3.6.1.4.1.32473"
@@ -64,6 +71,23 @@ def test_a_rule_survives_toml_and_json(operands: dict[str, object], good: str, _
     written = "\n".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in rule.table().items())
     assert parse_constraint(tomllib.loads(written)) == rule
     assert rule.accepts(good)
+
+
+def test_constraints_are_kept_in_one_spelling_and_read_back() -> None:
+    tables = [
+        {"variable": "vin", "rule": "wmi", "wmi": ["1HG"]},
+        {"rule": "ä", "variable": "x", "equals": "y"},
+    ]
+    text = constraints_text(tables)
+    assert text.startswith('[{"rule":"wmi","variable":"vin","wmi":["1HG"]},{"equals":"y","rule":"ä"')
+    assert constraint_tables(text) == tables
+    assert constraint_tables(constraints_text([])) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", "[" * 100_000, '["a"]', '[{"a":1}'])
+def test_what_is_no_list_of_tables_is_malformed(text: str) -> None:
+    with pytest.raises(MalformedRequest, match="constraints: not"):
+        constraint_tables(text)
 
 
 def test_a_value_that_is_not_there_breaks_no_rule() -> None:

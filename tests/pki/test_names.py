@@ -110,3 +110,21 @@ def test_other_peoples_string_types_are_read() -> None:
     for tag, octets in ((0x0C, b"\xff"), (0x13, b"\xff"), (0x02, b"\x01")):
         with pytest.raises(MalformedRequest):
             names.attribute_values(name(tag, octets), Attribute.CN)
+
+
+def test_every_attribute_has_the_librarys_identifier_and_the_one_we_encode() -> None:
+    """RFC 4519; Matter 1.x section 6.1.1."""
+    known = {
+        Attribute.C: NameOID.COUNTRY_NAME,
+        Attribute.ST: NameOID.STATE_OR_PROVINCE_NAME,
+        Attribute.L: NameOID.LOCALITY_NAME,
+        Attribute.O: NameOID.ORGANIZATION_NAME,
+        Attribute.OU: NameOID.ORGANIZATIONAL_UNIT_NAME,
+        Attribute.DC: NameOID.DOMAIN_COMPONENT,
+        Attribute.CN: NameOID.COMMON_NAME,
+        Attribute.SERIAL_NUMBER: NameOID.SERIAL_NUMBER,
+        Attribute.MATTER_VID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.1"),
+        Attribute.MATTER_PID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.2"),
+    }
+    assert dict(names.OIDS) == known
+    assert all(ATTRIBUTES[one].oid == der.oid(known[one].dotted_string) for one in Attribute)

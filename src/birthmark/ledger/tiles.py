@@ -15,11 +15,9 @@ __all__ = [
     "ENTRY_LIMIT",
     "TILE_WIDTH",
     "TileName",
-    "decode_bundle",
     "encode_bundle",
     "entries_path",
     "parse_path",
-    "partial_width",
     "tile_path",
 ]
 
@@ -46,11 +44,6 @@ class TileName:
     level: int | None
     index: int
     width: int
-
-
-def partial_width(level: int, size: int) -> int:
-    """Return how many hashes the last, partial tile of a level has in a tree of *size* leaves; 0 for none."""
-    return (size >> 8 * level) % TILE_WIDTH
 
 
 def tile_path(level: int, n: int, width: int = TILE_WIDTH) -> str:
@@ -117,22 +110,3 @@ def encode_bundle(entries: Iterable[bytes]) -> bytes:
         parts.append(len(entry).to_bytes(2, "big"))
         parts.append(entry)
     return b"".join(parts)
-
-
-def decode_bundle(data: bytes) -> list[bytes]:
-    """Split a bundle into its entries.
-
-    Raises:
-        errors.MalformedRequest: it ends within an entry, or holds none or more than 256.
-    """
-    entries = []
-    at = 0
-    while at < len(data):
-        start = at + 2
-        at = start + int.from_bytes(data[at:start], "big")
-        if start > len(data) or at > len(data):
-            raise errors.MalformedRequest("the entry bundle ends within an entry")
-        entries.append(data[start:at])
-    if not 1 <= len(entries) <= TILE_WIDTH:
-        raise errors.MalformedRequest(f"an entry bundle holds 1 to {TILE_WIDTH} entries, not {len(entries)}")
-    return entries

@@ -31,7 +31,7 @@ from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.profiles import Profile
 
-__all__ = ["Finding", "Severity", "article", "made_up_key", "root_article", "subject_algorithms"]
+__all__ = ["NOBODY", "Finding", "Severity", "article", "made_up_key", "root_article", "subject_algorithms"]
 
 NOBODY = KeyLabel("nobody")
 """Label of the key of authorities that are made to be looked at."""

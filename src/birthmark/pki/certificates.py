@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from birthmark.errors import MalformedRequest
@@ -28,6 +29,8 @@ __all__ = [
     "assemble",
     "fingerprint",
     "from_pem",
+    "issued_by",
+    "one_from_pem",
     "serial_hex",
     "to_pem",
 ]
@@ -107,6 +110,32 @@ def from_pem(text: str, label: str = "CERTIFICATE") -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def one_from_pem(text: str, label: str = "CERTIFICATE") -> bytes:
+    """Return the contents (DER) of the only block of one label; blocks of others are passed over.
+
+    Raises:
+        MalformedRequest: there is not exactly one such block, or it is not base64.
+    """
+    found = from_pem(text, label)
+    if len(found) != 1:
+        raise MalformedRequest(f"pem: {len(found)} blocks {label} where one belongs")
+    return found[0]
+
+
+def issued_by(certificate: bytes, issuer: bytes) -> bool:
+    """Return whether a certificate (DER) has another's (DER) subject as its issuer, and that key's signature.
+
+    Nothing else is looked at: what the issuer may sign, and when, is ``lint``'s and the path's business.
+    """
+    try:
+        x509.load_der_x509_certificate(certificate).verify_directly_issued_by(
+            x509.load_der_x509_certificate(issuer)
+        )
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """A certificate of any origin, parsed once."""
@@ -162,10 +191,7 @@ class Certificate:
         Raises:
             MalformedRequest: there is not exactly one, or it is no certificate.
         """
-        blocks = from_pem(text)
-        if len(blocks) != 1:
-            raise MalformedRequest(f"pem: {len(blocks)} certificates where one belongs")
-        return cls.from_der(blocks[0])
+        return cls.from_der(one_from_pem(text))
 
     @property
     def pem(self) -> str:

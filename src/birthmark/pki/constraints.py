@@ -10,6 +10,7 @@ the profile's business.
 The values are the constraint's own ``rejects`` and, where the rule lets us, ones made from what it accepts.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ __all__ = [
     "NegativeTest",
     "check",
     "check_pattern",
+    "constraint_tables",
+    "constraints_text",
     "negative_tests",
     "parse_constraint",
 ]
@@ -131,6 +134,26 @@ def parse_constraint(table: Mapping[str, Any]) -> Constraint:
         if made.accepts(value):
             raise MalformedRequest(f"constraint {rule}: accepts {value!r}, which its rejects say it refuses")
     return made
+
+
+def constraints_text(tables: Sequence[Mapping[str, object]]) -> str:
+    """Return constraints as licences keep them: a JSON list, keys sorted, nothing between the tokens."""
+    return json.dumps(list(tables), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def constraint_tables(text: str) -> list[dict[str, Any]]:
+    """Read them back, each a table for ``parse_constraint``.
+
+    Raises:
+        MalformedRequest: the text is no JSON list of tables.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"constraints: not json: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise MalformedRequest("constraints: not a list of tables")
+    return found
 
 
 def check(constraints: Iterable[Constraint], values: Mapping[str, str]) -> None:

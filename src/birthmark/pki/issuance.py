@@ -29,7 +29,7 @@ from birthmark.pki.constraints import check as check_constraints
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import IssuancePermit
-from birthmark.pki.nameconstraints import NAME_OIDS, name_constraints_x509
+from birthmark.pki.nameconstraints import name_constraints_x509
 from birthmark.pki.profilelanguage import (
     BasicConstraints,
     Extension,
@@ -387,7 +387,7 @@ def build_root(
 
 
 def _x509_name(name: names.Name) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NAME_OIDS[attribute], value) for attribute, value in name])
+    return x509.Name([x509.NameAttribute(names.OIDS[attribute], value) for attribute, value in name])
 
 
 def _x509_extension(

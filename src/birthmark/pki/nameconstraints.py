@@ -19,24 +19,10 @@ from birthmark.pki import der, names
 from birthmark.pki.alternativenames import is_dns_name
 from birthmark.pki.profilelanguage import NameConstraints, NameForm, Subtree
 
-__all__ = ["FORM_TAGS", "NAME_OIDS", "NameLimits", "complaint", "name_constraints_x509", "read_limits"]
+__all__ = ["FORM_TAGS", "NameLimits", "complaint", "name_constraints_x509", "read_limits"]
 
 FORM_TAGS = {NameForm.DNS: 0x82, NameForm.URI: 0x86, NameForm.IP: 0x87, NameForm.DIRECTORY: 0xA4}
 """Tags of GeneralName."""
-
-NAME_OIDS = {
-    names.Attribute.C: x509.NameOID.COUNTRY_NAME,
-    names.Attribute.ST: x509.NameOID.STATE_OR_PROVINCE_NAME,
-    names.Attribute.L: x509.NameOID.LOCALITY_NAME,
-    names.Attribute.O: x509.NameOID.ORGANIZATION_NAME,
-    names.Attribute.OU: x509.NameOID.ORGANIZATIONAL_UNIT_NAME,
-    names.Attribute.DC: x509.NameOID.DOMAIN_COMPONENT,
-    names.Attribute.CN: x509.NameOID.COMMON_NAME,
-    names.Attribute.SERIAL_NUMBER: x509.NameOID.SERIAL_NUMBER,
-    names.Attribute.MATTER_VID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.1"),
-    names.Attribute.MATTER_PID: x509.ObjectIdentifier("1.3.6.1.4.1.37244.2.2"),
-}
-"""The library's word for each attribute."""
 
 
 class NameLimits(NamedTuple):
@@ -64,7 +50,7 @@ def _bases(tree: Subtree, variables: Mapping[str, str]) -> list[x509.GeneralName
     if tree.value is None:
         name = tuple((part.attribute, part.value.render(variables)) for part in tree.name)
         names.encode(name)  # the library checks less
-        return [x509.DirectoryName(x509.Name([x509.NameAttribute(NAME_OIDS[k], text) for k, text in name]))]
+        return [x509.DirectoryName(x509.Name([x509.NameAttribute(names.OIDS[k], text) for k, text in name]))]
     texts = tree.value.render(variables).split()
     if not texts:
         raise MalformedRequest(f"a name constraint on {tree.form} names nothing")

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cryptography import x509
+
 from birthmark.errors import MalformedRequest
 from birthmark.pki import der
 
 __all__ = [
     "ATTRIBUTES",
+    "OIDS",
     "Attribute",
     "AttributeType",
     "Name",
@@ -52,6 +55,8 @@ Name = tuple[tuple[Attribute, str], ...]
 class AttributeType:
     """How one attribute is encoded."""
 
+    dotted: str
+    """OBJECT IDENTIFIER, in text."""
     oid: bytes
     """OBJECT IDENTIFIER (DER)."""
     tag: int
@@ -74,7 +79,9 @@ def _attribute_type(
 ) -> AttributeType:
     if tag == der.PRINTABLE_STRING:
         alphabet = _PRINTABLE
-    return AttributeType(oid=der.oid(dotted), tag=tag, shortest=shortest, longest=longest, alphabet=alphabet)
+    return AttributeType(
+        dotted=dotted, oid=der.oid(dotted), tag=tag, shortest=shortest, longest=longest, alphabet=alphabet
+    )
 
 
 ATTRIBUTES: Mapping[Attribute, AttributeType] = {
@@ -89,6 +96,11 @@ ATTRIBUTES: Mapping[Attribute, AttributeType] = {
     Attribute.MATTER_VID: _attribute_type("1.3.6.1.4.1.37244.2.1", der.UTF8_STRING, 4, 4, _CAPITAL_HEX),
     Attribute.MATTER_PID: _attribute_type("1.3.6.1.4.1.37244.2.2", der.UTF8_STRING, 4, 4, _CAPITAL_HEX),
 }
+
+OIDS: Mapping[Attribute, x509.ObjectIdentifier] = {
+    attribute: x509.ObjectIdentifier(kind.dotted) for attribute, kind in ATTRIBUTES.items()
+}
+"""The library's word for each attribute."""
 
 _CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 """String types of other people's names: UTF8String, PrintableString, TeletexString, IA5String, BMPString."""

@@ -57,7 +57,6 @@ class ResponseStatus(IntEnum):
     """Why there is no answer (OCSPResponseStatus, RFC 6960 section 2.3)."""
 
     MALFORMED_REQUEST = 1
-    INTERNAL_ERROR = 2
     TRY_LATER = 3
     UNAUTHORIZED = 6
     """We have nothing to say about this certificate (RFC 5019 section 2.2.3): its issuer is not ours."""

@@ -467,9 +467,5 @@ class Profile:
             case _:
                 return extension in _ALWAYS_CRITICAL
 
-    def waived(self, linter: str) -> frozenset[str]:
-        """Return the findings of a linter that this profile accepts."""
-        return frozenset(waiver.finding for waiver in self.waivers if waiver.linter == linter)
-
 
 _ALWAYS_CRITICAL = frozenset({Extension.BASIC_CONSTRAINTS, Extension.NAME_CONSTRAINTS, Extension.KEY_USAGE})

@@ -22,9 +22,10 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.profiles import Catalogue, Profile
 from birthmark.ports import Inspector
 
-__all__ = ["Inspection", "ProfileReport", "inspect_article", "inspect_profile"]
+__all__ = ["RULE", "Inspection", "ProfileReport", "inspect_article", "inspect_profile"]
 
 RULE = "first-article"
+"""Of refusals because of what the linters say about a run's first article."""
 _DEEPEST = 5
 """Authorities that are made up above one another."""
 
