@@ -305,11 +305,11 @@ TAMPERINGS: dict[str, Tampering] = {
     ),
     "a key's fingerprint": Tampering(
         sql("UPDATE key_asset SET fingerprint = 'ab' WHERE label = 'issuing-1'"),
-        "key issuing-1 is not the one the log says was made",
+        "key issuing-1: its fingerprint is ab, the log says ",
     ),
     "a key's policy": Tampering(
         sql("UPDATE key_asset SET policy = 'signing-with-backup' WHERE label = 'log'"),
-        "key log is not the one the log says was made",
+        "key log: its policy is signing-with-backup, the log says signing",
     ),
     "a key removed": Tampering(
         sql("DELETE FROM key_asset WHERE label = 'root'"),

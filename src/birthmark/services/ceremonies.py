@@ -506,7 +506,9 @@ def _entry(
                 "purpose": str(asset.purpose),
                 "kind": asset.kind,
                 "policy": str(asset.policy),
+                "users": asset.users,
                 "fingerprint": asset.fingerprint,
+                "created_at": time_text(asset.created_at),
             }
             for asset in assets
         ],

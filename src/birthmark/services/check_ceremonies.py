@@ -1,21 +1,19 @@
-"""Hold ceremonies and the keys they made against the log (SPEC A3, B4).
+"""Hold ceremonies against the log (SPEC A3).
 
-``CeremonySaid`` and ``KeySaid`` are what the log's entries come to; what does not agree is told to ``find``.
+``CeremonySaid`` is what the log's entry comes to; what does not agree is told to ``find``.
 The record itself is judged again, event for event, as its auditor would.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from birthmark import errors
 from birthmark.floor.ceremonies import CeremonyRecord
-from birthmark.floor.key_assets import KeyAsset
 from birthmark.services import ceremony_file
 from birthmark.services.ceremony_record import Record, replay
 from birthmark.services.ceremony_steps import Loader
 
-__all__ = ["CeremonySaid", "KeySaid", "check_ceremonies", "check_made_keys", "keys_said"]
+__all__ = ["CeremonySaid", "check_ceremonies"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,42 +23,6 @@ class CeremonySaid:
     file_sha256: str
     record_sha256: str
     leaf: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySaid:
-    """A key as the log says it was made."""
-
-    ceremony: str
-    store: str
-    purpose: str
-    kind: str
-    policy: str
-    fingerprint: str
-
-
-def keys_said(ceremony: str, listed: object) -> dict[str, KeySaid]:
-    """Return the keys that an entry lists.
-
-    Raises:
-        errors.MalformedRequest: that is no list of keys.
-    """
-    try:
-        return {
-            str(key["label"]): KeySaid(
-                ceremony=ceremony,
-                **{name: str(key[name]) for name in ("store", "purpose", "kind", "policy", "fingerprint")},
-            )
-            for key in _listed(listed)
-        }
-    except (KeyError, TypeError) as wrong:
-        raise errors.MalformedRequest("its keys are no list of keys") from wrong
-
-
-def _listed(listed: object) -> list[Mapping[str, Any]]:
-    if not isinstance(listed, list):
-        raise TypeError("not a list")
-    return listed
 
 
 def check_ceremonies(
@@ -89,25 +51,3 @@ def check_ceremonies(
             find(f"ceremony {row.id}: {refusal}")
     for name in said:
         find(f"the log says ceremony {name} was performed; its record is gone")
-
-
-def check_made_keys(
-    find: Callable[[str], None], assets: Iterable[KeyAsset], said: dict[str, KeySaid]
-) -> None:
-    """Find every key of a ceremony whose row is not what the log says."""
-    for asset in assets:
-        told = said.pop(asset.label, None)
-        if told is None and asset.ceremony is None:
-            continue  # made without a ceremony, or brought from elsewhere: another entry's business
-        stored = KeySaid(
-            ceremony=asset.ceremony or "",
-            store=asset.stores[0],
-            purpose=str(asset.purpose),
-            kind=asset.kind,
-            policy=str(asset.policy),
-            fingerprint=asset.fingerprint,
-        )
-        if told != stored:
-            find(f"key {asset.label} is not the one the log says was made")
-    for label in said:
-        find(f"the log says key {label} was made; it is not in the table of keys")

@@ -1,7 +1,8 @@
 """The keys of a realm: put on record, held against their stores, backed up and brought back (SPEC B4, B5).
 
-The key store acts first and the record follows in one commit with its log entry: what the store refuses is
-never on record, and what it did without the record is found by ``check_keys`` as a key that is no asset.
+Whoever asks is judged first; then the key store acts, and the record follows in one commit with its log entry.
+What the store refuses is on record as a refusal only, and what it did without the record is found by
+``check_keys`` as a key that is no asset.
 A restored key has opened under a key-encryption key whose check value is the file's, belongs to the file's
 public key, and has signed, before anything says that it is there.
 
@@ -26,17 +27,26 @@ from birthmark.floor.key_assets import (
     policy_for,
 )
 from birthmark.floor.key_backups import KeyBackup
-from birthmark.floor.realm import Realm
+from birthmark.floor.realm import Environment, Realm
+from birthmark.ledger.entry import time_text
 from birthmark.pki.attributes import SecretKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.possession import verify_proof
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, Store, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.acts import (
+    INIT,
+    Caller,
+    admitted,
+    client_reads,
+    live_client,
+    outcomes,
+    recorded,
+    refuse,
+)
 
 __all__ = ["KeyCustody", "check_keys"]
 
 T = TypeVar("T")
-INIT = "realm:init"
 _NO_TRIAL_BEGINS_LIKE_THIS = b"birthmark/restored-key/v1\n"
 
 
@@ -96,6 +106,71 @@ class KeyCustody:
             errors.PolicyRefused: it is not kept as its purpose wants (rule ``key-custody``).
             errors.IllegalTransition: the label is on record.
         """
+
+        def found() -> UseCase[KeyAsset]:
+            return self._as_it_is(keys, name, label, purpose, users, ceremony)
+            yield  # a use case that asks the record nothing
+
+        said = {"keys": [label]}
+        yield from _admitted(caller, "record-key", said)
+        asset = yield from recorded(caller, "record-key", said, found())
+        (kept,) = yield from self.record(caller, [asset])
+        return kept
+
+    def generate(
+        self,
+        caller: Caller,
+        keys: KeyStore,
+        name: str,
+        label: KeyLabel,
+        purpose: KeyPurpose,
+        make: Callable[[], T],
+    ) -> UseCase[T]:
+        """Make a key that has no ceremony, and put it on record: in a realm for tests only.
+
+        Args:
+            caller: an operator.
+            keys: where it is made.
+            name: of that store, in the table.
+            label: of the key.
+            purpose: of the key: to take key-encryption keys in, or to be one.
+            make: makes it; called only once the caller is admitted.
+
+        Raises:
+            errors.NotPermitted: the realm is one of production, where a ceremony makes every key.
+            errors.IllegalTransition: the label is taken, or on record.
+            errors.PolicyRefused: the store makes none that is kept as its purpose wants.
+        """
+
+        def judge(facts: Facts, _at: datetime) -> None:
+            _require_may(facts, caller)
+            if self._realm.environment is not Environment.TEST:
+                raise errors.NotPermitted(
+                    f"in production a ceremony makes key {label}: see 'birthmark ceremony template'"
+                )
+            if facts.get(KeyAsset, label) is not None:
+                raise errors.IllegalTransition(f"key {label} is on record already")
+
+        def made() -> UseCase[tuple[T, KeyAsset]]:
+            return make(), self._as_it_is(keys, name, label, purpose, "custodians", None)
+            yield  # a use case that asks the record nothing
+
+        said = {"key": label}
+        yield from admitted(caller, "generate-key", said, judge, {KeyAsset: [label]})
+        outcome, asset = yield from recorded(caller, "generate-key", said, made())
+        yield from self.record(caller, [asset])
+        return outcome
+
+    def _as_it_is(
+        self,
+        keys: KeyStore,
+        name: str,
+        label: KeyLabel,
+        purpose: KeyPurpose,
+        users: str,
+        ceremony: str | None,
+    ) -> KeyAsset:
+        """Return a key of a store as an asset, if it is kept as its purpose wants."""
         live = keys.attributes(label)
         policy = policy_for(purpose, exportable=live.extractable and live.wrap_with_trusted)
         if live.kind is SecretKind.KEK and not live.trusted and not live.development:
@@ -117,8 +192,7 @@ class KeyCustody:
         wrong = [finding for finding in compare([asset], [live], name) if finding.severity == "error"]
         if wrong:
             raise errors.PolicyRefused("key-custody", f"key {label}: {wrong[0].detail}")
-        (recorded,) = yield from self.record(caller, [asset])
-        return recorded
+        return asset
 
     def accept(
         self,
@@ -137,26 +211,38 @@ class KeyCustody:
                 store, where nothing uses it, for the custodians to destroy.
             errors.IllegalTransition: the label is taken, or on record for another key.
         """
-        facts: Facts = yield Look({KeyAsset: (label,)})
-        known = facts.get(KeyAsset, label)
-        if known is not None and known.fingerprint != check_value.lower():
-            raise errors.IllegalTransition(f"key {label} is on record with check value {known.fingerprint}")
-        found = keys.accept_kek(label, share, transport)
-        if found != check_value.lower():
-            raise errors.PolicyRefused(
-                "kek-check-value", f"key {label} has check value {found}, not {check_value[:16]}"
-            )
-        if known is None:
-            return (yield from self.adopt(caller, keys, name, label, KeyPurpose.KEK, "custodians"))
+
+        def taken_in() -> UseCase[KeyAsset | None]:
+            facts: Facts = yield Look({KeyAsset: (label,)})
+            known = facts.get(KeyAsset, label)
+            if known is not None and known.fingerprint != check_value.lower():
+                raise errors.IllegalTransition(
+                    f"key {label} is on record with check value {known.fingerprint}"
+                )
+            found = keys.accept_kek(label, share, transport)
+            if found != check_value.lower():
+                raise errors.PolicyRefused(
+                    "kek-check-value", f"key {label} has check value {found}, not {check_value[:16]}"
+                )
+            if known is not None:
+                return None
+            return self._as_it_is(keys, name, label, KeyPurpose.KEK, "custodians", None)
+
+        said = {"key": label}
+        yield from _admitted(caller, "accept-key", said)
+        new = yield from recorded(caller, "accept-key", said, taken_in())
+        if new is not None:
+            (kept,) = yield from self.record(caller, [new])
+            return kept
 
         def decide(facts: Facts, _at: datetime) -> Decision[KeyAsset]:
             _require_may(facts, caller)
             asset = _active(facts, label).copied_to(name)
             facts.put(asset)
-            entry = {"key": label, "key_store": name, "fingerprint": found}
+            entry = {"key": label, "key_store": name, "fingerprint": asset.fingerprint}
             return Decision(asset, [("key-accepted", entry)])
 
-        return (yield from _commit(caller, "accept-key", {"key": label}, [label], decide))
+        return (yield from _commit(caller, "accept-key", said, [label], decide))
 
     def back_up(
         self, caller: Caller, keys: KeyStore, name: str, label: KeyLabel, kek: KeyLabel
@@ -169,25 +255,10 @@ class KeyCustody:
             errors.PolicyRefused: it may not leave its store, or not under this key (see ``KeyStore.wrap``).
             errors.IntegrityFailure: the store holds another key under this label.
         """
-        facts: Facts = yield Look({KeyAsset: (label, kek)})
-        asset, kek_asset = _active(facts, label), _active(facts, kek)
-        spki, live_kek = keys.public_key(label), keys.attributes(kek)
-        for recorded, found in ((asset, sha256(spki).hexdigest()), (kek_asset, live_kek.fingerprint)):
-            if recorded.fingerprint != found:
-                raise errors.IntegrityFailure(f"key {recorded.label} in {name} is not the one on record")
-        backup = KeyBackup(
-            realm=self._realm.name,
-            label=label,
-            purpose=asset.purpose,
-            algorithm=KeyAlgorithm(asset.kind),
-            users=asset.users,
-            subject_public_key_info=spki,
-            store=name,
-            kek=kek,
-            kek_check_value=live_kek.fingerprint,
-            wrapped=keys.wrap(label, kek),
-            made_at=self._clock.now(),
-        )
+        said = {"key": label}
+        yield from _admitted(caller, "back-up-key", said)
+        wrapping = self._wrapped(keys, name, label, kek)
+        backup = yield from recorded(caller, "back-up-key", said, wrapping)
         content = backup.to_bytes()
         digest = sha256(content).hexdigest()
 
@@ -201,7 +272,28 @@ class KeyCustody:
                 [("key-backed-up", {**entry, "fingerprint": backup.fingerprint, "backup_sha256": digest})],
             )
 
-        return (yield from _commit(caller, "back-up-key", {"key": label}, [label], decide))
+        return (yield from _commit(caller, "back-up-key", said, [label], decide))
+
+    def _wrapped(self, keys: KeyStore, name: str, label: KeyLabel, kek: KeyLabel) -> UseCase[KeyBackup]:
+        facts: Facts = yield Look({KeyAsset: (label, kek)})
+        asset, kek_asset = _active(facts, label), _active(facts, kek)
+        spki, live_kek = keys.public_key(label), keys.attributes(kek)
+        for known, found in ((asset, sha256(spki).hexdigest()), (kek_asset, live_kek.fingerprint)):
+            if known.fingerprint != found:
+                raise errors.IntegrityFailure(f"key {known.label} in {name} is not the one on record")
+        return KeyBackup(
+            realm=self._realm.name,
+            label=label,
+            purpose=asset.purpose,
+            algorithm=KeyAlgorithm(asset.kind),
+            users=asset.users,
+            subject_public_key_info=spki,
+            store=name,
+            kek=kek,
+            kek_check_value=live_kek.fingerprint,
+            wrapped=keys.wrap(label, kek),
+            made_at=self._clock.now(),
+        )
 
     def restore(
         self, caller: Caller, keys: KeyStore, name: str, content: bytes, kek: KeyLabel | None = None
@@ -223,6 +315,29 @@ class KeyCustody:
             errors.IllegalTransition: the label is taken by another key.
             errors.IntegrityFailure: what was wrapped is not the key the file says.
         """
+        digest = sha256(content).hexdigest()
+        said = {"backup_sha256": digest}
+        yield from _admitted(caller, "restore-key", said)
+        unwrapping = self._unwrapped(keys, name, content, kek)
+        backup = yield from recorded(caller, "restore-key", said, unwrapping)
+        label = backup.label
+
+        def decide(facts: Facts, at: datetime) -> Decision[KeyAsset]:
+            _require_may(facts, caller)
+            known = facts.get(KeyAsset, label)
+            _require_same(known, backup)
+            asset = _restored(backup, name, digest, at) if known is None else known.copied_to(name)
+            facts.put(asset)
+            said = {"key": label, "key_store": name, "fingerprint": asset.fingerprint}
+            entry = (said if known is not None else _entry(asset)) | {"backup_sha256": digest}
+            return Decision(asset, [("key-restored", entry)])
+
+        return (yield from _commit(caller, "restore-key", said, [label], decide))
+
+    def _unwrapped(
+        self, keys: KeyStore, name: str, content: bytes, kek: KeyLabel | None
+    ) -> UseCase[KeyBackup]:
+        """Take steps 1 to 4 of ``restore``."""
         backup = KeyBackup.from_bytes(content)
         label = KeyLabel(backup.label)
         if backup.realm != self._realm.name:
@@ -240,23 +355,7 @@ class KeyCustody:
             verify_proof(backup.subject_public_key_info, keys.sign(label, trial), trial)
         except errors.ProofFailed as wrong:
             raise errors.IntegrityFailure(f"key {label} does not sign as its public key says") from wrong
-        digest = sha256(content).hexdigest()
-
-        def decide(facts: Facts, at: datetime) -> Decision[KeyAsset]:
-            _require_may(facts, caller)
-            known = facts.get(KeyAsset, label)
-            _require_same(known, backup)
-            asset = _restored(backup, name, digest, at) if known is None else known.copied_to(name)
-            facts.put(asset)
-            entry = {
-                "key": label,
-                "key_store": name,
-                "fingerprint": asset.fingerprint,
-                "backup_sha256": digest,
-            }
-            return Decision(asset, [("key-restored", entry)])
-
-        return (yield from _commit(caller, "restore-key", {"key": label}, [label], decide))
+        return backup
 
 
 def _commit(
@@ -275,6 +374,10 @@ def _commit(
         )
     ]
     return outcomes(committed)[0]
+
+
+def _admitted(caller: Caller | None, request: str, said: Mapping[str, Any]) -> UseCase[None]:
+    return admitted(caller, request, said, lambda facts, _at: _require_may(facts, caller))
 
 
 def _require_may(facts: Facts, caller: Caller | None) -> None:
@@ -339,4 +442,7 @@ def _entry(asset: KeyAsset) -> dict[str, Any]:
         "users": asset.users,
         "fingerprint": asset.fingerprint,
         "ceremony": asset.ceremony,
+        "created_at": time_text(asset.created_at),
+        "backed_up_at": None if asset.backed_up_at is None else time_text(asset.backed_up_at),
+        "backup_sha256": asset.backup_sha256,
     }

@@ -6,10 +6,8 @@ made, is refused: for an auditor that is a finding, never a crash.  Nothing here
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
 
 from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
@@ -17,7 +15,18 @@ from birthmark.floor.devices import DeviceEvent, DeviceState
 from birthmark.floor.recalls import RecallOrder
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
-from birthmark.services.check_ceremonies import CeremonySaid, KeySaid, keys_said
+from birthmark.services.check_ceremonies import CeremonySaid
+from birthmark.services.entry_fields import (
+    Entry,
+    known,
+    number_of,
+    objects_of,
+    text_of,
+    text_or_none,
+    texts_of,
+    value_of,
+)
+from birthmark.services.key_testimony import KEY_ENTRIES, KeysSaid
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 
 __all__ = [
@@ -30,9 +39,6 @@ __all__ = [
     "RunSaid",
     "Said",
 ]
-
-T = TypeVar("T")
-Entry = Mapping[str, Any]
 
 _DISPOSED = {
     "device-held": DeviceState.HELD,
@@ -154,8 +160,7 @@ class Said:
     successors: dict[str, str] = field(default_factory=dict)
     """Authority to the one that takes over from it."""
     ceremonies: dict[str, CeremonySaid] = field(default_factory=dict)
-    made_keys: dict[str, KeySaid] = field(default_factory=dict)
-    """By label."""
+    assets: KeysSaid = field(default_factory=KeysSaid)
     credentials: dict[str, CredentialSaid] = field(default_factory=dict)
     """By serial number."""
     clients: dict[str, tuple[str, str, str | None, str | None]] = field(default_factory=dict)
@@ -205,25 +210,27 @@ class Said:
             self._take_of_many(entry)
         elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
             self._take_hierarchy(index, entry)
+        elif kind in KEY_ENTRIES:
+            self.assets.take(entry)
         elif kind in _STATUS:
-            self.authority_status[_text(entry, "authority")] = _STATUS[kind]
+            self.authority_status[text_of(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
-            self.lists[_text(entry, "list_sha256")] = _number(entry, "count")
-        elif kind in ("run-proposed", "run-opened"):
+            self.lists[text_of(entry, "list_sha256")] = number_of(entry, "count")
+        elif kind in ("run-proposed", "run-opened", "run-closed"):
             self._take_run(index, entry)
-        elif kind == "run-closed":
-            run = _text(entry, "run")
-            self.runs[run] = replace(_known(self.runs, "run", run), status=RunStatus.CLOSED)
 
     def _take_run(self, index: int, entry: Entry) -> None:
-        name, opened = _text(entry, "run"), entry["kind"] == "run-opened"
+        name, opened = text_of(entry, "run"), entry["kind"] == "run-opened"
+        if entry["kind"] == "run-closed":
+            self.runs[name] = replace(known(self.runs, "run", name), status=RunStatus.CLOSED)
+            return
         two = opened and "approver" in entry
         said = RunSaid(
-            licence=_text(entry, "licence"),
-            signature=_text(entry, "signature"),
-            signer=_text(entry, "signer"),
-            approver=_text(entry, "approver") if two else None,
-            approval=_text(entry, "approval") if two else None,
+            licence=text_of(entry, "licence"),
+            signature=text_of(entry, "signature"),
+            signer=text_of(entry, "signer"),
+            approver=text_of(entry, "approver") if two else None,
+            approval=text_of(entry, "approval") if two else None,
             opening=index if "inspections" in entry else None,
             status=RunStatus.OPEN if opened else RunStatus.PROPOSED,
         )
@@ -237,35 +244,35 @@ class Said:
         self.runs[name] = said
 
     def _take_issued(self, index: int, entry: Entry) -> None:
-        device, attempt, serial = (_text(entry, name) for name in ("device", "attempt", "certificate"))
-        made = [entry, *_objects(entry, "further")]
+        device, attempt, serial = (text_of(entry, name) for name in ("device", "attempt", "certificate"))
+        made = [entry, *objects_of(entry, "further")]
         for one in made:
-            self.certificates[_text(one, "certificate")] = CertificateSaid(
-                sha256=_text(one, "certificate_sha256"),
+            self.certificates[text_of(one, "certificate")] = CertificateSaid(
+                sha256=text_of(one, "certificate_sha256"),
                 device=device,
                 attempt=attempt,
-                authority=_text(entry, "authority"),
-                partition=_text(entry, "partition"),
-                run=_text(entry, "run"),
+                authority=text_of(entry, "authority"),
+                partition=text_of(entry, "partition"),
+                run=text_of(entry, "run"),
                 client=entry["actor"],
                 issued_at=entry["at"],
             )
-            self.keys[_text(one, "spki_sha256")] = device
-        further = " ".join(_text(one, "certificate") for one in made[1:])
+            self.keys[text_of(one, "spki_sha256")] = device
+        further = " ".join(text_of(one, "certificate") for one in made[1:])
         if entry["kind"] == "device-reissued":
             # The attempt stays who began it; its certificate, and when and where that was issued, are new.
-            again = _known(self.attempts, "attempt", attempt)
+            again = known(self.attempts, "attempt", attempt)
             again.certificate, again.issued_at, again.issue_leaf = serial, entry["at"], index
             again.further = further
             self._take_revoked(entry, "reissue")
             return
         said = AttemptSaid(
             device=device,
-            number=_number(entry, "attempt_number"),
-            run=_text(entry, "run"),
+            number=number_of(entry, "attempt_number"),
+            run=text_of(entry, "run"),
             client=entry["actor"],
             operator=entry.get("operator"),
-            origin=_text(entry, "origin"),
+            origin=text_of(entry, "origin"),
             certificate=serial,
             further=further,
             issued_at=entry["at"],
@@ -281,15 +288,15 @@ class Said:
         if not isinstance(record, dict):
             raise errors.MalformedRequest("its record is missing or no object")
         self.released[index] = record
-        device = _known(self.devices, "device", _text(entry, "device"))
-        attempt = _known(self.attempts, "attempt", _text(record, "attempt"))
+        device = known(self.devices, "device", text_of(entry, "device"))
+        attempt = known(self.attempts, "attempt", text_of(record, "attempt"))
         device.state = attempt.state = DeviceState.RELEASED
         attempt.record, attempt.release_leaf = record, index
 
     def _take_disposed(self, entry: Entry) -> None:
-        device = _known(self.devices, "device", _text(entry, "device"))
-        attempt = _known(self.attempts, "attempt", _text(entry, "attempt"))
-        reason = _text(entry, "reason")
+        device = known(self.devices, "device", text_of(entry, "device"))
+        attempt = known(self.attempts, "attempt", text_of(entry, "attempt"))
+        reason = text_of(entry, "reason")
         device.state = _DISPOSED[entry["kind"]]
         device.reason = None if device.state is DeviceState.ADMITTED else reason
         if device.state is DeviceState.HELD:
@@ -304,28 +311,28 @@ class Said:
         elif kind in CARRIED_OUT:
             self._take_recalled(entry)
         elif kind == "client-revoked":
-            self.revoked_clients.add(_text(entry, "client"))
+            self.revoked_clients.add(text_of(entry, "client"))
             self._take_revoked(entry, "client")
         else:
-            gone = (_text(entry, "consignment"), entry["at"])
-            self.shipped |= dict.fromkeys(_texts(entry, "devices"), gone)
+            gone = (text_of(entry, "consignment"), entry["at"])
+            self.shipped |= dict.fromkeys(texts_of(entry, "devices"), gone)
 
     def _take_revoked(self, entry: Entry, cause: str) -> None:
-        since = None if "invalidity_date" not in entry else _text(entry, "invalidity_date")
+        since = None if "invalidity_date" not in entry else text_of(entry, "invalidity_date")
         said = RevokedSaid(
-            reason=_text(entry, "revocation_reason"), at=entry["at"], cause=cause, invalidity_date=since
+            reason=text_of(entry, "revocation_reason"), at=entry["at"], cause=cause, invalidity_date=since
         )
-        self.revoked |= dict.fromkeys(_texts(entry, "certificates"), said)
+        self.revoked |= dict.fromkeys(texts_of(entry, "certificates"), said)
 
     def _take_recalled(self, entry: Entry) -> None:
         """Take in what was done under an order, if it is what two people ordered."""
-        kind, recall, serials = entry["kind"], _text(entry, "recall"), _texts(entry, "certificates")
+        kind, recall, serials = entry["kind"], text_of(entry, "recall"), texts_of(entry, "certificates")
         order = self.recalls.carried_out(
-            recall, kind, _text(entry, "revocation_reason"), entry.get("invalidity_date"), len(serials)
+            recall, kind, text_of(entry, "revocation_reason"), entry.get("invalidity_date"), len(serials)
         )
         approved_at = self.recalls.approved_at(recall)
         if kind == "authority-revoked":
-            authority = _text(entry, "authority")
+            authority = text_of(entry, "authority")
             if authority != order.selection.value:
                 raise errors.MalformedRequest(f"recall {recall[:64]} chooses another authority")
             self.authority_status[authority] = AuthorityStatus.REVOKED
@@ -336,7 +343,7 @@ class Said:
         self._take_revoked(entry, f"recall:{recall}")
 
     def _require_chosen(self, order: RecallOrder, approved_at: datetime, serial: str) -> None:
-        certificate = _known(self.certificates, "certificate", serial)
+        certificate = known(self.certificates, "certificate", serial)
         issued_at = parse_time(certificate.issued_at)
         if issued_at > approved_at or not order.selection.chooses(
             device=certificate.device,
@@ -351,37 +358,37 @@ class Said:
     def batch(self, run: str) -> str:
         """Return the batch that a run's licence names."""
         if run not in self._batches:
-            licence = _known(self.runs, "run", run).licence
+            licence = known(self.runs, "run", run).licence
             self._batches[run] = RunLicence.decode(licence.encode()).batch
         return self._batches[run]
 
     def _take_order(self, entry: Entry) -> None:
-        kind, recall, at = entry["kind"], _text(entry, "recall"), entry["at"]
+        kind, recall, at = entry["kind"], text_of(entry, "recall"), entry["at"]
         if kind == "recall-proposed":
-            signed = (_text(entry, "signer"), _text(entry, "signature"))
-            self.recalls.propose(recall, _text(entry, "order"), signed, at)
+            signed = (text_of(entry, "signer"), text_of(entry, "signature"))
+            self.recalls.propose(recall, text_of(entry, "order"), signed, at)
         elif kind == "recall-approved":
             proposal, approval = (
-                (_text(entry, who), _text(entry, what))
+                (text_of(entry, who), text_of(entry, what))
                 for who, what in (("proposer", "proposal"), ("approver", "approval"))
             )
-            self.recalls.approve(recall, _text(entry, "order"), proposal, approval, at)
+            self.recalls.approve(recall, text_of(entry, "order"), proposal, approval, at)
         elif kind == "recall-withdrawn":
             self.recalls.withdraw(recall)
         else:
-            self.recalls.finish(recall, _number(entry, "changed"))
+            self.recalls.finish(recall, number_of(entry, "changed"))
 
     def _take_enrolled(self, entry: Entry) -> None:
-        client = _text(entry, "client")
-        self.credentials[_text(entry, "certificate")] = CredentialSaid(
-            sha256=_text(entry, "certificate_sha256"), client=client, authority=_text(entry, "authority")
+        client = text_of(entry, "client")
+        self.credentials[text_of(entry, "certificate")] = CredentialSaid(
+            sha256=text_of(entry, "certificate_sha256"), client=client, authority=text_of(entry, "authority")
         )
         if entry["kind"] == "client-enrolled":
             self.clients[client] = (
-                _text(entry, "site"),
-                _text(entry, "line"),
-                _text_or_none(entry, "hardware_id"),
-                _text_or_none(entry, "run"),
+                text_of(entry, "site"),
+                text_of(entry, "line"),
+                text_or_none(entry, "hardware_id"),
+                text_or_none(entry, "run"),
             )
 
     def _take_hierarchy(self, index: int, entry: Entry) -> None:
@@ -389,77 +396,30 @@ class Said:
             self._take_established(entry)
             return
         if entry["kind"] == "authority-succeeded":
-            self.successors[_text(entry, "authority")] = _text(entry, "successor")
+            self.successors[text_of(entry, "authority")] = text_of(entry, "successor")
             return
-        name = _text(entry, "ceremony")
+        name = text_of(entry, "ceremony")
         self.ceremonies[name] = CeremonySaid(
-            file_sha256=_text(entry, "file_sha256"),
-            record_sha256=_text(entry, "record_sha256"),
+            file_sha256=text_of(entry, "file_sha256"),
+            record_sha256=text_of(entry, "record_sha256"),
             leaf=index,
         )
-        self.made_keys.update(keys_said(name, _there(entry, "keys")))
+        self.assets.take_ceremony(name, entry)
 
     def _take_established(self, entry: Entry) -> None:
-        name = _text(entry, "authority")
+        name = text_of(entry, "authority")
         self.authorities[name] = AuthoritySaid(
-            kind=_text(entry, "authority_kind"),
-            issuer=_text(entry, "issuer"),
-            custody=_text(entry, "custody"),
-            profile=_text(entry, "profile"),
-            profiles=_text(entry, "profiles"),
-            constraints=_text(entry, "constraints"),
-            ceremony=_text(entry, "ceremony"),
-            owner=_text(entry, "owner"),
-            scope=_text(entry, "scope"),
-            quota=None if _there(entry, "quota") is None else _number(entry, "quota"),
-            ends_at=_text(entry, "ends_at"),
-            sha256=_text(entry, "certificate_sha256"),
+            kind=text_of(entry, "authority_kind"),
+            issuer=text_of(entry, "issuer"),
+            custody=text_of(entry, "custody"),
+            profile=text_of(entry, "profile"),
+            profiles=text_of(entry, "profiles"),
+            constraints=text_of(entry, "constraints"),
+            ceremony=text_of(entry, "ceremony"),
+            owner=text_of(entry, "owner"),
+            scope=text_of(entry, "scope"),
+            quota=None if value_of(entry, "quota") is None else number_of(entry, "quota"),
+            ends_at=text_of(entry, "ends_at"),
+            sha256=text_of(entry, "certificate_sha256"),
         )
         self.authority_status[name] = AuthorityStatus.ACTIVE
-
-
-def _there(entry: Entry, name: str) -> object:
-    if name not in entry:
-        raise errors.MalformedRequest(f"its {name} is missing")
-    value: object = entry[name]
-    return value
-
-
-def _text(entry: Entry, name: str) -> str:
-    value = _there(entry, name)
-    if not isinstance(value, str):
-        raise errors.MalformedRequest(f"its {name} is no text")
-    return value
-
-
-def _texts(entry: Entry, name: str) -> list[str]:
-    value = _there(entry, name)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise errors.MalformedRequest(f"its {name} is no list of texts")
-    return list(value)
-
-
-def _objects(entry: Entry, name: str) -> list[Entry]:
-    """Return a list of objects that may be left out."""
-    value = entry.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise errors.MalformedRequest(f"its {name} is no list of objects")
-    return list(value)
-
-
-def _text_or_none(entry: Entry, name: str) -> str | None:
-    return None if _there(entry, name) is None else _text(entry, name)
-
-
-def _number(entry: Entry, name: str) -> int:
-    value = _there(entry, name)
-    if type(value) is not int:
-        raise errors.MalformedRequest(f"its {name} is no number")
-    return value
-
-
-def _known(said: Mapping[str, T], what: str, name: str) -> T:
-    found = said.get(name)
-    if found is None:
-        raise errors.MalformedRequest(f"no entry before it issued {what} {name[:100]}")
-    return found
