@@ -1,22 +1,31 @@
 """OCSP answers a second on one core, live and signed beforehand (SPEC F3).
 
-Held against two things that whoever reads knows: ``openssl ocsp`` as a server over its own index of the same
-certificates, and how often the same key signs an answer's octets when it does nothing else.  Each server has
-the first core and the client what is left; the client keeps its connections where the server lets it
-(``openssl ocsp`` answers one client at a time and ends each connection after one answer).
+Each request is about another one of some thousand certificates, none of them revoked, and has no nonce.  What
+is found is held against two things that whoever reads knows: ``openssl ocsp`` as a server over its own index
+of the same certificates, and how often a key of the same kind signs an answer's octets when nothing else is
+done.  Each server has the first core and the client what is left; the client keeps its connections where the
+server lets it (``openssl ocsp`` answers one client at a time and ends each connection after one answer).
+
+Servers are measured in turn, in rounds, and told is the median round.  Ratios are of answers a second of the
+server's own processor time: that is what one core gives, whatever else the machine does meanwhile.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from cryptography import x509
@@ -26,15 +35,27 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509 import ocsp
 
 from bench.crls import sqlite_realm
-from birthmark import app
+from birthmark import app, errors
+from birthmark.adapters.publication import PublicationDirectory
+from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.floor.authorities import Authority, AuthorityKind
 from birthmark.floor.clients import Credential
-from birthmark.pki.certificates import to_pem
+from birthmark.floor.devices import DeviceCertificate
+from birthmark.floor.revocations import UNPARTITIONED
+from birthmark.pki.certificates import serial_hex, to_pem
+from birthmark.pki.keys import KeyLabel
+from birthmark.pki.ocsp import cert_id
+from birthmark.pki.revocation import CertStatus
+from birthmark.ports import Act, Decision, Facts, SignedAnswer
+from birthmark.secret import SecretBytes
+from birthmark.services.status import Standing, delegate, say
 from birthmark.settings import load
 
-__all__ = ["Rates", "measure"]
+__all__ = ["TARGETS", "Rate", "Rates", "measure"]
 
 CONNECTIONS = 8
+CERTIFICATES = 4000
+TARGETS = {"presigned / openssl ocsp": 3.0, "live / openssl ocsp": 1.5}
 PUBLIC = """\
 [realm]
 name = "bench"
@@ -56,112 +77,165 @@ url = "sqlite:///{database}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What was done in a second."""
+
+    clock: float
+    """By the wall's clock."""
+    processor: float
+    """Of processor time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Answers a second."""
 
-    live: float
-    presigned: float
-    openssl: float
-    signatures: float
-    """Signatures over an answer's octets a second, by the same library."""
+    live: Rate
+    presigned: Rate
+    openssl: Rate
+    signatures: Rate
+    """Signatures over an answer's octets, by the same library."""
 
     def ratios(self) -> dict[str, float]:
         """Return what is told: more is better."""
         return {
-            "live / openssl ocsp": self.live / self.openssl,
-            "live / signatures": self.live / self.signatures,
-            "presigned / openssl ocsp": self.presigned / self.openssl,
-            "presigned / signatures": self.presigned / self.signatures,
+            f"{name} / {against}": one.processor / other.processor
+            for name, one in (("live", self.live), ("presigned", self.presigned))
+            for against, other in (("openssl ocsp", self.openssl), ("signatures", self.signatures))
         }
 
+    def document(self) -> dict[str, dict[str, float]]:
+        """Return what the results file says."""
+        rates = {name: asdict(getattr(self, name)) for name in self.__slots__}
+        return rates | {"ratios": self.ratios(), "targets": dict(TARGETS)}
 
-def measure(seconds: float = 5.0) -> Rates:
-    """Set everything up and measure."""
-    with tempfile.TemporaryDirectory(prefix="birthmark-status-") as temporary:
+    def text(self) -> str:
+        """Return the figures as a table."""
+        lines = [f"{'':26} {'answers/s':>10} {'a CPU-second':>13}"]
+        for name in self.__slots__:
+            rate = getattr(self, name)
+            lines.append(f"{name:26} {rate.clock:10,.0f} {rate.processor:13,.0f}")
+        for name, ratio in self.ratios().items():
+            target = f"  (target {TARGETS[name]:.1f})" if name in TARGETS else ""
+            lines.append(f"{name:26} {'':10} {ratio:13.2f}{target}")
+        return "\n".join(lines)
+
+
+def measure(seconds: float = 5.0, rounds: int = 3) -> Rates:
+    """Set everything up and measure each server for so long, in so many rounds."""
+    with tempfile.TemporaryDirectory(prefix="birthmark-status-") as temporary, ExitStack() as servers:
         folder = Path(temporary)
         settings = sqlite_realm(folder, folder / "www")
-        request, leaf, issuer = _request(settings)
-        passphrase = folder / "passphrase"
-        passphrase.touch(mode=0o600)
-        passphrase.write_text("bench\n")
-        rates = {}
+        issuer, serials = _issue(settings)
+        requests = [_request(issuer, serial) for serial in serials]
+        asked: dict[str, Callable[[float], Rate]] = {}
         for mode in ("live", "presigned"):
             port, file = _free_port(), folder / f"{mode}.toml"
-            text = PUBLIC.format(port=port, www=folder / "www", mode=mode)
+            file.write_text(PUBLIC.format(port=port, www=folder / "www", mode=mode))
             if mode == "live":
-                database = settings.parent / "birthmark.db"
-                text += LIVE.format(keys=folder / "keys", passphrase=passphrase, database=database)
-                file.write_text(text)
-                key = _birthmark("responder", "key", "--settings", str(file))
-                (folder / "responder.pem").write_text(key)
-                _birthmark(
-                    "responder", "enrol", "--authority", "issuing-1", "--key", str(folder / "responder.pem"),
-                    "--name", "ocsp", "--settings", str(settings),
-                )  # fmt: skip
-                _birthmark("publish", "--settings", str(settings))
+                _delegate(settings, file)
             else:
-                file.write_text(text)
-                _sign_one(settings, folder)
+                _sign_all(issuer, serials, folder)
             command = [sys.executable, "-m", "birthmark", "serve", "--settings", str(file)]
-            with _running(command, port):
-                rates[mode] = _rate(port, "/ocsp", request, seconds)
+            pid = servers.enter_context(_running(command, port))
+            asked[mode] = partial(_rate, port, pid, "/ocsp", requests)
         port = _free_port()
-        with _running(_openssl(folder, leaf, issuer, port), port):
-            openssl = _rate(port, "/", request, seconds, kept=False)
-    return Rates(
-        live=rates["live"], presigned=rates["presigned"], openssl=openssl, signatures=_signatures(seconds / 2)
+        pid = servers.enter_context(_running(_openssl(folder, serials, issuer, port), port))
+        asked["openssl"] = partial(_rate, port, pid, "/", requests, kept=False)
+        asked["signatures"] = _signatures
+        found: dict[str, list[Rate]] = {name: [] for name in asked}
+        for _ in range(rounds):
+            for name, ask in asked.items():
+                found[name].append(ask(seconds / rounds))
+    return Rates(**{name: _median(some) for name, some in found.items()})
+
+
+def _median(rates: Sequence[Rate]) -> Rate:
+    return Rate(
+        clock=statistics.median(one.clock for one in rates),
+        processor=statistics.median(one.processor for one in rates),
     )
 
 
-def _request(settings: Path) -> tuple[bytes, bytes, bytes]:
-    """Return a request about a certificate on record, and that and its issuer."""
+def _delegate(settings: Path, public: Path) -> None:
+    """Give the host of live answers its key and its certificate."""
+    folder, passphrase = public.parent, public.parent / "passphrase"
+    passphrase.touch(mode=0o600)
+    passphrase.write_text("bench\n")
+    with public.open("a") as file:
+        database = settings.parent / "birthmark.db"
+        file.write(LIVE.format(keys=folder / "keys", passphrase=passphrase, database=database))
+    key = folder / "responder.pem"
+    key.write_text(_birthmark("responder", "key", "--settings", str(public)))
+    _birthmark(
+        "responder", "enrol", "--authority", "issuing-1", "--key", str(key), "--name", "ocsp",
+        "--settings", str(settings),
+    )  # fmt: skip
+    _birthmark("publish", "--settings", str(settings))
+
+
+def _issue(settings: Path) -> tuple[bytes, list[int]]:
+    """Put certificates of devices on record; return their issuer's and their serial numbers."""
+    serials = [int.from_bytes(b"\x7f" + os.urandom(19), "big") for _ in range(CERTIFICATES)]
     application = app.build(load(settings))
     try:
         (issuing,) = (one for one in application.store.scan(Authority) if one.kind is AuthorityKind.ISSUING)
-        leaf = next(iter(application.store.scan(Credential)))
+        of_a_kind = next(iter(application.store.scan(Credential))).der  # nobody reads what it says
+
+        def decide(facts: Facts, at: datetime) -> Decision[None]:
+            for index, serial in enumerate(serials):
+                facts.put(
+                    DeviceCertificate(
+                        serial=serial_hex(serial), authority=issuing.id, device=f"serial:{index}",
+                        attempt=f"{index}", der=of_a_kind, sha256=f"{serial:064x}", run="bench",
+                        partition=UNPARTITIONED, client="station:ST01", issued_at=at,
+                    )
+                )  # fmt: skip
+            return Decision(None, [("benched", {})])
+
+        application.store.submit([Act(actor="bench", decide=decide, refuse=_refuse, reads={})]).result()
     finally:
         application.close()
-    found = (x509.load_der_x509_certificate(leaf.der), x509.load_der_x509_certificate(issuing.der))
-    builder = ocsp.OCSPRequestBuilder().add_certificate(*found, hashes.SHA1())  # noqa: S303  # RFC 5019
-    return builder.build().public_bytes(Encoding.DER), leaf.der, issuing.der
+    return issuing.der, serials
 
 
-def _sign_one(settings: Path, folder: Path) -> None:
-    """Put an answer about the certificate where those signed beforehand are."""
-    from datetime import timedelta  # noqa: PLC0415  # for this alone
+def _refuse(_facts: Facts, _at: datetime, refusal: errors.Refusal) -> Decision[errors.Refusal]:
+    raise refusal
 
-    from birthmark.adapters.publication import PublicationDirectory  # noqa: PLC0415
-    from birthmark.adapters.softkeys import SoftwareKeyStore  # noqa: PLC0415
-    from birthmark.pki.keys import KeyLabel  # noqa: PLC0415
-    from birthmark.pki.ocsp import cert_id  # noqa: PLC0415
-    from birthmark.pki.revocation import CertStatus  # noqa: PLC0415
-    from birthmark.ports import SignedAnswer  # noqa: PLC0415
-    from birthmark.secret import SecretBytes  # noqa: PLC0415
-    from birthmark.services.status import Standing, delegate, say  # noqa: PLC0415
 
-    _, leaf, issuer = _request(settings)
+def _request(issuer: bytes, serial: int) -> bytes:
+    found = x509.load_der_x509_certificate(issuer)
+    name = hashlib.sha1(found.subject.public_bytes(), usedforsecurity=False).digest()
+    key = x509.SubjectKeyIdentifier.from_public_key(found.public_key()).digest
+    builder = ocsp.OCSPRequestBuilder().add_certificate_by_hash(name, key, serial, hashes.SHA1())  # noqa: S303  # RFC 5019
+    return builder.build().public_bytes(Encoding.DER)
+
+
+def _sign_all(issuer: bytes, serials: Sequence[int], folder: Path) -> None:
+    """Put answers about the certificates where those signed beforehand are."""
     www, keys = folder / "www", SoftwareKeyStore.open(folder / "keys", SecretBytes(b"bench"))
     responder = (www / "responders/ocsp/issuing-1.cer").read_bytes()
     delegation = delegate("issuing-1", issuer, responder, KeyLabel("ocsp"))
-    serial = x509.load_der_x509_certificate(leaf).serial_number
-    asked = cert_id(delegation.issuers[0], serial)
-    at = app.clock().now()
-    said = say(
-        delegation, [(asked, Standing(status=CertStatus.GOOD))], keys.sign, at=at, validity=timedelta(days=3)
-    )
-    one = SignedAnswer(
-        algorithm="sha1", serial_number=serial, octets=said.octets, this_update=at,
-        next_update=at + timedelta(days=3),
-    )  # fmt: skip
-    with PublicationDirectory(www).answers("issuing-1", anew=True) as signed:
-        signed.put([one])
+    at, validity, good = app.clock().now(), timedelta(days=3), Standing(status=CertStatus.GOOD)
+    answers = []
+    for serial in serials:
+        asked = cert_id(delegation.issuers[0], serial)
+        said = say(delegation, [(asked, good)], keys.sign, at=at, validity=validity)
+        answers.append(
+            SignedAnswer(
+                algorithm="sha1", serial_number=serial, octets=said.octets, this_update=at,
+                next_update=at + validity,
+            )
+        )  # fmt: skip
+    publication = PublicationDirectory(www)
+    with publication.lock(), publication.answers("issuing-1", anew=True) as signed:
+        signed.put(answers)
 
 
-def _openssl(folder: Path, leaf: bytes, issuer: bytes, port: int) -> list[str]:
-    """Return the command of OpenSSL's own responder over the same certificate."""
-    found = x509.load_der_x509_certificate(leaf)
-    ends = found.not_valid_after_utc.strftime("%y%m%d%H%M%SZ")
-    (folder / "index.txt").write_text(f"V\t{ends}\t\t{found.serial_number:040X}\tunknown\t/CN=x\n")
+def _openssl(folder: Path, serials: Sequence[int], issuer: bytes, port: int) -> list[str]:
+    """Return the command of OpenSSL's own responder over the same certificates."""
+    lines = (f"V\t491231235959Z\t\t{serial:040X}\tunknown\t/CN={serial}\n" for serial in serials)
+    (folder / "index.txt").write_text("".join(lines))
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (folder / "openssl.key").write_bytes(pem)
@@ -175,29 +249,29 @@ def _openssl(folder: Path, leaf: bytes, issuer: bytes, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _signatures(seconds: float) -> float:
+def _signatures(seconds: float) -> Rate:
     key, octets, count = ec.generate_private_key(ec.SECP256R1()), os.urandom(200), 0
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
         key.sign(octets, ec.ECDSA(hashes.SHA256()))
         count += 1
-    return count / (time.perf_counter() - started)
+    return Rate(clock=count / (time.perf_counter() - started), processor=count / (time.process_time() - used))
 
 
-def _rate(port: int, path: str, body: bytes, seconds: float, *, kept: bool = True) -> float:
+def _rate(
+    port: int, pid: int, path: str, bodies: Sequence[bytes], seconds: float, *, kept: bool = True
+) -> Rate:
     """Ask for a while, on some connections in step, and return the answers a second."""
-    head = (
-        f"POST {path} HTTP/1.{int(kept)}\r\nHost: localhost\r\nContent-Type: application/ocsp-request\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
-    question, count, connections = head.encode() + body, 0, CONNECTIONS if kept else 1
-    started = time.perf_counter()
+    head = f"POST {path} HTTP/1.{int(kept)}\r\nHost: localhost\r\nContent-Type: application/ocsp-request\r\n"
+    questions = cycle(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies)
+    count, connections = 0, CONNECTIONS if kept else 1
+    started, used = time.perf_counter(), _processor_seconds(pid)
     clients: list[socket.socket] = []
     while time.perf_counter() - started < seconds:
         if not clients:
             clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(connections)]
         for client in clients:
-            client.sendall(question)
+            client.sendall(next(questions))
         for client in clients:
             _answer(client)
             count += 1
@@ -206,7 +280,15 @@ def _rate(port: int, path: str, body: bytes, seconds: float, *, kept: bool = Tru
                 clients.pop().close()
     for client in clients:
         client.close()
-    return count / (time.perf_counter() - started)
+    return Rate(
+        clock=count / (time.perf_counter() - started), processor=count / (_processor_seconds(pid) - used)
+    )
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return what a process has used so far, in user and kernel (proc(5): fields 14 and 15)."""
+    fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _answer(client: socket.socket) -> None:
@@ -223,8 +305,8 @@ def _answer(client: socket.socket) -> None:
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
-    """Run a server on the first core."""
+def _running(command: list[str], port: int) -> Iterator[int]:
+    """Run a server on the first core; the context is its process id."""
     pinned = ["taskset", "-c", "0", *command]
     server = subprocess.Popen(pinned, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -233,7 +315,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} does not serve")
             time.sleep(0.05)
-        yield
+        yield server.pid  # taskset becomes the server
     finally:
         server.terminate()
         server.wait(15)
@@ -266,11 +348,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
-    rates = measure(parser.parse_args().seconds)
-    for name in Rates.__slots__:
-        print(f"{name:26} {getattr(rates, name):10,.0f} /s")
-    for name, ratio in rates.ratios().items():
-        print(f"{name:26} {ratio:10.2f}")
+    print(measure(parser.parse_args().seconds).text())
 
 
 if __name__ == "__main__":

@@ -65,6 +65,10 @@ class SignedAnswersOfOne(Protocol):
         """Return the answer about a certificate, if there is one."""
         ...
 
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
 
 SignedAnswersOf = Callable[[str], SignedAnswersOfOne]
 """Opens the signed answers of an authority."""

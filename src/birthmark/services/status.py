@@ -244,12 +244,14 @@ class AnswerStatus:
         )
         if not serials:
             return {}
-        facts = self._store.look({DeviceCertificate: serials, Credential: serials})
+        devices = self._store.look({DeviceCertificate: serials})
+        others = [serial for serial in serials if devices.get(DeviceCertificate, serial) is None]
+        credentials = self._store.look({Credential: others})
         lines = {}
         for serial in serials:
             certificate = (
-                facts.get(DeviceCertificate, serial)
-                or facts.get(Credential, serial)
+                devices.get(DeviceCertificate, serial)
+                or credentials.get(Credential, serial)
                 or self._authority(serial, at)
             )
             if certificate is not None:

@@ -21,7 +21,7 @@ from birthmark import errors
 from birthmark.edge.http.problems import MEDIA_TYPE, problem
 from birthmark.secret import SecretBytes
 
-__all__ = ["ABORT_KEY", "SCOPE_KEY", "peer_certificate", "protocol", "public_protocol", "server_context"]
+__all__ = ["ABORT_KEY", "SCOPE_KEY", "PeerProtocol", "peer_certificate", "protocol", "server_context"]
 
 SCOPE_KEY = "birthmark.peer"
 ABORT_KEY = "birthmark.abort"
@@ -95,8 +95,8 @@ def _reason(failure: ssl.SSLError) -> str:
     return (failure.reason or type(failure).__name__).lower().replace("_", " ")
 
 
-class _PeerProtocol(HttpToolsProtocol):
-    """One connection; ``protocol`` fills in what it is to do."""
+class PeerProtocol(HttpToolsProtocol):
+    """One connection; ``protocol`` and ``direct.public_protocol`` fill in what it is to do."""
 
     refused: ClassVar[Refused]
     request_seconds: ClassVar[float]
@@ -106,16 +106,19 @@ class _PeerProtocol(HttpToolsProtocol):
     head_size: int = 0
 
     def connection_made(self, transport: Any) -> None:
+        """See ``asyncio.Protocol``."""
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncio.Protocol``."""
         self._head_arrived()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
         super().data_received(data)
         if self.head_timer is not None:
             self.head_size += len(data)
@@ -123,18 +126,22 @@ class _PeerProtocol(HttpToolsProtocol):
                 self._refuse(f"the head of a request has at most {HEAD_LIMIT} octets")
 
     def on_message_begin(self) -> None:
+        """The parser's: a request begins."""
         super().on_message_begin()
         self._await_head()
         self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
 
     def on_headers_complete(self) -> None:
+        """The parser's: line and headers are there."""
         self._head_arrived()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Refuse what is no HTTP."""
         self._refuse("this is not HTTP/1.1")
 
     def shutdown(self) -> None:
+        """End the connection as soon as nothing is under way."""
         cycle: RequestResponseCycle | None = (
             self.cycle
         )  # None before the first request, whatever its type says
@@ -177,31 +184,12 @@ def protocol(on_refused: Refused, request_seconds: float) -> type[HttpToolsProto
         request_seconds: how long line and headers of a request may take to arrive.
     """
 
-    class PeerProtocol(_PeerProtocol):
+    class ListenersProtocol(PeerProtocol):
         """As this listener wants it."""
 
-    PeerProtocol.refused = staticmethod(on_refused)
-    PeerProtocol.request_seconds = request_seconds
-    return PeerProtocol
-
-
-def public_protocol(request_seconds: float) -> type[HttpToolsProtocol]:
-    """Return the HTTP protocol of the public plane: it puts what ends the connection into each scope.
-
-    Args:
-        request_seconds: how long line and headers of a request may take to arrive.
-    """
-
-    class PublicProtocol(_PeerProtocol):
-        """Without TLS; nobody is told who was refused."""
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.scope[ABORT_KEY] = self.transport.abort  # type: ignore[literal-required]  # a key of our own
-
-    PublicProtocol.refused = staticmethod(lambda _reason, _peer: None)
-    PublicProtocol.request_seconds = request_seconds
-    return PublicProtocol
+    ListenersProtocol.refused = staticmethod(on_refused)
+    ListenersProtocol.request_seconds = request_seconds
+    return ListenersProtocol
 
 
 def peer_certificate(scope: Any) -> bytes:

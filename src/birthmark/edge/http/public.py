@@ -4,18 +4,15 @@ Plain HTTP, no client is known, nothing is written and nothing secret can be rea
 of known names in one directory, and OCSP answers (``services.status``, or files signed beforehand).  It holds
 no key of an authority; at most the responder's.
 
-A bare ASGI application, because this is what a whole fleet asks.  Whatever comes in gets an answer below
+A bare ASGI application.  The requests that a whole fleet sends, OCSP by POST and plain GET, are answered by
+``direct`` before they get here.  Whatever comes in gets an answer below
 500: what is no OCSP request is answered malformedRequest (RFC 6960 section 2.3), what cannot be answered now
 tryLater.  Bodies have a limit, and a client that takes too long, to ask or to listen, loses its connection.
 """
 
 import asyncio
-import hashlib
-import logging
 import os
-import queue
 import re
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,37 +21,35 @@ from pathlib import Path
 from typing import Any
 
 from birthmark import errors
-from birthmark.edge.application import PublicApplication, SignedAnswersOf
+from birthmark.edge.application import PublicApplication
+from birthmark.edge.http.answering import (
+    MALFORMED,
+    Answering,
+    Headers,
+    LiveAnswers,
+    SignedAnswersFound,
+    entity_tag,
+    response_headers,
+)
 from birthmark.edge.http.peer import ABORT_KEY
 from birthmark.floor.locations import CHECKPOINT_PATH, INDEX_PATH, LOG_PREFIX, OCSP_PATH
 from birthmark.ledger.tiles import TILE_WIDTH, parse_path
 from birthmark.pki import ocsp
-from birthmark.pki.certificates import Certificate
 from birthmark.pki.crl import read_crl
-from birthmark.pki.keys import KeyLabel
-from birthmark.pki.ocsp import IssuerID, OCSPRequest, ResponseStatus, error_response
 from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE
-from birthmark.services.status import Answered, Delegation, Delegations, delegate
+from birthmark.services.status import Answered
 
 __all__ = ["PublicPlane"]
-
-log = logging.getLogger(__name__)
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 _PIECE = 262_144
-_LOOK_SECONDS = 5.0
-"""How often the directory is looked at for certificates and answers that are new."""
-_BATCH = 64
 _SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
 _CRL = re.compile(rf"crl/{_SEGMENT}(?:/{_SEGMENT})?\.crl")
 _CERTIFICATE = re.compile(rf"ca/{_SEGMENT}\.cer")
-_OCSP_RESPONSE = b"application/ocsp-response"
 _NEVER_CHANGES = "public, max-age=31536000, immutable"
-_NOT_KEPT: Headers = [(b"cache-control", b"no-store")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +90,19 @@ class PublicPlane:
         """Serve what this application reads."""
         self._app = application
         self._plane = application.settings.public_plane
-        self._answer: Callable[[OCSPRequest], Awaitable[Answered]] | None = None
-        self._live: _Live | None = None
+        self.answering: Answering | None = None
+        """Who answers OCSP; ``direct`` asks it without this application."""
         if application.answer is not None:
-            self._live = self._answer = _Live(application)
+            self.answering = LiveAnswers(application)
         elif application.answers is not None:
-            self._answer = _Presigned(application, application.answers)
+            self.answering = SignedAnswersFound(application, application.answers)
         self._ends: dict[str, tuple[str, datetime]] = {}
         """Entity tag and nextUpdate of CRLs."""
 
     def close(self) -> None:
-        """Let the thread go."""
-        if self._live is not None:
-            self._live.close()
+        """Let go of what answers."""
+        if self.answering is not None:
+            self.answering.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
@@ -119,8 +114,8 @@ class PublicPlane:
             await _text(send, 404, "there is nothing here")
             return
         path = path[len(prefix) + 1 :]
-        if self._answer is not None and (path == OCSP_PATH or path.startswith(f"{OCSP_PATH}/")):
-            await self._ocsp(scope, receive, send, self._answer)
+        if self.answering is not None and (path == OCSP_PATH or path.startswith(f"{OCSP_PATH}/")):
+            await self._ocsp(scope, receive, send, self.answering)
         elif scope["method"] not in ("GET", "HEAD"):
             await _text(send, 405, "only GET and HEAD here", [(b"allow", b"GET, HEAD")])
         else:
@@ -186,14 +181,8 @@ class PublicPlane:
 
     # --- OCSP
 
-    async def _ocsp(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        answer: Callable[[OCSPRequest], Awaitable[Answered]],
-    ) -> None:
-        """RFC 6960 appendix A.1; the headers are those of RFC 5019 section 6."""
+    async def _ocsp(self, scope: Scope, receive: Receive, send: Send, answering: Answering) -> None:
+        """RFC 6960 appendix A.1; what ``direct`` leaves to us: HEAD, conditions, limits, refusals."""
         method = scope["method"]
         try:
             if method == "POST":
@@ -211,25 +200,16 @@ class PublicPlane:
             await _text(send, 408, "the request did not arrive", [(b"connection", b"close")])
             return
         except errors.MalformedRequest:
-            malformed = error_response(ResponseStatus.MALFORMED_REQUEST)
-            await _whole(send, 200, [(b"content-type", _OCSP_RESPONSE), *_NOT_KEPT], malformed)
-            return
+            found = MALFORMED
         except errors.Unavailable:
             return  # the client has gone
-        found = await answer(request)
-        headers = [(b"content-type", _OCSP_RESPONSE), (b"x-content-type-options", b"nosniff")]
-        if method == "POST" or found.this_update is None or found.next_update is None or found.nonce:
-            await _whole(send, 200, headers + _NOT_KEPT, found.octets)
-            return
-        left = int((found.next_update - self._app.clock.now()).total_seconds())
-        tag = f'"{hashlib.sha256(found.octets).hexdigest()[:32]}"'
-        headers += [
-            (b"cache-control", f"public, max-age={max(0, left)}, no-transform, must-revalidate".encode()),
-            (b"last-modified", format_datetime(found.this_update, usegmt=True).encode()),
-            (b"expires", format_datetime(found.next_update, usegmt=True).encode()),
-            (b"etag", tag.encode()),
-        ]
-        if _matches(scope, tag):
+        else:
+            future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+            answering.ask(request, lambda answer: None if future.done() else future.set_result(answer))
+            found = await future
+        headers = response_headers(found, self._app.clock.now(), posted=method == "POST")
+        kept = any(name == b"etag" for name, _ in headers)
+        if kept and _matches(scope, entity_tag(found)):
             await _whole(send, 304, headers)
         else:
             await _whole(send, 200, headers, found.octets)
@@ -253,152 +233,6 @@ class PublicPlane:
                     raise errors.TooLarge(f"an ocsp request has at most {MAX_REQUEST_SIZE} octets")
                 if not message.get("more_body", False):
                     return body
-
-
-class _Live:
-    """Answers from the record, on one thread: all that wait are looked up together and signed in turn."""
-
-    def __init__(self, application: PublicApplication) -> None:
-        if application.answer is None or application.keys is None:
-            raise ValueError("live answers need a record and a key")
-        self._answer = application.answer
-        self._keys = application.keys
-        self._directory = application.directory
-        self._label = KeyLabel(application.settings.public_plane.responder)
-        self._delegations = Delegations()
-        self._seen: dict[str, tuple[int, int]] = {}
-        self._next_look = 0.0
-        self._waiting: queue.SimpleQueue[
-            tuple[OCSPRequest, asyncio.Future[Answered], asyncio.AbstractEventLoop] | None
-        ] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="ocsp", daemon=True)
-        self._thread.start()
-
-    async def __call__(self, request: OCSPRequest) -> Answered:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answered] = loop.create_future()
-        self._waiting.put((request, future, loop))
-        return await future
-
-    def close(self) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < _BATCH and not self._waiting.empty():
-                following = self._waiting.get()
-                if following is None:
-                    self._waiting.put(None)
-                    break
-                batch.append(following)
-            loop = first[2]
-            if loop.time() >= self._next_look:
-                self._next_look = loop.time() + _LOOK_SECONDS
-                self._look()
-            try:
-                answers = self._answer(self._delegations, [request for request, _, _ in batch])
-            except Exception:
-                log.exception("answers could not be made")
-                later = Answered(octets=error_response(ResponseStatus.TRY_LATER))
-                answers = [later] * len(batch)
-            loop.call_soon_threadsafe(_resolve, [future for _, future, _ in batch], answers)
-
-    def _look(self) -> None:
-        """Read the certificates again if any changed."""
-        files = sorted(self._directory.glob(f"responders/{self._label}/*.cer"))
-        files += sorted(self._directory.glob("ca/*.cer"))
-        seen = {}
-        for file in files:
-            try:
-                stat = file.stat()
-            except OSError:
-                continue
-            seen[str(file)] = (stat.st_ino, stat.st_mtime_ns)
-        if seen == self._seen:
-            return
-        try:
-            self._delegations = Delegations(self._read())
-        except errors.Refusal as failed:
-            log.error("the responder's certificates cannot be read: %s", failed)  # noqa: TRY400  # told, not traced
-            return
-        self._seen = seen
-
-    def _read(self) -> list[Delegation]:
-        public = self._keys.public_key(self._label)
-        found = []
-        for file in sorted(self._directory.glob(f"responders/{self._label}/*.cer")):
-            authority = file.stem
-            try:
-                responder = file.read_bytes()
-                certificate = (self._directory / "ca" / file.name).read_bytes()
-                if Certificate.from_der(responder).subject_public_key_info != public:
-                    raise errors.IntegrityFailure("it is of another key")
-                found.append(delegate(authority, certificate, responder, self._label))
-            except (OSError, errors.Refusal) as wrong:
-                log.error("no answers for %s: %s: %s", authority, file.name, wrong)  # noqa: TRY400  # told
-        return found
-
-
-def _resolve(futures: list[asyncio.Future[Answered]], answers: list[Answered]) -> None:
-    for future, answer in zip(futures, answers, strict=True):
-        if not future.done():
-            future.set_result(answer)
-
-
-class _Presigned:
-    """Answers that were signed beforehand (RFC 5019): no key, no record, one certificate a request."""
-
-    def __init__(self, application: PublicApplication, answers: SignedAnswersOf) -> None:
-        self._directory = application.directory
-        self._open = answers
-        self._clock = application.clock
-        self._authorities: dict[IssuerID, str] = {}
-        self._files: dict[str, Any] = {}
-        self._seen: dict[Path, int] = {}
-        self._next_look = 0.0
-
-    async def __call__(self, request: OCSPRequest) -> Answered:
-        now = asyncio.get_running_loop().time()
-        try:
-            if now >= self._next_look:
-                self._next_look = now + _LOOK_SECONDS
-                self._look()
-            return self._find(request)
-        except errors.Refusal as failed:
-            log.error("signed answers cannot be read: %s", failed)  # noqa: TRY400  # told, not traced
-            return Answered(octets=error_response(ResponseStatus.TRY_LATER))
-
-    def _find(self, request: OCSPRequest) -> Answered:
-        (cert_id, *others) = request.cert_ids
-        authority = self._authorities.get(cert_id.issuer)
-        found = None
-        if authority is not None and not others and cert_id.serial_number > 0:
-            found = self._files[authority].find(cert_id.issuer[0], cert_id.serial_number)
-        if found is None:
-            return Answered(octets=error_response(ResponseStatus.UNAUTHORIZED))
-        if found.next_update <= self._clock.now():
-            log.error("the signed answers of %s have ended", authority)
-            return Answered(octets=error_response(ResponseStatus.TRY_LATER))
-        return Answered(octets=found.octets, this_update=found.this_update, next_update=found.next_update)
-
-    def _look(self) -> None:
-        seen = {}
-        for file in sorted(self._directory.glob("ca/*.cer")):
-            seen[file] = file.stat().st_mtime_ns
-        if seen != self._seen:
-            authorities = {}
-            for file in seen:
-                certificate = Certificate.from_der(file.read_bytes())
-                spki = certificate.subject_public_key_info
-                for issuer in ocsp.issuer_ids(certificate.subject_name, spki):
-                    authorities[issuer] = file.stem
-                if file.stem not in self._files:
-                    self._files[file.stem] = self._open(file.stem)
-            self._authorities, self._seen = authorities, seen
-        for signed in self._files.values():
-            signed.refresh()
 
 
 # --- answers

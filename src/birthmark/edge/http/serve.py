@@ -26,7 +26,8 @@ import uvicorn
 
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
-from birthmark.edge.http.peer import protocol, public_protocol, server_context
+from birthmark.edge.http.direct import public_protocol
+from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.public import PublicPlane
 from birthmark.edge.http.station import create_app
 from birthmark.ledger.checkpoint import VerifierKey
@@ -166,7 +167,7 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket) -
         plane = PublicPlane(application)
         config = uvicorn.Config(
             plane,
-            http=public_protocol(table.request_seconds),
+            http=public_protocol(table.request_seconds, plane.answering, application.clock, table.prefix),
             loop="uvloop",
             ws="none",
             lifespan="off",
