@@ -452,8 +452,9 @@ class SignedAnswers(Protocol):
 class Publication(Protocol):
     """What everyone may fetch: files by path, each replaced wholly and at once, or not at all.
 
-    One publisher writes at a time (``lock``); readers need none, and never see half a file.  Every method
-    raises ``errors.Unavailable`` if the directory cannot be read or written.
+    One publisher writes at a time: ``publish``, ``withdraw`` and ``answers`` raise ``errors.Fault`` without
+    the ``lock``.  Readers need none, and never see half a file.  Every method raises ``errors.Unavailable``
+    if the directory cannot be read or written.
     """
 
     def lock(self) -> AbstractContextManager[None]:

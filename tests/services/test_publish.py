@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -416,6 +413,57 @@ def test_certificates_and_index_say_what_is_there(line: Line, tmp_path: Path) ->
     assert (entry["octets"], entry["sha256"]) == (len(octets), hashlib.sha256(octets).hexdigest())
 
 
+# --- what is no list of ours
+
+
+def test_only_a_crl_that_is_signed_here_can_be_made_out_of_turn(batches: Line, tmp_path: Path) -> None:
+    """SPEC F2: no partition that there is none of, and no authority whose key is elsewhere."""
+    line, www = batches, tmp_path / "www"
+    publish = publisher(line, www)
+    publish.cycle()
+    before = (www / "crl/issuing-1.crl").read_bytes()
+    line.clock.turn(seconds=1)
+    for authority, partition in (
+        ("issuing-1", "clients"),
+        ("issuing-1", "authorities"),
+        ("issuing-1", "batch.B-9"),
+        ("issuing-1", "delta"),
+        ("root", "all"),
+        ("nobody", "all"),
+    ):
+        with pytest.raises(errors.NotFound, match="is signed here"):
+            publish.make(authority, partition)
+    assert (www / "crl/issuing-1.crl").read_bytes() == before
+    assert not (www / "crl/root.crl").exists()
+    assert publish.make("issuing-1", "batch.B-1").path == "crl/issuing-1/batch.B-1.crl"
+    assert publish.make("issuing-1", "all").number > crl.read_crl(before).number
+
+
+@pytest.mark.parametrize(("name", "der"), [(".ca", None), ("..", None), ("a.delta", None), ("odd", b"no")])
+def test_an_authority_that_cannot_be_published_is_an_alarm_and_stops_no_other(
+    line: Line, tmp_path: Path, name: str, der: bytes | None
+) -> None:
+    """SPEC F2, F4."""
+    root, www = line.the(Authority, "root"), tmp_path / "www"
+    bad = replace(root, id=name, der=der or root.der)
+
+    def decide(facts: Facts, _at: datetime) -> Decision[None]:
+        facts.put(bad)
+        return Decision(None, [("authority-noted", {})])
+
+    act = Act(actor="operator:anna", decide=decide, refuse=refuse(None, "test", {}), reads={})
+    line.service.store.submit([act]).result()
+    mark(line, made(line, "A1"), ReasonCode.SUPERSEDED)
+    publish = publisher(line, www)
+    report = publish.cycle()
+    assert [(alarm.kind, alarm.authority) for alarm in report.alarms] == [("crl-failed", name)]
+    assert [one.path for one in report.built] == ["crl/issuing-1.crl"]
+    assert report.certificates == 2
+    assert publish.check().alarms == report.alarms
+    line.clock.turn(hours=13)
+    assert len(publish.cycle().built) == 1
+
+
 # --- atomicity
 
 
@@ -448,41 +496,6 @@ def test_a_reader_never_sees_half_a_crl(line: Line, tmp_path: Path) -> None:
     reader.join()
     assert not wrong
     assert len(seen) > 1
-
-
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from birthmark.adapters.softkeys import SoftwareKeyStore
-from birthmark.adapters.publication import PublicationDirectory
-directory = PublicationDirectory(Path(sys.argv[1]))
-def pieces():
-    yield b"half of the new one"
-    os.kill(os.getpid(), signal.SIGKILL)
-with directory.lock():
-    directory.publish("crl/a.crl", pieces())
-"""
-
-
-def test_a_publisher_that_is_killed_leaves_the_old_one_and_the_next_clears_up(tmp_path: Path) -> None:
-    """SPEC F2."""
-    directory = PublicationDirectory(tmp_path)
-    directory.publish("crl/a.crl", [b"the old one"])
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False, env=_environment())
-    assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "crl/a.crl").read_bytes() == b"the old one"
-    assert len(list((tmp_path / ".new").iterdir())) == 1
-    with directory.lock():
-        assert not list((tmp_path / ".new").iterdir())
-        with (
-            pytest.raises(errors.Unavailable, match="another process"),
-            PublicationDirectory(tmp_path).lock(),
-        ):
-            pass
-
-
-def _environment() -> dict[str, str]:
-    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_a_directory_that_cannot_be_read_is_an_outage(tmp_path: Path, small_line: Line) -> None:

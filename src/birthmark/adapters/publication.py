@@ -1,9 +1,9 @@
 """The directory that is published: files replaced wholly and at once (``ports.Publication``).
 
 A file is written under another name in ``.new``, brought to stable storage, and then renamed over the old
-one, so that a reader or a crash finds the one or the other (POSIX ``rename``).  Names that begin with a dot
-are ours; nobody serves them.  The directory can be copied to a public host with rsync: nothing in it is a
-secret.
+one, so that a reader or a crash finds the one or the other (POSIX ``rename``).  Whoever takes the lock clears
+``.new``, so nothing is written without it.  Names that begin with a dot are ours; nobody serves them.  The
+directory can be copied to a public host with rsync: nothing in it is a secret.
 
 Answers that were signed beforehand are one SQLite file per authority, replaced like any other; a server that
 has the old one open goes on with it until it looks again.
@@ -105,6 +105,7 @@ class PublicationDirectory:
     def __init__(self, directory: Path) -> None:
         """Publish into a directory, which is made if it does not exist."""
         self._directory = directory
+        self._locked = False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -122,9 +123,17 @@ class PublicationDirectory:
             with _translated(_NEW):
                 for left in (self._directory / _NEW).iterdir():
                     left.unlink()
-            yield
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
         finally:
             os.close(fd)
+
+    def _require_lock(self) -> None:
+        if not self._locked:
+            raise errors.Fault("publication: something would be written without the lock")
 
     @contextmanager
     def read(self, path: str) -> Iterator[Buffer | None]:
@@ -153,6 +162,7 @@ class PublicationDirectory:
 
     def publish(self, path: str, pieces: Iterable[Buffer]) -> None:
         """See ``Publication.publish``."""
+        self._require_lock()
         with _translated(path):
             new = self._new(path)
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -167,6 +177,7 @@ class PublicationDirectory:
     @contextmanager
     def answers(self, authority: str, *, anew: bool) -> Iterator[SignedAnswers]:
         """See ``Publication.answers``."""
+        self._require_lock()
         path = answers_path(authority)
         with _translated(path):
             new, published = self._new(path), self._directory / path
@@ -193,6 +204,7 @@ class PublicationDirectory:
 
     def withdraw(self, folder: str) -> None:
         """See ``Publication.withdraw``."""
+        self._require_lock()
         with _translated(folder), suppress(FileNotFoundError):
             shutil.rmtree(self._directory / folder)
 
@@ -247,11 +259,12 @@ class PublishedAnswers:
         Raises:
             errors.Unavailable: they cannot be read.
         """
-        try:
-            stat = self._path.stat()
-        except OSError:
-            self.close()
-            return
+        with _translated(str(self._path)):
+            try:
+                stat = self._path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                self.close()
+                return
         seen = (stat.st_dev, stat.st_ino, stat.st_mtime_ns)
         if seen != self._seen:
             self.close()

@@ -5,7 +5,6 @@ has credentials, each one certificate; it is recognised by the certificate it sh
 with the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from enum import StrEnum
 
 from birthmark import errors
 from birthmark.floor.realm import Environment
+from birthmark.floor.segments import is_segment
 
 __all__ = [
     "CAPABILITIES",
@@ -26,8 +26,6 @@ __all__ = [
     "require",
     "takes_two",
 ]
-
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Role(StrEnum):
@@ -163,18 +161,19 @@ def require(client: Client, credential: Credential, capability: Capability) -> N
 def check_name(what: str, name: str, *, longest: int = 64) -> str:
     """Return a name that can stand in paths, URLs and ids.
 
-    It is 1 to ``longest`` of ``A-Z a-z 0-9 . _ -``, and neither ``.`` nor ``..``.
+    It is 1 to ``longest`` of ``A-Z a-z 0-9 . _ -``, and does not begin with a dot (``segments``).
 
     Args:
         what: whose name, for the message: "station", say.
         name: the name.
-        longest: in characters.
+        longest: in characters, at most 64.
 
     Raises:
         errors.MalformedRequest: it is no such name.
     """
-    if not _NAME.fullmatch(name) or len(name) > longest or name in {".", ".."}:
+    if not is_segment(name) or len(name) > longest:
         raise errors.MalformedRequest(
-            f"a {what}'s name is 1 to {longest} of A-Z a-z 0-9 . _ - and not {name[:80]!r}"
+            f"a {what}'s name is 1 to {longest} of A-Z a-z 0-9 . _ -, does not begin with a dot, and is not"
+            f" {name[:80]!r}"
         )
     return name

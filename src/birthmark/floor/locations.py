@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from birthmark import errors
 from birthmark.floor.revocations import AUTHORITIES, CLIENTS, UNPARTITIONED
+from birthmark.floor.segments import is_segment
 
 __all__ = [
     "CHECKPOINT_PATH",
@@ -23,6 +24,7 @@ __all__ = [
     "answers_path",
     "certificate_path",
     "crl_path",
+    "responder_folder",
     "responder_path",
 ]
 
@@ -34,12 +36,11 @@ OCSP_PATH = "ocsp"
 DELTA = "delta"
 """In place of a partition, which never has this name: the delta to an authority's full CRL."""
 
-_SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _BASE = re.compile(r"http://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~-]+)*")
 
 
 def _segment(name: str) -> str:
-    if not _SEGMENT.fullmatch(name):
+    if not is_segment(name):
         raise errors.MalformedRequest(f"{name[:80]!r} cannot stand in a location")
     return name
 
@@ -78,7 +79,16 @@ def responder_path(responder: str, authority: str) -> str:
     Raises:
         errors.MalformedRequest: a name has a character that paths here do not have.
     """
-    return f"responders/{_segment(responder)}/{_segment(authority)}.cer"
+    return f"{responder_folder(responder)}/{_segment(authority)}.cer"
+
+
+def responder_folder(responder: str) -> str:
+    """Return the folder of a responder's certificates.
+
+    Raises:
+        errors.MalformedRequest: the name has a character that paths here do not have.
+    """
+    return f"responders/{_segment(responder)}"
 
 
 def answers_path(authority: str) -> str:

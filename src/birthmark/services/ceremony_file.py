@@ -35,6 +35,7 @@ from birthmark.floor.ceremonies import (
 )
 from birthmark.floor.clients import check_name
 from birthmark.floor.key_assets import KeyPurpose, kind_of, policy_for
+from birthmark.floor.locations import crl_path
 from birthmark.floor.realm import Environment
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import SecretKind, TransportKind
@@ -49,6 +50,7 @@ FILE_LIMIT = 262_144
 _MOST_STEPS = 256
 _MOST_CUSTODIANS = 32
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
+_ID_SAID = "1 to 64 of a-z 0-9 . -, not beginning or ending with . or -"
 _LABEL = re.compile(r"[a-z0-9.-]{1,64}", re.ASCII)
 _SERIAL = re.compile(r"([0-9a-f]{2}){1,20}")
 _OFFLINE = re.compile(r"offline ([a-z0-9][a-z0-9-]{0,31})", re.ASCII)
@@ -107,7 +109,7 @@ def parse(octets: bytes) -> Ceremony:
     table = _Table(document, "")
     environment = table.enum(Environment, "environment")
     ceremony = Ceremony(
-        id=table.matching("ceremony", _ID, "1 to 64 of a-z 0-9 . -, not beginning or ending with . or -"),
+        id=table.matching("ceremony", _ID, _ID_SAID),
         realm=table.name("realm"),
         environment=str(environment),
         mark=environment.mark,
@@ -225,7 +227,7 @@ def _certificate(table: "_Table", name: str) -> Step:
     if (kind is AuthorityKind.ROOT) != (issuer == ITSELF):
         table.refuse("issuer", "a root, and nobody else, is certified by 'self'")
     return Certify(
-        authority=table.matched("certificate", name, _LABEL, "1 to 64 of a-z 0-9 - ."),
+        authority=table.authority("certificate", name),
         kind=kind,
         profile=table.take("profile"),
         key=KeyLabel(table.matching("key", _LABEL, "1 to 64 of a-z 0-9 - .")),
@@ -239,7 +241,7 @@ def _certificate(table: "_Table", name: str) -> Step:
 
 def _cross_certificate(table: "_Table", name: str) -> Step:
     return CrossCertify(
-        name=table.matched("cross-certificate", name, _LABEL, "1 to 64 of a-z 0-9 - ."),
+        name=table.authority("cross-certificate", name),
         authority=table.take("authority"),
         issuer=table.take("issuer"),
         profile=table.take("profile"),
@@ -257,7 +259,7 @@ def _import_authority(table: "_Table", name: str) -> Step:
     if (kind is AuthorityKind.ROOT) != (issuer == ITSELF):
         table.refuse("issuer", "a root, and nobody else, is certified by 'self'")
     return ImportAuthority(
-        authority=table.matched("import-authority", name, _LABEL, "1 to 64 of a-z 0-9 - ."),
+        authority=table.authority("import-authority", name),
         kind=kind,
         issuer=issuer,
         certificate=certificate.der,
@@ -384,6 +386,12 @@ class _Table:
     def matched(self, key: str, value: str, pattern: re.Pattern[str], wanted: str) -> str:
         if not pattern.fullmatch(value):
             self.refuse(key, f"is {wanted}, not {value[:80]!r}")
+        return value
+
+    def authority(self, key: str, value: str) -> str:
+        """Return the name of a new certificate: below it everything of the authority is published."""
+        self.matched(key, value, _ID, _ID_SAID)
+        self.read(key, lambda: crl_path(value))
         return value
 
     def name(self, key: str) -> str:

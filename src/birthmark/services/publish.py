@@ -37,7 +37,7 @@ from birthmark.services.publication_index import EPOCH, Index, Published
 from birthmark.services.published_crls import CRLMaker, published, require_growth
 from birthmark.services.published_log import publish_log
 
-__all__ = ["Alarm", "PublicationTerms", "Publish", "Report"]
+__all__ = ["PUBLICATION", "Alarm", "PublicationTerms", "Publish", "Report"]
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Publish:
                     f"the log has {size} entries; what is published was made of {before.size}: the record was"
                     " put back"
                 )
-            authorities = list(self._store.scan(Authority))
+            authorities, unfit = self._authorities()
             certificates = self._publish_certificates(authorities)
             changed = self._changed(before, size)
             crls, built, failures = self._publish_crls(authorities, before, changed)
@@ -156,7 +156,7 @@ class Publish:
             after = Index(size=size, at=at, log_size=log_size, crls=crls)
             if after != before:
                 self._publication.publish(INDEX_PATH, (after.encode(self._realm, self._clock.now()),))
-        alarms = [*failures, *self._alarms(authorities, after)]
+        alarms = [*unfit, *failures, *self._alarms(authorities, after)]
         self._tell(alarms)
         return Report(built=tuple(built), certificates=certificates, log_size=log_size, alarms=tuple(alarms))
 
@@ -164,14 +164,15 @@ class Publish:
         """Make one CRL now, whether it is due or not, and publish it.
 
         Raises:
-            errors.NotFound: there is no such authority.
+            errors.NotFound: it is none of the CRLs that are signed here.
             errors.PolicyRefused: a rule of the lint refuses it, or its number would not grow.
             errors.Unavailable: record, key store or directory does not answer.
         """
         with self._publication.lock():
-            found = self._store.look({Authority: (authority,)}).get(Authority, authority)
+            expected = self._expected(self._authorities()[0])
+            found = next((one for one, of in expected if (one.id, of) == (authority, partition)), None)
             if found is None:
-                raise errors.NotFound(f"there is no authority {authority[:100]}")
+                raise errors.NotFound(f"no crl {partition[:100]} of {authority[:100]} is signed here")
             before = self._index()
             made = self._make(_issuer(found), authority, partition, before.crls, before.crls)
             crls = before.crls | {(authority, partition): made}
@@ -187,7 +188,8 @@ class Publish:
             errors.IntegrityFailure: the record is older than what is published.
         """
         index = self._index()
-        alarms = self._alarms(list(self._store.scan(Authority)), index)
+        authorities, unfit = self._authorities()
+        alarms = [*unfit, *self._alarms(authorities, index)]
         self._tell(alarms)
         return Report(log_size=index.log_size, alarms=tuple(alarms))
 
@@ -230,7 +232,7 @@ class Publish:
 
     def _signer_of(self, octets: bytes) -> tuple[Authority, crl.CRLSummary]:
         named = crl.read_crl(octets).issuer
-        for authority in self._store.scan(Authority):
+        for authority in self._authorities()[0]:
             if authority.custody is Custody.OFFLINE:
                 issuer = _issuer(authority)
                 if issuer.subject == named:
@@ -238,6 +240,29 @@ class Publish:
         raise errors.IntegrityFailure("no offline authority of this realm issues this CRL")
 
     # --- what is there, and what changed
+
+    def _authorities(self) -> tuple[list[Authority], list[Alarm]]:
+        """Return the authorities, and alarms for those of which nothing can be published.
+
+        They do not stop what is published of the others.
+        """
+        fit, unfit = [], []
+        for authority in self._store.scan(Authority):
+            try:
+                crl_path(authority.id)
+                Certificate.from_der(authority.der)
+                fit.append(authority)
+            except errors.MalformedRequest as wrong:
+                unfit.append(
+                    Alarm(
+                        kind="crl-failed",
+                        authority=authority.id,
+                        partition=UNPARTITIONED,
+                        number=0,
+                        detail=str(wrong),
+                    )
+                )
+        return fit, unfit
 
     def _index(self) -> Index:
         with self._publication.read(INDEX_PATH) as octets:
@@ -411,7 +436,7 @@ class Publish:
                         kind=kind, authority=authority.id, partition=partition, number=number, detail=detail
                     )
                 )
-        return alarms + self._behind(index, offline, now)
+        return alarms + self._behind(index, authorities, offline, now)
 
     def _on_disk(self, index: Index, authority: str, partition: str) -> Published | None:
         """Return what the index says of a CRL, if the file is there and is that one."""
@@ -436,10 +461,12 @@ class Publish:
             and (self._terms.locations.crl(one.id) in named or any(self._revocations(one.id)))
         ]
 
-    def _behind(self, index: Index, offline: list[Authority], now: datetime) -> list[Alarm]:
+    def _behind(
+        self, index: Index, authorities: list[Authority], offline: list[Authority], now: datetime
+    ) -> list[Alarm]:
         """Return the CRLs that lack a revocation that has been on record for too long."""
         oldest: dict[tuple[str, str], datetime] = {}
-        here = {one.id for one in offline}
+        online = {one.id for one in authorities} - {one.id for one in offline}
         size, _ = self._head()
         if size < index.size:
             raise errors.IntegrityFailure(
@@ -450,7 +477,7 @@ class Publish:
             shared = index.size > 0 and self._time(index.size) == index.at
             for key, at in self._store.since(Revocation, "revoked_at", index.at):
                 authority, partition, _ = key.split("/")
-                if (at > index.at or shared) and authority not in here:
+                if (at > index.at or shared) and authority in online:
                     oldest.setdefault((authority, partition), at)
         for one in offline:
             found = index.crls.get((one.id, UNPARTITIONED))

@@ -23,7 +23,7 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Re
 from birthmark.edge.cli.session import opened, session_of
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Role, check_name
-from birthmark.floor.locations import responder_path
+from birthmark.floor.locations import responder_folder, responder_path
 from birthmark.pki.certificates import from_pem, to_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.ports import KeyStore, Publication, carry
@@ -73,6 +73,11 @@ def publish(
     """Publish CRLs, certificates and log tiles: what changed or is due; exit 1 if there is an alarm."""
     if watch and (check or crl):
         raise errors.MalformedRequest("--watch goes with neither --check nor --crl")
+    if ocsp and (watch or check):
+        # What is watched is signed as the settings say; to check is to change nothing.
+        raise errors.MalformedRequest("--ocsp goes with neither --watch nor --check")
+    if (authority or run or batch) and not ocsp:
+        raise errors.MalformedRequest("--authority, --run and --batch say of what --ocsp signs answers")
     loaded = load(settings)
     if watch or check:
         _log_as_json()
@@ -250,6 +255,15 @@ def _public_key(keys: KeyStore, name: str) -> bytes:
     return keys.public_key(label) if label in keys.labels() else keys.generate(label, KeyAlgorithm.EC_P256)
 
 
+@contextmanager
+def _told_if_busy(what: str) -> Iterator[None]:
+    """What is on record is done: who publishes at this moment, or next, publishes it, too."""
+    try:
+        yield
+    except errors.Unavailable as busy:
+        printing.warn(f"{what} will be published by the next 'birthmark publish': {printing.shown(busy)}")
+
+
 @responders.command()
 def enrol(
     context: typer.Context,
@@ -279,7 +293,8 @@ def enrol(
         use_case = application.responders.enrol(operator.caller, called, authority, spki)
         certificate = carry(application.store, use_case)
         if application.publication is not None:
-            application.publication.publish(responder_path(called, authority), (certificate.der,))
+            with _told_if_busy(f"the certificate of {called}"), application.publication.lock():
+                application.publication.publish(responder_path(called, authority), (certificate.der,))
     shown = {
         "responder": f"{Role.RESPONDER}:{called}",
         "authority": authority,
@@ -305,6 +320,7 @@ def revoke(
     with session_of(context).acting(settings, as_directory) as (application, operator):
         client = f"{Role.RESPONDER}:{name}"
         carry(application.store, application.authorise.revoke(operator.caller, client, reason))
-        _, publication = _publisher(application)
-        publication.withdraw(f"responders/{name}")
+        if application.publication is not None:
+            with _told_if_busy(f"that {name} is revoked"), application.publication.lock():
+                application.publication.withdraw(responder_folder(name))
     printing.line(f"{client} is revoked")
