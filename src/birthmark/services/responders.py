@@ -18,9 +18,10 @@ from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, check_name
 from birthmark.floor.devices import DeviceCertificate
-from birthmark.floor.locations import responder_path
+from birthmark.floor.locations import responder_folder, responder_path
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run, RunLicence
+from birthmark.floor.segments import is_segment
 from birthmark.pki import ocsp
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuance import compile_template, serial_number, sign_certificate
@@ -106,11 +107,27 @@ class Responders:
     def renew(self, store: Store, publication: Publication) -> int:
         """Renew what is in the last third of its life, and publish what is not published; return how many.
 
-        A responder that was revoked, or an authority that may no longer sign, is passed over.
+        A responder that was revoked, or an authority that may no longer sign, is passed over; what the former
+        has is published no more.
+
+        Raises:
+            errors.Unavailable: the record or the directory does not answer, or somebody else is publishing.
         """
+        with publication.lock():
+            for client in _responders(store):
+                if client.status is not ClientStatus.ACTIVE and is_segment(client.name):
+                    publication.withdraw(responder_folder(client.name))
+            return self._renew(store, publication)
+
+    def _renew(self, store: Store, publication: Publication) -> int:
         now, count = self._clock.now(), 0
         for client, authority, credential in _newest(store):
             certificate = Certificate.from_der(credential.der)
+            try:
+                path = responder_path(client.name, authority)
+            except errors.MalformedRequest as nowhere:
+                log.error("%s cannot be published: %s", client.id, nowhere)  # noqa: TRY400  # told
+                continue
             life = certificate.not_after - certificate.not_before
             if certificate.not_after - now <= life / 3:
                 try:
@@ -118,7 +135,6 @@ class Responders:
                     count += 1
                 except errors.Refusal as refusal:
                     log.error("%s is not renewed for %s: %s", client.id, authority, refusal)  # noqa: TRY400  # told
-            path = responder_path(client.name, authority)
             with publication.read(path) as octets:
                 known = octets is not None and bytes(octets) == certificate.der
             if not known:
@@ -213,11 +229,16 @@ def _decide(
     return Decision(certificate, [("client-renewed" if known else "client-enrolled", entry)])
 
 
-def _newest(store: Store) -> Iterator[tuple[Client, str, Credential]]:
-    """Return each live responder with the newest certificate that each authority gave it."""
+def _responders(store: Store) -> Iterator[Client]:
     for client in store.scan(Client, after=f"{Role.RESPONDER}:"):
         if client.role is not Role.RESPONDER:
             return
+        yield client
+
+
+def _newest(store: Store) -> Iterator[tuple[Client, str, Credential]]:
+    """Return each live responder with the newest certificate that each authority gave it."""
+    for client in _responders(store):
         if client.status is not ClientStatus.ACTIVE:
             continue
         newest: dict[str, Credential] = {}
@@ -275,6 +296,7 @@ def sign_answers(
     Raises:
         errors.NotFound: there is no such authority, or it has not delegated to this responder.
         errors.PolicyRefused: a rule refuses an answer: the responder's certificate has ended.
+        errors.Unavailable: record, key store or directory does not answer, or somebody else is publishing.
     """
     authority = store.look({Authority: (selection.authority,)}).get(Authority, selection.authority)
     credential = next(
@@ -290,7 +312,8 @@ def sign_answers(
     delegation = delegate(authority.id, authority.der, credential.der, KeyLabel(responder))
     issuers = [one for one in delegation.issuers if one[0] in set(algorithms)]
     at, count = clock.now(), 0
-    with publication.answers(authority.id, anew=not selection.runs and not selection.batches) as signed:
+    anew = not selection.runs and not selection.batches
+    with publication.lock(), publication.answers(authority.id, anew=anew) as signed:
         for batch in _batches(store, selection):
             lines = {one.serial: line_of(one) for one in batch}
             facts = store.look({Revocation: [line.id for line in lines.values()]})
