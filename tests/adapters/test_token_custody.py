@@ -22,8 +22,8 @@ from birthmark.floor.key_assets import (
     KeyAsset,
     KeyPolicy,
     KeyPurpose,
+    KeySeverity,
     KeyStatus,
-    Severity,
     compare,
 )
 from birthmark.pki import profiles
@@ -106,7 +106,7 @@ def recorded(store: PKCS11KeyStore, label: str, purpose: KeyPurpose, policy: Key
 
 def rules(assets: list[KeyAsset], store: PKCS11KeyStore) -> set[tuple[str, str]]:
     findings = compare(assets, store.inventory(), "floor")
-    return {(each.label, each.rule) for each in findings if each.severity is Severity.ERROR}
+    return {(each.label, each.rule) for each in findings if each.severity is KeySeverity.ERROR}
 
 
 def test_a_restored_ca_key_signs_a_certificate_that_openssl_verifies(place: Sites, tmp_path: Path) -> None:

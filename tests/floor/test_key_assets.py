@@ -10,8 +10,8 @@ from birthmark.floor.key_assets import (
     KeyAsset,
     KeyPolicy,
     KeyPurpose,
+    KeySeverity,
     KeyStatus,
-    Severity,
     compare,
     kind_of,
     policy_for,
@@ -82,7 +82,7 @@ def test_every_attribute_of_custody_counts(attribute: str) -> None:
     """B4: turned the other way, each is an error that names it."""
     findings = compare([ASSET], [turned(attribute)], "floor")
     named = [each for each in findings if f"CKA_{attribute.upper()}" in each.detail]
-    assert [each.severity for each in named] == [Severity.ERROR]
+    assert [each.severity for each in named] == [KeySeverity.ERROR]
 
 
 @pytest.mark.parametrize("use", ["derive", "wrap", "unwrap", "encrypt", "decrypt"])

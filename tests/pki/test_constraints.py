@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -74,7 +75,7 @@ def test_a_rule_survives_toml_and_json(operands: dict[str, object], good: str, _
 
 
 def test_constraints_are_kept_in_one_spelling_and_read_back() -> None:
-    tables = [
+    tables: list[Mapping[str, object]] = [
         {"variable": "vin", "rule": "wmi", "wmi": ["1HG"]},
         {"rule": "ä", "variable": "x", "equals": "y"},
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,12 +30,14 @@ from birthmark.pki import profiles
 from birthmark.pki.algorithms import ALGORITHMS
 from birthmark.pki.certificates import Certificate, assemble, to_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.profiles import Profile
 from birthmark.pki.revocation import ReasonCode, revoked_entry
 from birthmark.ports import KeyStore
 from birthmark.services.ceremonies import Bench, attend, carry_out, commit, known_of, resume
+from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_file import parse
 from birthmark.services.ceremony_record import Record
-from birthmark.services.ceremony_steps import Event, Known, Progress
+from birthmark.services.ceremony_steps import Known, Progress
 from birthmark.services.check import check
 from tests.support.ceremonies import Person, carried_out, sealed
 from tests.support.ceremony_files import issuing_text, realm_text
@@ -233,6 +237,45 @@ def test_any_event_is_taken_or_one_refusal(data: st.DataObject, value: object) -
     resume(progress, made.events[:number])
     with suppress(errors.Refusal):
         progress.take(event)
+
+
+def test_no_event_belongs_after_the_last_step() -> None:
+    made = hierarchy().progress
+    progress = Progress(made.ceremony, Known(), profiles.load)
+    resume(progress, made.events)
+    last = made.events[-1]
+    for event in (dict(last, step=progress.number), dict(last, event="intent", step=progress.number), last):
+        with pytest.raises(errors.MalformedRequest):
+            progress.take(event)
+    assert progress.events == list(made.events)
+
+
+def test_a_mistake_of_our_own_is_not_told_as_an_events_fault() -> None:
+    made = hierarchy().progress
+    number = next(n for n, event in enumerate(made.events) if "certificate" in event)
+    no_profiles: dict[str, Profile] = {}
+    progress = Progress(made.ceremony, Known(), no_profiles.__getitem__)
+    resume(progress, made.events[:number])
+    with pytest.raises(KeyError):
+        progress.take(made.events[number])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"sign": 1}, "sign of its key is neither true nor false"),
+        ({"label": 7}, "'7' is no text"),
+        ({"colour": "red"}, "colour"),
+        ({"key_class": "public"}, "public"),
+    ],
+)
+def test_an_event_is_read_whole_before_it_is_judged(change: dict[str, object], complaint: str) -> None:
+    made = hierarchy().progress
+    number, event = next((n, event) for n, event in enumerate(made.events) if "attributes" in event)
+    progress = Progress(made.ceremony, Known(), profiles.load)
+    resume(progress, made.events[:number])
+    with pytest.raises(errors.MalformedRequest, match=f"lacks something: .*{complaint}"):
+        progress.take(dict(event, attributes=event["attributes"] | change))
 
 
 def test_a_key_with_other_attributes_than_ordered_is_refused() -> None:
@@ -829,6 +872,29 @@ def test_a_foreign_certificate_is_imported_by_its_hash_only(group: Path) -> None
         steps(progress, {}, now_hands())
 
 
+def test_a_foreign_certificate_with_names_nobody_reads_is_one_refusal(group: Path) -> None:
+    """An x400Address (RFC 5280 section 4.2.1.6) is a name that the library does not read."""
+    text = foreign_text(group, "")
+    root = Certificate.from_pem((group / "root.crt").read_text())
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Group Root")])
+    names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3004a3023000"))
+    odd = to_pem(
+        x509.CertificateBuilder(name, name, key.public_key(), 7, START, datetime(2030, 1, 1, tzinfo=UTC))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    block, other = ("\n".join(f"      {line}" for line in pem.splitlines()) for pem in (root.pem, odd))
+    progress = begun(
+        text.replace(block, other).replace(root.fingerprint, Certificate.from_pem(odd).fingerprint)
+    )
+    progress.take(session(progress, [ANNA], now_hands()))
+    with pytest.raises(errors.PolicyRefused, match="x400Address"):
+        steps(progress, {}, now_hands())
+
+
 def test_a_cross_certificate_has_the_authoritys_name_and_key(keys: KeyStore, tmp_path: Path) -> None:
     """SPEC A5: whoever believes the old root believes what the new one certifies."""
     text = realm_text([ANNA, BELA], required=2, environment="production")
@@ -904,6 +970,34 @@ def test_a_root_signs_exactly_the_list_that_the_file_names(bare_line: Line) -> N
         ordered("")
     with pytest.raises(errors.PolicyRefused, match="it lists"):
         ordered(f"{serial}, 4a")
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"custody": Custody.FOREIGN, "key_label": ""}, errors.NotPermitted),
+        ({"status": AuthorityStatus.REVOKED}, errors.IllegalTransition),
+        ({"status": AuthorityStatus.SUSPENDED}, None),
+        ({"status": AuthorityStatus.RETIRED}, None),
+    ],
+)
+def test_an_authority_signs_its_list_as_long_as_it_has_the_key_and_is_believed(
+    bare_line: Line, change: dict[str, Any], refusal: type[errors.Refusal] | None
+) -> None:
+    carla = hierarchy().custodian
+    known = known_of(list(bare_line.service.store.scan(Authority)), [], "software")
+    root = replace(known.authorities["root"], **change)
+    known = replace(known, authorities={**known.authorities, "root": root})
+    text = issuing_text([carla], ceremony="acme-crl").partition("steps:")[0]
+    text += "steps:\n  - sign-crl: root\n    next-update: 2027-01-01\n    revoked: []\n"
+    signed = partial(
+        carried_out, parse(text.encode()), [carla], {"root": bare_line.keys}, bare_line.clock, known=known
+    )
+    if refusal is None:
+        assert list(signed().crls) == ["root"]
+    else:
+        with pytest.raises(refusal, match="authority root"):
+            signed()
 
 
 # --- a token ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from birthmark.floor.key_assets import KeyPurpose
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.services.ceremony_file import parse
 from tests.support.ceremonies import Person
-from tests.support.ceremony_files import realm_text
+from tests.support.ceremony_files import issuing_text, realm_text
 
 ANNA, BELA, CARL = (Person(name) for name in ("anna", "bela", "carl"))
 TEXT = realm_text([ANNA, BELA, CARL], required=2)
@@ -95,6 +95,21 @@ def test_a_mistake_is_refused_with_its_place(change: tuple[str, str], complaint:
     assert change[0] in TEXT
     with pytest.raises(errors.MalformedRequest, match=re.escape(complaint)):
         parse(TEXT.replace(*change, 1).encode())
+
+
+def test_an_authority_without_variables_makes_a_file_that_is_read() -> None:
+    """A profile may need none; a bare ``subject:`` would be an empty text, and no table."""
+    text = issuing_text([ANNA, BELA], ceremony="acme-2", subject={})
+    assert "subject" not in text
+    certify = parse(text.encode()).steps[-1]
+    assert isinstance(certify, Certify)
+    assert certify.variables == {}
+
+
+def test_a_custodian_has_one_key() -> None:
+    key = next(part for part in TEXT.split("    public-key: |\n")[1:]).partition("  - id:")[0]
+    with pytest.raises(errors.MalformedRequest, match="custodians 1: public-key: pem: 2 blocks PUBLIC KEY"):
+        parse(TEXT.replace(key, key + key, 1).encode())
 
 
 def test_two_custodians_with_one_key_are_one_person() -> None:

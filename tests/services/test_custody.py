@@ -10,7 +10,7 @@ import pytest
 
 from birthmark import errors
 from birthmark.adapters.system import SystemEntropy
-from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, Severity
+from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeySeverity
 from birthmark.floor.key_backups import KeyBackup
 from birthmark.ledger.entry import decode
 from birthmark.pki.attributes import SecretKind
@@ -65,7 +65,7 @@ def test_an_adopted_key_is_on_record_and_in_the_log(small_line: Line, place: Sit
     entry = last_entry(small_line)
     assert (entry["kind"], entry["key"], entry["actor"]) == ("key-recorded", "ca", small_line.operator.id)
     findings = check_keys(small_line.service.store, place.here, "floor")
-    assert [finding for finding in findings if finding.severity is Severity.ERROR] == []
+    assert [finding for finding in findings if finding.severity is KeySeverity.ERROR] == []
 
 
 def test_a_key_that_is_not_kept_as_its_purpose_wants_is_not_adopted(
@@ -98,7 +98,7 @@ def test_a_key_crosses_and_both_stores_are_on_record(
     assert last_entry(small_line)["kind"] == "key-restored"
     assert place.mirror.public_key(CA) == on_record
     found = check_keys(small_line.service.store, place.mirror, "mirror")
-    unknown = {finding.label for finding in found if finding.severity is Severity.ERROR}
+    unknown = {finding.label for finding in found if finding.severity is KeySeverity.ERROR}
     assert unknown == {KEK, TRANSPORT}, "which nobody put on record here"
 
 
@@ -215,7 +215,7 @@ def test_a_key_on_record_that_was_exchanged_is_not_backed_up(
         with pytest.raises(errors.IntegrityFailure, match="not the one on record"):
             small_line.service.carry(attempt)
         found = check_keys(small_line.service.store, third.here, "floor")
-    assert {(each.label, each.rule) for each in found if each.severity is Severity.ERROR} == {
+    assert {(each.label, each.rule) for each in found if each.severity is KeySeverity.ERROR} == {
         (CA, "fingerprint"),
         (KEK, "fingerprint"),
     }

@@ -23,8 +23,8 @@ __all__ = [
     "KeyFinding",
     "KeyPolicy",
     "KeyPurpose",
+    "KeySeverity",
     "KeyStatus",
-    "Severity",
     "compare",
     "kind_of",
     "policy_for",
@@ -79,7 +79,7 @@ _COPIES: Mapping[KeyPolicy, KeyPolicy] = {
 """How a copy is kept of a key that is kept like this."""
 
 
-class Severity(StrEnum):
+class KeySeverity(StrEnum):
     """What a finding means."""
 
     ERROR = "error"
@@ -135,7 +135,7 @@ class KeyFinding:
     """One way in which a store differs from the table."""
 
     label: str
-    severity: Severity
+    severity: KeySeverity
     rule: str
     """A word for programs: ``missing``, ``unknown``, ``attribute`` …"""
     detail: str
@@ -218,7 +218,7 @@ def _findings(
     if any(key.development for key in live):
         yield KeyFinding(
             label="",
-            severity=Severity.NOTE,
+            severity=KeySeverity.NOTE,
             rule="development",
             detail="a development key store: whoever has its files and passphrase has its keys",
         )
@@ -271,7 +271,7 @@ def _differences(asset: KeyAsset, policy: KeyPolicy, key: KeyAttributes) -> Iter
         if getattr(key, name) is not wanted:
             yield KeyFinding(
                 label=key.label,
-                severity=Severity.NOTE,
+                severity=KeySeverity.NOTE,
                 rule="attribute",
                 detail=f"{_name(name)} is {str(not wanted).lower()}: the store does not fix it",
             )
@@ -292,7 +292,7 @@ def _dangers(key: KeyAttributes) -> Iterator[KeyFinding]:
 
 
 def _error(label: str, rule: str, detail: str) -> KeyFinding:
-    return KeyFinding(label=label, severity=Severity.ERROR, rule=rule, detail=detail)
+    return KeyFinding(label=label, severity=KeySeverity.ERROR, rule=rule, detail=detail)
 
 
 def _name(attribute: str) -> str:

@@ -89,6 +89,7 @@ class Issuer:
             UnsupportedAlgorithm,
             x509.InvalidVersion,
             x509.DuplicateExtension,
+            x509.UnsupportedGeneralNameType,
         ) as error:
             raise MalformedRequest(f"not an x.509 certificate: {error}") from error
         algorithm = recognise(spki)

@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody, require_within
@@ -24,6 +24,7 @@ from birthmark.floor.ceremonies import (
     CrossCertify,
     GenerateKey,
     ImportAuthority,
+    Retire,
     SignCRL,
     attendance_message,
     require_quorum,
@@ -46,13 +47,14 @@ from birthmark.secret import SecretBytes
 from birthmark.services import ceremony_file
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
 from birthmark.services.authorise import INIT
+from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_record import Record
-from birthmark.services.ceremony_steps import Event, Known, Progress
+from birthmark.services.ceremony_steps import Known, Progress
 
 __all__ = [
     "Bench",
+    "CustodianSign",
     "Performed",
-    "Sign",
     "Waiting",
     "attend",
     "carry_out",
@@ -62,7 +64,7 @@ __all__ = [
     "succeed",
 ]
 
-Sign = Callable[[bytes], bytes]
+CustodianSign = Callable[[bytes], bytes]
 """Signs a message with a custodian's own key."""
 
 
@@ -110,7 +112,7 @@ class Performed:
 
 def attend(
     ceremony: Ceremony,
-    present: Sequence[tuple[str, str, Sign]],
+    present: Sequence[tuple[str, str, CustodianSign]],
     clock: Clock,
     entropy: Entropy,
     place: str,
@@ -208,13 +210,16 @@ def carry_out(progress: Progress, bench: Bench) -> Generator[Event, None, Waitin
                     return made
                 event = made
             case SignCRL():
-                above = progress.authority(step.authority)
-                keys = bench.stores.get(progress.store_of(above.key_label))
+                above = progress.lister(step)
+                store = progress.store_of(above.key_label)
+                keys = bench.stores.get(store)
                 if keys is None:
-                    return _absent(progress, progress.store_of(above.key_label), "signs a CRL")
+                    return _absent(progress, store, "signs a CRL")
                 event = _crl(step, above, keys, bench)
-            case _:
+            case ImportAuthority() | Retire():
                 event = {"event": "step"}
+            case _:
+                assert_never(step)
         yield _taken(progress, bench, event)
         if isinstance(step, Certify | CrossCertify):
             bench = replace(bench, brought=None)  # it was for this step

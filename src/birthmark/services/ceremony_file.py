@@ -6,7 +6,6 @@ what nobody wrote; there are no aliases, no tags, and no key twice.  The reader 
 error.  What a step means is ``ceremony_steps``'s business.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -39,11 +38,11 @@ from birthmark.floor.locations import crl_path
 from birthmark.floor.realm import Environment
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import SecretKind, TransportKind
-from birthmark.pki.certificates import Certificate, from_pem
-from birthmark.pki.constraints import parse_constraint
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.certificates import Certificate, one_from_pem
+from birthmark.pki.constraints import constraints_text, parse_constraint
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
 
-__all__ = ["FILE_LIMIT", "STEPS", "constraints_text", "parse"]
+__all__ = ["FILE_LIMIT", "STEPS", "parse"]
 
 FILE_LIMIT = 262_144
 """Longest file, in octets."""
@@ -51,7 +50,6 @@ _MOST_STEPS = 256
 _MOST_CUSTODIANS = 32
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
 _ID_SAID = "1 to 64 of a-z 0-9 . -, not beginning or ending with . or -"
-_LABEL = re.compile(r"[a-z0-9.-]{1,64}", re.ASCII)
 _SERIAL = re.compile(r"([0-9a-f]{2}){1,20}")
 _OFFLINE = re.compile(r"offline ([a-z0-9][a-z0-9-]{0,31})", re.ASCII)
 _E = TypeVar("_E", bound=StrEnum)
@@ -164,7 +162,7 @@ def _custodian(table: "_Table") -> Custodian:
     if (pem is None) == (certificate is None):
         table.refuse("public-key", "a custodian has either a public-key or a certificate")
     if pem is not None:
-        spki = table.read("public-key", partial(_public_key, pem))
+        spki = table.read("public-key", partial(one_from_pem, pem, "PUBLIC KEY"))
     else:
         spki = table.read(
             "certificate", lambda: Certificate.from_pem(certificate or "").subject_public_key_info
@@ -174,13 +172,6 @@ def _custodian(table: "_Table") -> Custodian:
     found = Custodian(id=table.name("id"), role=table.words("role", 100), subject_public_key_info=spki)
     table.finish()
     return found
-
-
-def _public_key(pem: str) -> bytes:
-    found = from_pem(pem, "PUBLIC KEY")
-    if len(found) != 1:
-        raise errors.MalformedRequest(f"{len(found)} public keys where one belongs")
-    return found[0]
 
 
 # --- steps --------------------------------------------------------------------------------------------------
@@ -194,7 +185,8 @@ def _generate_key(table: "_Table", name: str) -> Step:
     purpose = table.enum(KeyPurpose, "purpose")
     exportable = table.truth("exportable-under-kek")
     recipients = tuple(
-        table.read("recipients", partial(_public_key, text)) for text in table.texts("recipients")
+        table.read("recipients", partial(one_from_pem, text, "PUBLIC KEY"))
+        for text in table.texts("recipients")
     )
     fits = {KeyPurpose.KEK: SecretKind.KEK, KeyPurpose.TRANSPORT: TransportKind.RSA_3072}.get(purpose)
     is_master = isinstance(kind, SecretKind) and kind is not SecretKind.KEK
@@ -211,7 +203,7 @@ def _generate_key(table: "_Table", name: str) -> Step:
     if recipients and purpose is not KeyPurpose.KEK:
         table.refuse("recipients", "only a kek is shared")
     return GenerateKey(
-        label=KeyLabel(table.matched("generate-key", name, _LABEL, "1 to 64 of a-z 0-9 - .")),
+        label=table.label("generate-key", name),
         store=table.store("store"),
         purpose=purpose,
         kind=kind,
@@ -230,7 +222,7 @@ def _certificate(table: "_Table", name: str) -> Step:
         authority=table.authority("certificate", name),
         kind=kind,
         profile=table.take("profile"),
-        key=KeyLabel(table.matching("key", _LABEL, "1 to 64 of a-z 0-9 - .")),
+        key=table.label("key", table.take("key")),
         issuer=issuer,
         variables=table.variables("subject"),
         not_after=table.moment("not-after"),
@@ -320,11 +312,6 @@ def _licence(table: "_Table") -> Licence:
     return licence
 
 
-def constraints_text(constraints: Sequence[Mapping[str, object]]) -> str:
-    """Return the constraints of a licence as ``Authority.constraints`` holds them: canonical JSON."""
-    return json.dumps(list(constraints), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
 class _Table:
     """A table that is emptied key by key; what is left over at the end is refused."""
 
@@ -393,6 +380,9 @@ class _Table:
         self.matched(key, value, _ID, _ID_SAID)
         self.read(key, lambda: crl_path(value))
         return value
+
+    def label(self, key: str, value: str) -> KeyLabel:
+        return KeyLabel(self.read(key, lambda: check_label(value)))
 
     def name(self, key: str) -> str:
         value = self.take(key)

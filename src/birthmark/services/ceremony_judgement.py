@@ -13,9 +13,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from birthmark import errors
+from birthmark.floor.ceremonies import SignCRL
 from birthmark.pki import der, lint
 from birthmark.pki.algorithms import verify
-from birthmark.pki.certificates import Certificate, TBSCertificate, assemble
+from birthmark.pki.certificates import Certificate, TBSCertificate, assemble, issued_by, serial_hex
+from birthmark.pki.crl import verify_crl
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.nameconstraints import complaint, read_limits
@@ -23,7 +25,9 @@ from birthmark.pki.profiles import Extension
 
 __all__ = [
     "not_ordered",
+    "require_authority",
     "require_demanded",
+    "require_listed",
     "require_names_within",
     "require_ordered",
     "require_signature",
@@ -34,6 +38,11 @@ _BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
 _NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
 _IP_ADDRESS = 0x87
 _NO_NAME = b"\x30\x00"
+_UNREADABLE = (
+    *(ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension),
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library says of somebody's octets; anything else is our own mistake."""
 
 
 def require_ordered(what: str, found: Certificate, ordered: TBSCertificate, at: datetime) -> None:
@@ -80,12 +89,17 @@ def require_demanded(
     issuer = Issuer.from_certificate(KeyLabel(""), found.der)  # refuses what is no authority's
     # Two names are the same whatever string types an encoder chose.
     as_we = x509.load_der_x509_certificate(assemble(ordered.der, wanted.signature_algorithm, b"\0"))
+    try:
+        subject = parsed.subject
+        usage = parsed.extensions.get_extension_for_class(x509.KeyUsage).value
+    except _UNREADABLE as cause:
+        not_ordered(what, f"it cannot be read: {cause}")
     wrong = {
         "key": found.subject_public_key_info != wanted.subject_public_key_info,
         "issuer": found.issuer_name != wanted.issuer,
-        "subject": parsed.subject != as_we.subject,
+        "subject": subject != as_we.subject,
         "path length": seen.extensions.get(_BASIC_CONSTRAINTS) != wanted.extensions[_BASIC_CONSTRAINTS],
-        "key usage": not parsed.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign,
+        "key usage": not usage.crl_sign,
         "serial number": not 0 < found.serial_number < 1 << 160,
         "begin": found.not_before > at,
         "end": issuer.not_after <= at or any(found.not_after < moment for moment in until),
@@ -121,6 +135,50 @@ def require_names_within(ordered: TBSCertificate) -> None:
             raise errors.PolicyRefused("name-constraints", f"permits more than the authority above: {wrong}")
 
 
+def require_authority(octets: bytes, what: str) -> None:
+    """Refuse a certificate (DER) that is not of a certification authority.
+
+    Raises:
+        errors.PolicyRefused: rule ``ca``.
+    """
+    try:
+        parsed = x509.load_der_x509_certificate(octets)
+        constraints = parsed.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except _UNREADABLE as wrong:
+        raise errors.PolicyRefused("ca", f"{what}: {wrong}") from wrong
+    if not constraints.ca:
+        raise errors.PolicyRefused("ca", f"{what} is not an authority's")
+
+
+def require_listed(what: str, octets: bytes, ordered: SignCRL, at: datetime, signer: bytes | None) -> None:
+    """Refuse a CRL (DER) that does not list exactly what a step orders.
+
+    Args:
+        what: how it is called in refusals.
+        octets: the list.
+        ordered: the step.
+        at: when it was made.
+        signer: certificate (DER) of who signed; None in a rehearsal, whose keys are not the certificate's.
+
+    Raises:
+        errors.PolicyRefused: rule ``as-ordered``; names what differs.
+        errors.MalformedRequest: it is no CRL.
+        errors.IntegrityFailure: it is not of this signer.
+    """
+    if signer is not None:
+        verify_crl(octets, Issuer.from_certificate(KeyLabel(""), signer))
+    try:
+        parsed = x509.load_der_x509_crl(octets)
+        serials = tuple(sorted(serial_hex(entry.serial_number) for entry in parsed))
+        times = parsed.last_update_utc, parsed.next_update_utc
+    except _UNREADABLE as wrong:
+        raise errors.MalformedRequest(f"{what} cannot be read: {wrong}") from wrong
+    if serials != ordered.revoked:
+        not_ordered(what, f"it lists {', '.join(serials) or 'nothing'}")
+    if times != (at.replace(microsecond=0), ordered.next_update):
+        not_ordered(what, "its times are others")
+
+
 def not_ordered(what: str, complaint: str) -> NoReturn:
     """Refuse what is not as the file orders it.
 
@@ -136,12 +194,8 @@ def require_signed(octets: bytes, signer: bytes, what: str, issuer: str) -> None
     Raises:
         errors.PolicyRefused: rule ``signature``.
     """
-    try:
-        x509.load_der_x509_certificate(octets).verify_directly_issued_by(
-            x509.load_der_x509_certificate(signer)
-        )
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as wrong:
-        raise errors.PolicyRefused("signature", f"{what} is not signed by {issuer}") from wrong
+    if not issued_by(octets, signer):
+        raise errors.PolicyRefused("signature", f"{what} is not signed by {issuer}")
 
 
 def require_signature(spki: bytes, signature: bytes, message: bytes, who: str) -> None:

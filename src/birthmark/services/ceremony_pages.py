@@ -6,7 +6,7 @@ characters, which the file's reader made sure of.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from cryptography import x509
 from jinja2 import DictLoader, Environment, StrictUndefined
@@ -157,6 +157,8 @@ def rows_of(progress: Progress) -> list[tuple[str, list[Row]]]:
                 title, rows = f"CRL of {step.authority}", _crl(progress.crls[step.authority])
             case Retire():
                 title, rows = f"Authority {step.authority} retired", [("reason", step.reason)]
+            case _:
+                assert_never(step)
         found.append((f"Step {number}. {title}", rows))
     return found
 

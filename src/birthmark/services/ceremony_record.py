@@ -283,20 +283,26 @@ def verify(
     Raises:
         errors.Refusal: the first step that fails, by what is wrong.
     """
+    # 1.
     ceremony, record = ceremony_file.parse(octets), Record.decode(record_octets)
     body = record.body
     if body.get("file_sha256") != ceremony.sha256 or body.get("ceremony") != ceremony.id:
         raise errors.IntegrityFailure("the record is that of another file")
+    # 2.
     progress = replay(ceremony, body, load)
     if progress.current is not None:
         raise errors.IntegrityFailure(f"the record ends before step {progress.number + 1}")
+    # 3.
     record.require_signed(ceremony)
+    # 4.
     if body != _again(progress, body):
         raise errors.IntegrityFailure("the record says something that its events do not")
     for name, found, wanted in zip(("text", "html"), rendered, pages(progress, record), strict=True):
         if found != wanted:
             raise errors.IntegrityFailure(f"the record's {name} is not what the record says")
+    # 5.
     _require_chains(progress.known)
+    # 6.
     entry = proofs.verify(proof, vkey)
     said = {
         "kind": "ceremony-performed",

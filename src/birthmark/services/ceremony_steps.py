@@ -1,25 +1,19 @@
 """What a ceremony has come to so far, each of its events judged against the file (SPEC A1 to A5).
 
-An *event* is a JSON object: who attended, which key is about to be made, what a step came to.  ``Progress``
-takes events in their order and believes none: a key must have the attributes the file wants, a certificate
-must be octet for octet the one the file orders, but for its serial number and its time, and an authority
-must stay within the licence of the one above.  The same judgement meets what was made a moment ago, what
-another machine made, what an interrupted ceremony left, and what an auditor reads years later.
+``Progress`` takes events (``ceremony_events``) in their order and believes none: a key must have the
+attributes the file wants, a certificate must be octet for octet the one the file orders, but for its serial
+number and its time, and an authority must stay within the licence of the one above.  The same judgement meets
+what was made a moment ago, what another machine made, what an interrupted ceremony left, and what an auditor
+reads years later.  What is wrong with an event is a refusal; any other exception is our own mistake.
 
 Making things is ``ceremonies``' business; nothing here touches a key.
 """
 
-import json
-from base64 import b64decode
-from binascii import Error as NotBase64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from birthmark import errors
 from birthmark.floor.authorities import (
@@ -44,22 +38,30 @@ from birthmark.floor.ceremonies import (
     attendance_message,
     require_quorum,
 )
-from birthmark.floor.key_assets import KeyAsset, KeyStatus, Severity, compare, kind_of, policy_for
-from birthmark.ledger.entry import parse_time
+from birthmark.floor.key_assets import KeyAsset, KeySeverity, KeyStatus, compare, policy_for
 from birthmark.pki import lint
 from birthmark.pki.algorithms import recognise
-from birthmark.pki.attributes import KeyAttributes, KeyClass
-from birthmark.pki.certificates import Certificate, TBSCertificate, serial_hex
-from birthmark.pki.constraints import parse_constraint
-from birthmark.pki.crl import verify_crl
+from birthmark.pki.attributes import KeyAttributes
+from birthmark.pki.certificates import Certificate, TBSCertificate
+from birthmark.pki.constraints import constraint_tables, constraints_text, parse_constraint
 from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
 from birthmark.pki.profiles import Profile
+from birthmark.services.ceremony_events import (
+    Event,
+    IntentEvent,
+    KeyOutcome,
+    SessionEvent,
+    StepEvent,
+    read_event,
+)
 from birthmark.services.ceremony_judgement import (
     not_ordered,
+    require_authority,
     require_demanded,
+    require_listed,
     require_names_within,
     require_ordered,
     require_signature,
@@ -67,7 +69,6 @@ from birthmark.services.ceremony_judgement import (
 )
 
 __all__ = [
-    "Event",
     "KeyMade",
     "Known",
     "Loader",
@@ -75,13 +76,8 @@ __all__ = [
     "Session",
 ]
 
-Event = Mapping[str, Any]
 Loader = Callable[[str], Profile]
 """Returns the profile of a name, or raises ``errors.NotFound``."""
-_UNREADABLE = (
-    *(KeyError, TypeError, ValueError, AttributeError, NotBase64, UnsupportedAlgorithm),
-    *(x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound),
-)
 _RESERVED = ("environment_mark", "realm")
 
 
@@ -218,24 +214,25 @@ class Progress:
             errors.ProofFailed: a custodian did not sign.
             errors.IllegalTransition: something exists that may not, or does not that must.
         """
-        try:
-            at, kind = parse_time(event["at"]), event["event"]
-            place = str(event["place"]) if kind == "session" else self._place
-            if at < self._at.get(place, at):
-                raise errors.MalformedRequest("an event of a ceremony is dated before the one before it")
-            if kind == "session":
-                self._take_session(event, at)
-            elif kind == "intent" and event["step"] == self._next:
+        read = read_event(event, self.current)
+        place = read.place if isinstance(read, SessionEvent) else self._place
+        if read.at < self._at.get(place, read.at):
+            raise errors.MalformedRequest("an event of a ceremony is dated before the one before it")
+        match read:
+            case SessionEvent():
+                self._take_session(read)
+            case IntentEvent() if read.step == self._next:
                 self.intended.add(self._key_step().label)
-            elif kind == "step" and event["step"] == self._next and self.sessions:
-                self._take_step(event, at)
+            case StepEvent() if read.step == self._next and self.sessions:
+                self._take_step(read.outcome, read.at)
                 self._next += 1
-            else:
-                raise errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
-        except _UNREADABLE as wrong:
-            raise errors.MalformedRequest(f"an event of a ceremony lacks something: {wrong}") from wrong
-        self._place, self._at[place] = place, at
+            case _:
+                raise self._out_of_place(event["event"])
+        self._place, self._at[place] = place, read.at
         self.events.append(event)
+
+    def _out_of_place(self, kind: str) -> errors.MalformedRequest:
+        return errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
 
     def _key_step(self) -> GenerateKey:
         step = self.current
@@ -243,66 +240,61 @@ class Progress:
             raise errors.MalformedRequest(f"step {self._next + 1} makes no key")
         return step
 
-    def _take_session(self, event: Event, at: datetime) -> None:
+    def _take_session(self, event: SessionEvent) -> None:
         present: list[str] = []
-        for answer in event["custodians"]:
-            person = self.ceremony.custodian(answer["custodian"])
-            challenge = bytes.fromhex(answer["challenge"])
-            if len(challenge) != 32:
+        for answer in event.attendances:
+            person = self.ceremony.custodian(answer.custodian)
+            if len(answer.challenge) != 32:
                 raise errors.MalformedRequest("a custodian's challenge has 32 octets")
-            message = attendance_message(self.ceremony, person.id, answer["reviewed"], challenge)
+            message = attendance_message(self.ceremony, person.id, answer.reviewed, answer.challenge)
             if not self._rehearsal:
-                require_signature(
-                    person.subject_public_key_info, b64decode(answer["signature"]), message, person.id
-                )
+                require_signature(person.subject_public_key_info, answer.signature, message, person.id)
             present.append(person.id)
         require_quorum(self.ceremony, present)
         people = tuple(sorted(set(present)))
-        self.sessions.append(Session(at=at, place=str(event["place"]), present=people))
+        self.sessions.append(Session(at=event.at, place=event.place, present=people))
 
-    def _take_step(self, event: Event, at: datetime) -> None:
-        step = self.current
-        match step:
-            case GenerateKey():
-                self._take_key(step, event, at)
-            case Certify():
-                self._take_certificate(step, b64decode(event["certificate"], validate=True), at)
-            case CrossCertify():
-                self._take_cross(step, b64decode(event["certificate"], validate=True), at)
-            case ImportAuthority():
+    def _take_step(self, outcome: KeyOutcome | bytes | None, at: datetime) -> None:
+        match self.current, outcome:
+            case GenerateKey() as step, KeyOutcome() as key:
+                self._take_key(step, key, at)
+            case Certify() as step, bytes() as octets:
+                self._take_certificate(step, octets, at)
+            case CrossCertify() as step, bytes() as octets:
+                self._take_cross(step, octets, at)
+            case ImportAuthority() as step, None:
                 self._establish(self._imported(step), at)
                 self.certificates[step.authority] = step.certificate
-            case SignCRL():
-                self._take_crl(step, b64decode(event["crl"], validate=True), at)
-            case Retire():
+            case SignCRL() as step, bytes() as octets:
+                self._take_crl(step, octets, at)
+            case Retire() as step, None:
                 found = self.authority(step.authority)
                 if found.status is AuthorityStatus.RETIRED:
                     raise errors.IllegalTransition(f"authority {found.id} is retired already")
                 self.authorities[found.id] = replace(found, status=AuthorityStatus.RETIRED)
                 self.retired[found.id] = step.reason
+            case _:
+                raise self._out_of_place("step")
 
     # --- keys ---
 
-    def _take_key(self, step: GenerateKey, event: Event, at: datetime) -> None:
+    def _take_key(self, step: GenerateKey, outcome: KeyOutcome, at: datetime) -> None:
         if step.label not in self.intended:
             raise errors.MalformedRequest(f"nobody said before that the key {step.label} would be made")
         if step.label in self.keys or step.label in self.known.stores:
             raise errors.IllegalTransition(f"there is a key {step.label} already: a label names one for good")
-        given = dict(event["attributes"])
-        given["key_class"] = KeyClass(given["key_class"])
-        given["kind"] = kind_of(given["kind"])
         made = KeyMade(
             step=step,
-            public=b64decode(event["public"], validate=True),
-            attributes=KeyAttributes(**given),
-            shares=tuple(b64decode(share, validate=True) for share in event["shares"]),
+            public=outcome.public,
+            attributes=outcome.attributes,
+            shares=outcome.shares,
             at=at,
         )
         asset, live = made.asset(self.ceremony.id, SERVICE), made.attributes
         findings = [
             finding.detail
             for finding in compare([asset], [live], asset.store)
-            if finding.severity is Severity.ERROR
+            if finding.severity is KeySeverity.ERROR
         ]
         public = sha256(made.public).hexdigest()
         if isinstance(step.kind, KeyAlgorithm):
@@ -393,7 +385,7 @@ class Progress:
             not_before=not_before,
             not_after=None if above.custody is Custody.FOREIGN else step.not_after,
             variables=values,
-            constraints=[parse_constraint(entry) for entry in json.loads(above.constraints)],
+            constraints=[parse_constraint(entry) for entry in constraint_tables(above.constraints)],
         )
         require_names_within(ordered)
         return ordered
@@ -488,28 +480,18 @@ class Progress:
 
     def _constraints(self, licence: Licence, name: str, issuer: str) -> str:
         """Return the constraints of a licence after those of the authority above: they hold here, too."""
-        above: list[Any] = [] if issuer == name else json.loads(self.authority(issuer).constraints)
-        own = json.loads(licence.constraints)
+        above: list[Any] = [] if issuer == name else constraint_tables(self.authority(issuer).constraints)
+        own = constraint_tables(licence.constraints)
         named = {parse_constraint(entry).rule: entry for entry in above}
         for entry in own:
             rule = parse_constraint(entry).rule
             if named.get(rule, entry) != entry:
                 raise errors.NotPermitted(f"constraint {rule} of {name} is not that of {issuer}")
-        return json.dumps(
-            above + [entry for entry in own if entry not in above],
-            ensure_ascii=False,
-            sort_keys=True,
-            separators=(",", ":"),
-        )
+        return constraints_text(above + [entry for entry in own if entry not in above])
 
     def _imported(self, step: ImportAuthority) -> Authority:
         found = Certificate.from_der(step.certificate)
-        parsed = x509.load_der_x509_certificate(step.certificate)
-        try:
-            if not parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-                raise errors.PolicyRefused("ca", f"the certificate of {step.authority} is not an authority's")
-        except (x509.ExtensionNotFound, ValueError) as wrong:
-            raise errors.PolicyRefused("ca", f"the certificate of {step.authority}: {wrong}") from wrong
+        require_authority(step.certificate, f"the certificate of {step.authority}")
         signer = step.certificate if step.issuer == ITSELF else self.authority(step.issuer).der
         require_signed(step.certificate, signer, f"the certificate of {step.authority}", step.issuer)
         return self._licensed(
@@ -553,19 +535,34 @@ class Progress:
 
     # --- lists of revocations ---
 
+    def lister(self, step: SignCRL) -> Authority:
+        """Return the authority that is to sign a list, whose key somebody here has.
+
+        One that is suspended or retired signs on: what it issued can still be revoked.
+
+        Raises:
+            errors.NotFound: there is no such authority.
+            errors.NotPermitted: its key is somebody else's.
+            errors.IllegalTransition: it was revoked, so nobody believes its lists.
+        """
+        found = self.authority(step.authority)
+        if found.custody is Custody.FOREIGN:
+            raise errors.NotPermitted(
+                f"the key of authority {found.id} is somebody else's: it signs no list here"
+            )
+        if found.status is AuthorityStatus.REVOKED:
+            raise errors.IllegalTransition(
+                f"authority {found.id} is {found.status}: nobody believes its lists"
+            )
+        return found
+
     def _take_crl(self, step: SignCRL, octets: bytes, at: datetime) -> None:
-        found, what = self.authority(step.authority), f"the CRL of {step.authority}"
-        if not self._rehearsal:
-            verify_crl(octets, Issuer.from_certificate(KeyLabel(found.key_label), found.der))
-        parsed = x509.load_der_x509_crl(octets)
-        serials = tuple(sorted(serial_hex(entry.serial_number) for entry in parsed))
-        if serials != step.revoked:
-            not_ordered(what, f"it lists {', '.join(serials) or 'nothing'}")
-        if parsed.next_update_utc != step.next_update or parsed.last_update_utc != at.replace(microsecond=0):
-            not_ordered(what, "its times are others")
+        found = self.lister(step)
+        signer = None if self._rehearsal else found.der
+        require_listed(f"the CRL of {found.id}", octets, step, at, signer)
         lines = None if self._lines is None else self._lines.get(found.id, b"")
         if lines is not None and lines not in octets:
-            not_ordered(what, "a reason or a time in it is not the one on record")
+            not_ordered(f"the CRL of {found.id}", "a reason or a time in it is not the one on record")
         self.crls[found.id] = octets
 
 

@@ -85,6 +85,8 @@ def _key(label: str, store: str, purpose: KeyPurpose, kind: str) -> Iterator[str
 
 
 def _subject(values: Mapping[str, str]) -> Iterator[str]:
+    if not values:
+        return  # a key without a value would be a text, and no table
     yield "    subject:"
     for name, value in values.items():
         yield f"      {name.replace('_', '-')}: {_text(value)}"

@@ -267,6 +267,39 @@ def test_a_request_goes_out_and_an_answer_comes_back(realm: Place, tmp_path: Pat
     done("ceremony", "verify", tmp_path / "trucks.ceremony", "--vkey", realm.vkey)
 
 
+def test_a_profile_of_the_realms_own_is_known_where_it_is_brought(realm: Place, tmp_path: Path) -> None:
+    """Neither the machine of the root nor the auditor's has settings that would name the directory."""
+    own = realm.directory / "profiles"
+    own.mkdir()
+    packaged = Path("src/birthmark/pki/profiles/issuing.toml").read_text()
+    assert 'name = "issuing"' in packaged
+    (own / "plant.toml").write_text(packaged.replace('name = "issuing"', 'name = "plant"'))
+    realm.settings.write_text('profiles-directory = "profiles"\n' + realm.settings.read_text())
+    file = draft(realm, tmp_path, *ISSUING, "--profile", "plant")
+    folder = tmp_path / "trucks.ceremony"
+    assert realm("ceremony", "perform", file, *there(realm, file)).code == 3
+    sign = ("ceremony", "sign", folder / "nord-2.request", file, *there(realm, file), *root_of(realm))
+    refused = birthmark(*sign, "--out", tmp_path / "without")
+    assert refused.code == 66
+    assert "plant" in refused.err
+    done(*sign, "--out", tmp_path / "with", "--profiles", own)
+    answer = tmp_path / "with" / "nord-2.answer"
+    realm.done("ceremony", "perform", file, *there(realm, file), "--certificate", answer)
+    verify = ("ceremony", "verify", folder, "--vkey", realm.vkey)
+    assert birthmark(*verify).code == 66
+    assert done(*verify, "--profiles", own).out.endswith("ok\n")
+
+
+def test_a_custodians_file_with_two_keys_is_refused(tmp_path: Path) -> None:
+    people = custodians(tmp_path)
+    carla = tmp_path / "carla" / "carla.pem"
+    carla.write_text(carla.read_text() + (tmp_path / "dora" / "dora.pem").read_text())
+    names = ("--id", "nord-1", "--realm", "nord", "--organization", "Nord AG", "--ends", "2035-01-01")
+    said = birthmark("ceremony", "template", "realm", *names, *people)
+    assert said.code == 65
+    assert f"{carla}: pem: 2 blocks PUBLIC KEY where one belongs" in said.err
+
+
 def test_a_realm_is_made_with_its_root_on_another_machine_from_the_beginning(tmp_path: Path) -> None:
     """SPEC A1: the root's key never was on the machine of the service."""
     papers = papers_of(tmp_path)

@@ -38,6 +38,7 @@ from birthmark.edge.cli.ceremony_options import (
     Custodians,
     OfficerPin,
     OutFolder,
+    OwnProfiles,
     Reviewed,
     Stores,
     papers_of,
@@ -53,13 +54,14 @@ from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki import profiles
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.profiles import Catalogue
 from birthmark.ports import carry
 from birthmark.services import ceremony_file
 from birthmark.services.ceremonies import Bench, Waiting, commit, succeed
 from birthmark.services.ceremony_pages import rows_of
 from birthmark.services.ceremony_record import Record, Verified, pages, replay
 from birthmark.services.ceremony_record import verify as verify_record
-from birthmark.services.ceremony_steps import Known, Progress
+from birthmark.services.ceremony_steps import Known, Loader, Progress
 
 __all__ = ["ceremonies"]
 
@@ -271,6 +273,7 @@ def sign(
     custodian: Custodians,
     reviewed: Reviewed,
     store: Stores = None,
+    own: OwnProfiles = None,
     out: OutFolder = None,
 ) -> None:
     """Do what a request asks for, on a machine without the realm: exactly what the file orders.
@@ -283,7 +286,8 @@ def sign(
     papers = papers_of(factory, ceremony, (custodian, reviewed, store, None, None))
     asked = read_request(request, ceremony)
     people = papers.attendants(factory)
-    progress = Progress(ceremony, asked.known, profiles.load, lines=asked.lines)
+    load = Catalogue.read(own).load
+    progress = Progress(ceremony, asked.known, load, lines=asked.lines)
     folder = CeremonyFolder(out or file.with_suffix(f".offline-{len(asked.events)}"), ceremony)
     try:
         with offline_stores(factory, papers.stores) as stores:
@@ -292,7 +296,7 @@ def sign(
         events = progress.events[len(asked.events) :]
         if not any(event["event"] == "step" for event in events):
             raise errors.NotFound(waiting.reason if waiting else "the request asks for nothing")
-        made = [name for name in progress.certificates if name not in _before(asked, ceremony)]
+        made = [name for name in progress.certificates if name not in _before(asked, ceremony, load)]
         answer = folder.write_text(
             f"{ceremony.id}.answer",
             answer_text(ceremony, [progress.certificates[name] for name in made], events),
@@ -302,8 +306,8 @@ def sign(
     printing.line(f"{answer}: {len(events)} events; take it back with --certificate")
 
 
-def _before(asked: Request, ceremony: Ceremony) -> Mapping[str, bytes]:
-    earlier = Progress(ceremony, asked.known, profiles.load, lines=asked.lines)
+def _before(asked: Request, ceremony: Ceremony, load: Loader) -> Mapping[str, bytes]:
+    earlier = Progress(ceremony, asked.known, load, lines=asked.lines)
     for event in asked.events:
         earlier.take(event)
     return earlier.certificates
@@ -324,10 +328,11 @@ def verify(
             metavar="FILE", help="The log's key, from somebody else than the folder. [DIR/log.vkey]"
         ),
     ] = None,
+    own: OwnProfiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a ceremony's record offline: custodians, keys, certificates, pages and the log's proof."""
-    found = _verified(place if place.is_dir() else place.parent, vkey)
+    found = _verified(place if place.is_dir() else place.parent, vkey, Catalogue.read(own).load)
     notes = list(found.notes)
     if vkey is None:
         notes.append("the log's key is the folder's own: compare it with one from elsewhere")
@@ -348,31 +353,31 @@ def verify(
     printing.line("ok")
 
 
-def _verified(place: Path, vkey: Path | None) -> Verified:
-    octets: dict[str, bytes] = {}
-    wanted = ("ceremony.yaml", "record.json", "record.txt", "record.html", "record.tlog-proof")
-    for path in (*(place / name for name in wanted), vkey or place / "log.vkey"):
-        try:
-            octets[path.name if path.parent == place else "log.vkey"] = path.read_bytes()
-        except OSError as cause:
-            raise errors.NotFound(f"{path} cannot be read: {cause.strerror}") from cause
-    try:
-        texts = {name: content.decode() for name, content in octets.items()}
-    except UnicodeDecodeError as cause:
-        raise errors.MalformedRequest(f"{place}: a file is not utf-8") from cause
-    key = VerifierKey.parse(
-        octets["log.vkey" if vkey is None or vkey.parent != place else vkey.name].decode()
-    )
+def _verified(place: Path, vkey: Path | None, load: Loader) -> Verified:
     found = verify_record(
-        octets["ceremony.yaml"],
-        octets["record.json"],
-        (texts["record.txt"], texts["record.html"]),
-        texts["record.tlog-proof"],
-        key,
-        profiles.load,
+        _octets(place / "ceremony.yaml"),
+        _octets(place / "record.json"),
+        (_text(place / "record.txt"), _text(place / "record.html")),
+        _text(place / "record.tlog-proof"),
+        VerifierKey.parse(_text(vkey or place / "log.vkey")),
+        load,
     )
     _require_files(place, found.progress)
     return found
+
+
+def _octets(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise errors.NotFound(f"{path} cannot be read: {cause.strerror}") from cause
+
+
+def _text(path: Path) -> str:
+    try:
+        return _octets(path).decode()
+    except UnicodeDecodeError as cause:
+        raise errors.MalformedRequest(f"{path} is not utf-8") from cause
 
 
 def _require_files(place: Path, progress: Progress) -> None:
@@ -380,11 +385,7 @@ def _require_files(place: Path, progress: Progress) -> None:
     wanted = {f"certificates/{name}.crt": to_pem(der).encode() for name, der in progress.certificates.items()}
     wanted |= {f"crls/{name}.crl": octets for name, octets in progress.crls.items()}
     for name, content in wanted.items():
-        try:
-            there = (place / name).read_bytes()
-        except OSError as cause:
-            raise errors.NotFound(f"{place / name} cannot be read: {cause.strerror}") from cause
-        if there != content:
+        if _octets(place / name) != content:
             raise errors.IntegrityFailure(f"{place / name} is not what the record says")
 
 

@@ -24,8 +24,9 @@ from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Clock, KeyStore
 from birthmark.secret import SecretBytes
 from birthmark.services.ceremonies import Bench, Waiting, attend, carry_out, known_of, resume
+from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_record import Record, body_of
-from birthmark.services.ceremony_steps import Event, Known, Loader, Progress
+from birthmark.services.ceremony_steps import Known, Loader, Progress
 from birthmark.settings import Settings, SoftwareKeys
 
 __all__ = [

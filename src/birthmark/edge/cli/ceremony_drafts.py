@@ -20,7 +20,7 @@ from birthmark.floor.authorities import ANY, Authority, Custody, Scope
 from birthmark.floor.ceremonies import CeremonyRecord, Custodian
 from birthmark.floor.realm import Environment
 from birthmark.floor.revocations import Revocation
-from birthmark.pki.certificates import Certificate, from_pem
+from birthmark.pki.certificates import Certificate, one_from_pem
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.services import ceremony_file
 from birthmark.services.ceremony_templates import (
@@ -196,10 +196,12 @@ def _people(given: list[str]) -> tuple[Custodian, ...]:
         if not equals:
             raise errors.MalformedRequest(f"a custodian is written ID=FILE, not {text!r}")
         try:
-            blocks = from_pem(Path(path).read_text(encoding="ascii"), "PUBLIC KEY")
+            spki = one_from_pem(Path(path).read_text(encoding="ascii"), "PUBLIC KEY")
         except (OSError, UnicodeDecodeError) as cause:
             raise errors.NotFound(f"the public key {path} cannot be read") from cause
-        people.append(Custodian(id=name, role="custodian", subject_public_key_info=blocks[0]))
+        except errors.MalformedRequest as wrong:
+            raise errors.MalformedRequest(f"{path}: {wrong}") from wrong
+        people.append(Custodian(id=name, role="custodian", subject_public_key_info=spki))
     return tuple(people)
 
 

@@ -24,12 +24,13 @@ from birthmark.edge.cli.credentials import DIRECTORY_MODE
 from birthmark.edge.station.folder import Folder, flush_directory
 from birthmark.floor.ceremonies import Ceremony
 from birthmark.ledger.entry import canonical, parse
-from birthmark.pki.certificates import from_pem, to_pem
+from birthmark.pki.certificates import from_pem, one_from_pem, to_pem
 from birthmark.services.ceremonies import Waiting
+from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_file import FILE_LIMIT
 from birthmark.services.ceremony_file import parse as parse_ceremony
 from birthmark.services.ceremony_record import Record, known_document, known_from, pages
-from birthmark.services.ceremony_steps import Event, Known, Progress
+from birthmark.services.ceremony_steps import Known, Progress
 
 __all__ = [
     "Answer",
@@ -252,10 +253,10 @@ def read_answer(path: Path, ceremony: Ceremony) -> Answer:
 
 
 def _body(path: Path, label: str) -> dict[str, Any]:
-    found = from_pem(_text(path), label)
-    if len(found) != 1:
-        raise errors.MalformedRequest(f"{path}: {len(found)} blocks {label} where one belongs")
-    return parse(found[0])
+    try:
+        return parse(one_from_pem(_text(path), label))
+    except errors.MalformedRequest as wrong:
+        raise errors.MalformedRequest(f"{path}: {wrong}") from wrong
 
 
 def _text(path: Path) -> str:

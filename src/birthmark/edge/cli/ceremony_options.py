@@ -17,6 +17,7 @@ __all__ = [
     "Custodians",
     "OfficerPin",
     "OutFolder",
+    "OwnProfiles",
     "Reviewed",
     "Stores",
     "papers_of",
@@ -51,6 +52,10 @@ OfficerPin = Annotated[
 ]
 OutFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of the ceremony. [FILE's name with .ceremony]")
+]
+OwnProfiles = Annotated[
+    Path | None,
+    typer.Option("--profiles", metavar="DIR", help="The realm's own profiles. [only the packaged ones]"),
 ]
 
 

@@ -25,7 +25,7 @@ from birthmark.edge.cli.settings_text import KeyPlace, key_store_text
 from birthmark.floor.ceremonies import Ceremony
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.ports import KeyStore
-from birthmark.services.ceremonies import Sign
+from birthmark.services.ceremonies import CustodianSign
 from birthmark.settings import KeyStoreSettings, SoftwareKeys
 
 __all__ = [
@@ -55,7 +55,7 @@ class Attendant:
     """A custodian who is present with a credential."""
 
     id: str
-    sign: Sign
+    sign: CustodianSign
     """Opens the credential, signs, and closes it again."""
 
 

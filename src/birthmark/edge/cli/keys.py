@@ -20,10 +20,10 @@ from birthmark.edge.cli import printing
 from birthmark.edge.cli.credentials import write_new_file
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
 from birthmark.edge.cli.session import Operator, opened, session_of
-from birthmark.floor.key_assets import KeyAsset, KeyFinding, KeyPurpose, Severity
+from birthmark.floor.key_assets import KeyAsset, KeyFinding, KeyPurpose, KeySeverity
 from birthmark.floor.key_backups import BACKUP_LIMIT
 from birthmark.pki.attributes import SecretKind
-from birthmark.pki.certificates import from_pem, to_pem
+from birthmark.pki.certificates import one_from_pem, to_pem
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import KeyStore, carry
 from birthmark.services.custody import KeyCustody, check_keys
@@ -185,7 +185,7 @@ def check(
     ):
         findings = check_keys(application.store, place.keys, place.name)
         counted = sum(place.name in asset.stores for asset in application.store.scan(KeyAsset))
-    wrong = any(finding.severity is Severity.ERROR for finding in findings)
+    wrong = any(finding.severity is KeySeverity.ERROR for finding in findings)
     if as_json:
         shown = {"ok": not wrong, "store": place.name, "assets": counted}
         printing.line(printing.json_text({**shown, "findings": [_finding(each) for each in findings]}))
@@ -308,7 +308,7 @@ def accept(
     as_directory: AsDirectory = None,
 ) -> None:
     """In the store that is to receive: take the key-encryption key in."""
-    (octets,) = from_pem(_read(share).decode("ascii", "replace"), "KEY SHARE")
+    octets = one_from_pem(_read(share).decode("ascii", "replace"), "KEY SHARE")
     with (
         session_of(context).acting(settings, as_directory) as (application, operator),
         _place(context, application) as place,
@@ -403,7 +403,7 @@ def _recipients(files: list[Path], fingerprints: list[str]) -> list[bytes]:
     """
     found = []
     for file in files:
-        (spki,) = from_pem(_read(file).decode("ascii", "replace"), "PUBLIC KEY")
+        spki = one_from_pem(_read(file).decode("ascii", "replace"), "PUBLIC KEY")
         digest = sha256(spki).hexdigest()
         if digest not in {text.strip().lower() for text in fingerprints}:
             raise errors.PolicyRefused(
