@@ -33,7 +33,7 @@ from birthmark.floor.devices import (
     move,
 )
 from birthmark.floor.hardware_ids import HardwareId
-from birthmark.floor.runs import AllowedDevice, Run, admit
+from birthmark.floor.runs import AllowedDevice, Run, RunLicence, admit
 from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
@@ -55,7 +55,7 @@ from birthmark.services.challenges import Challenged, Challenges, Provable
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs
 
-__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate", "check_scope"]
+__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate", "check_scope", "check_sees"]
 
 CHALLENGE_SIZE = 32
 
@@ -516,3 +516,26 @@ def check_scope(facts: Facts, client: Client, context: RunContext, device: str) 
         raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
     if client.run is not None and (client.run != context.licence.id or allow_list is None):
         raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
+
+
+def check_sees(facts: Facts, client: Client, licence: RunLicence) -> None:
+    """Refuse a bootstrap credential a look at a run under which it may provision nothing (SPEC C9).
+
+    Args:
+        facts: with the line of the run's list for the credential's device, where there are both.
+        client: who asks.
+        licence: of the run.
+
+    Raises:
+        errors.NotPermitted: says what the credential is for.
+    """
+    if client.role is not Role.BOOTSTRAP:
+        return
+    if client.run is not None and client.run != licence.id:
+        raise errors.NotPermitted(f"{client.id} is for run {client.run} only")
+    device, allow_list = client.hardware_id, licence.allow_list
+    if device is None:
+        return
+    listed = allow_list is None or facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is not None
+    if device.partition(":")[0] != licence.hardware_id.kind or not listed:
+        raise errors.NotPermitted(f"{client.id} is for {device} only, which run {licence.id} is not for")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import birthmark
+from birthmark import errors
 from birthmark.edge.station import Enclave, Release, Station
 from birthmark.ledger import proof
 from birthmark.ledger.checkpoint import VerifierKey
@@ -224,20 +225,63 @@ def test_the_command_line_provisions_a_meter(server: Server, realm: RealmDirecto
     check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
 
 
-def test_a_meter_with_a_bootstrap_credential_fetches_all_three_if_it_says_which(
+def test_a_meter_with_a_bootstrap_credential_fetches_all_three(
     server: Server, realm: RealmDirectory, tmp_path: Path
 ) -> None:
-    """Such a credential may not ask about a run: without a word it wants one, and the service says no."""
+    """SPEC C9: it learns from the service which certificates its run gives, and of no other run."""
     credential = realm.path / "bootstrap"
-    words = (
+    run_birthmark(
         "provision", "--station", credential, "--run", "M-1", "--hardware-id", BOOTSTRAPPED,
         "--enclave", tmp_path / "meter",
     )  # fmt: skip
-    refused = run_birthmark(*words, check=False)
-    assert refused.returncode != 0
-    assert "wants 2 further certification requests, not 0" in refused.stderr
-    run_birthmark(*words, *(word for profile in METER[1:] for word in ("--further", profile)))
     check_with_openssl(tmp_path / "meter", realm.path / "dlms-root.crt", METER)
+    with Station(credential) as device:
+        assert device.run("M-1").further_profiles == METER[1:]
+        with pytest.raises(errors.NotPermitted, match="is for system-title:4D4D4D0000004000 only"):
+            device.run("T-1")
+        for ask in (lambda: device.device(f"system-title:{BOOTSTRAPPED}"), device.checkpoint):
+            with pytest.raises(errors.NotPermitted, match="may not read"):
+                ask()
+
+
+def test_each_certificate_of_a_device_is_shown_with_its_status(
+    station: Station, realm: RealmDirectory, tmp_path: Path
+) -> None:
+    """SPEC C5, F1: over HTTP and on the command line, good or revoked."""
+    with Enclave(str(tmp_path / "tpm")) as tpm:
+        release = station.provision("T-1", "TPM-9", tpm)
+    status = station.device(release.device)
+    ((profile, digest),) = release.further
+    (further,) = status.further
+    assert (further.profile, further.certificate_sha256, further.revoked) == (profile, digest, None)
+    show = ("device", "show", release.device)
+    (attempt,) = json.loads(realm.run(*show, "--json").stdout)["history"]
+    assert attempt["certificate_sha256"] == release.certificate_sha256
+    assert [(one["profile"], one["certificate"], one["revoked"]) for one in attempt["further"]] == [
+        ("tpm-iak", further.certificate, None)
+    ]
+    assert further.certificate in realm.run(*show).stdout
+    files = {mark: (tmp_path / "tpm" / f"device{mark}.crt").read_text() for mark in ("", ".tpm-iak")}
+    printed = ("device", "certificate", release.device)
+    assert realm.run(*printed).stdout == files[""]
+    assert realm.run(*printed, "--profile", "tpm-iak").stdout == files[".tpm-iak"]
+    assert realm.run(*printed, "--all").stdout == files[""] + files[".tpm-iak"]
+    refused = realm.run(*printed, "--profile", "vehicle", check=False)
+    assert "no certificate of profile vehicle, but tpm-idevid, tpm-iak" in refused.stderr
+
+    class Forgetful(Enclave):
+        def sign(self, message: bytes) -> bytes:
+            return super().sign(message + b"?")
+
+    with Forgetful(str(tmp_path / "bad")) as bad, pytest.raises(errors.ProofFailed):
+        station.provision("T-1", "TPM-10", bad)
+    realm.run("device", "scrap", "serial:TPM-10", "--reason", "broken")
+    scrapped = station.device("serial:TPM-10")
+    reasons = [scrapped.revoked, *(one.revoked for one in scrapped.further)]
+    assert len(set(reasons)) == 1
+    assert reasons[0] is not None
+    (attempt,) = json.loads(realm.run("device", "show", "serial:TPM-10", "--json").stdout)["history"]
+    assert [attempt["revoked"], *(one["revoked"] for one in attempt["further"])] == reasons
 
 
 def test_afterwards_the_check_finds_nothing(server: Server, realm: RealmDirectory) -> None:

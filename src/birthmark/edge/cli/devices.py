@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,8 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Re
 from birthmark.edge.cli.session import session_of
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
 from birthmark.floor.revocations import Revocation
-from birthmark.pki.certificates import Certificate, to_pem
+from birthmark.floor.runs import Run, RunLicence
+from birthmark.pki.certificates import to_pem
 from birthmark.ports import carry
 from birthmark.services.disposition import dispose
 from birthmark.services.revocations import line_of, status
@@ -49,12 +50,31 @@ def _attempts(application: Application, device: Device) -> list[Attempt]:
     return sorted(found, key=lambda attempt: attempt.number)
 
 
-def _certificate(application: Application, attempt: Attempt) -> DeviceCertificate:
-    facts = application.store.look({DeviceCertificate: (attempt.certificate,)})
-    found = facts.get(DeviceCertificate, attempt.certificate)
-    if found is None:
-        raise errors.IntegrityFailure(f"certificate {attempt.certificate} of attempt {attempt.id} is gone")
+def _certificates(application: Application, attempt: Attempt) -> dict[str, DeviceCertificate]:
+    """Return the attempt's certificates by their profiles, the run's first profile first."""
+    facts = application.store.look({Run: (attempt.run,), DeviceCertificate: attempt.certificates})
+    run = facts.get(Run, attempt.run)
+    if run is None:
+        raise errors.IntegrityFailure(f"run {attempt.run} of attempt {attempt.id} is gone")
+    found = {}
+    profiles = (name for name, _ in RunLicence.decode(run.document).profiles)
+    for profile, serial in zip(profiles, attempt.certificates, strict=True):
+        certificate = facts.get(DeviceCertificate, serial)
+        if certificate is None:
+            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+        found[profile] = certificate
     return found
+
+
+def _shown(application: Application, profile: str, certificate: DeviceCertificate) -> dict[str, object]:
+    line = line_of(certificate)
+    revoked = status(application.store.look({Revocation: (line.id,)}), line)
+    return {
+        "profile": profile,
+        "certificate": certificate.serial,
+        "certificate_sha256": certificate.sha256,
+        "revoked": None if revoked is None else str(revoked),
+    }
 
 
 @devices.command("list")
@@ -101,11 +121,12 @@ def show(
     """Show a device and every attempt at giving it its identity."""
     with session_of(context).application(settings) as application:
         found = _find(application, device)
-        attempts = []
+        attempts: list[dict[str, Any]] = []
         for attempt in _attempts(application, found):
-            certificate = _certificate(application, attempt)
-            line = line_of(certificate)
-            revoked = status(application.store.look({Revocation: (line.id,)}), line)
+            first, *further = (
+                _shown(application, profile, certificate)
+                for profile, certificate in _certificates(application, attempt).items()
+            )
             attempts.append(
                 {
                     "number": attempt.number,
@@ -114,12 +135,11 @@ def show(
                     "origin": str(attempt.origin),
                     "client": attempt.client,
                     "operator": attempt.operator,
-                    "certificate": attempt.certificate,
-                    "certificate_sha256": certificate.sha256,
-                    "revoked": None if revoked is None else str(revoked),
+                    **first,
                     "issued_at": attempt.issued_at,
                     "released_at": attempt.released_at,
                     "release_leaf": attempt.release_leaf,
+                    "further": further,
                 }
             )
     shown = {
@@ -136,6 +156,12 @@ def show(
     printing.line()
     heads = ("number", "state", "origin", "client", "issued_at", "released_at", "certificate", "revoked")
     printing.columns(heads, ([row[head] for head in heads] for row in attempts))
+    several = [(row["number"], one) for row in attempts for one in row["further"]]
+    if several:
+        printing.line()
+        shown_of = ("profile", "certificate", "revoked")
+        rows = ([number, *(one[head] for head in shown_of)] for number, one in several)
+        printing.columns(("number", *shown_of), rows)
 
 
 @devices.command()
@@ -159,15 +185,26 @@ def certificate(
     chain: Annotated[
         bool, typer.Option("--chain", help="Also the authorities above it, without the root.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", help="Of a device with several certificates. [the run's first]"),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All certificates of the device, in the run's order.")
+    ] = False,
     settings: SettingsPath = DEFAULT_SETTINGS,
 ) -> None:
-    """Print the certificate of the attempt that counts (PEM)."""
+    """Print the certificate of the attempt that counts (PEM); whether it is good, 'device show' says."""
+    if everything and profile is not None:
+        raise errors.MalformedRequest("say which certificate with --profile, or take --all")
     with session_of(context).application(settings) as application:
-        attempt = _attempts(application, _find(application, device))[-1]
-        found = _certificate(application, attempt)
-        above = carry(application.store, authority_chain(found.authority))[:-1] if chain else []
-    pem = Certificate.from_der(found.der).pem + "".join(to_pem(authority.der) for authority in above)
-    printing.line(pem.rstrip("\n"))
+        held = _certificates(application, _attempts(application, _find(application, device))[-1])
+        if profile is not None and profile not in held:
+            raise errors.NotFound(f"{device} has no certificate of profile {profile}, but {', '.join(held)}")
+        wanted = list(held.values()) if everything else [held[profile or next(iter(held))]]
+        above = carry(application.store, authority_chain(wanted[0].authority))[:-1] if chain else []
+    ders = [*(one.der for one in wanted), *(authority.der for authority in above)]
+    printing.line("".join(map(to_pem, ders)).rstrip("\n"))
 
 
 def _disposition(event: DeviceEvent) -> Callable[..., None]:

@@ -37,7 +37,7 @@ def provision(
         typer.Option(
             metavar="PROFILE",
             help="Another certificate that the run gives each device, in the run's order; may be given again."
-            " Only a bootstrap credential has to say: a station asks.",
+            " [what the service says]",
         ),
     ] = None,
     operator: Annotated[str | None, typer.Option(metavar="NAME", help="Who stands at the station.")] = None,

@@ -152,7 +152,10 @@ def open_run(
         bool, typer.Option("--delivered", help="Only keys made by the service. [both]")
     ] = False,
     hardware_id_kind: Annotated[
-        HardwareIdKind, typer.Option(help="What the devices are called by.", rich_help_panel=_IDS)
+        HardwareIdKind,
+        typer.Option(
+            help="What the devices are called by; a DLMS meter by its system-title.", rich_help_panel=_IDS
+        ),
     ],
     check_digit: Annotated[
         bool,

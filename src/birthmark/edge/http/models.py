@@ -108,7 +108,9 @@ class FurtherCertificate(_Body):
 class IssueResult(_Body):
     """A certificate to install, and the challenge to sign afterwards."""
 
-    device: str = Field(description="Kind and hardware id, e.g. vin:1M8GDM9AXKP042788.")
+    device: str = Field(
+        description="Kind and hardware id, e.g. vin:1M8GDM9AXKP042788 or system-title:4D4D4D0000000001."
+    )
     attempt: AttemptId
     state: Literal["issued"] = "issued"
     certificate: str = Field(description="PEM.")
@@ -195,6 +197,15 @@ class Disposal(_Body):
     idempotency_key: IdempotencyKey
 
 
+class FurtherStatus(_Body):
+    """A further certificate of a device."""
+
+    profile: str
+    certificate: str = Field(description="Serial number (hex).")
+    certificate_sha256: str
+    revoked: str | None = Field(description="Why it is revoked; null while it is good.")
+
+
 class DeviceStatus(_Body):
     """Where a device stands."""
 
@@ -207,6 +218,9 @@ class DeviceStatus(_Body):
     certificate: str | None = Field(description="Serial number of its certificate (hex).")
     certificate_sha256: str | None
     revoked: str | None = Field(description="Why that certificate is revoked; null while it is good.")
+    further: list[FurtherStatus] = Field(
+        default=[], description="For the run's further profiles, in their order."
+    )
     release_leaf: int | None = Field(description="Index of the release in the log.")
 
 

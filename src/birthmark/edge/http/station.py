@@ -25,20 +25,15 @@ from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.edge.http.views import device_view, run_view
 from birthmark.floor.clients import Capability, Client, Credential, Role, require
-from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent
-from birthmark.floor.revocations import Revocation
-from birthmark.floor.runs import Run, RunLicence
-from birthmark.ledger.entry import time_text
+from birthmark.floor.devices import DeviceEvent
 from birthmark.pki.certificates import to_pem
-from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Facts, Look, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued, IssueRequest
 from birthmark.services.prove import ProveRequest, Released
-from birthmark.services.revocations import line_of, status
 
 __all__ = ["StationPlane", "create_app"]
 
@@ -114,10 +109,16 @@ class StationPlane:
             raise errors.MalformedRequest(f"{SEQ_HEADER} {seq} is too far above {last}, the last one seen")
         return seq
 
-    async def reader(self, request: Request) -> Client:
-        """Return who asks to read, checked against the record now."""
+    async def reader(self, request: Request, *, bootstrap: bool = False) -> Client:
+        """Return who asks to read, checked against the record now.
+
+        Args:
+            request: the request.
+            bootstrap: True for what a bootstrap credential may read, too: it needs it to provision.
+        """
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
-        require(found.client, found.credential, Capability.READ)
+        provisions = bootstrap and found.client.role is Role.BOOTSTRAP
+        require(found.client, found.credential, Capability.PROVE if provisions else Capability.READ)
         return found.client
 
     # --- reading
@@ -125,13 +126,7 @@ class StationPlane:
 
     async def me(self, request: Request) -> Response:
         """Tell the client who it is, and where its request numbers go on."""
-        found = await self.border.carry(recognise(peer_certificate(request.scope)))
-        require(
-            found.client,
-            found.credential,
-            Capability.PROVE if found.client.role is Role.BOOTSTRAP else Capability.READ,
-        )
-        realm, client = self._app.realm, found.client
+        realm, client = self._app.realm, await self.reader(request, bootstrap=True)
         return _json(
             models.Me(
                 client=client.id,
@@ -147,19 +142,19 @@ class StationPlane:
         )
 
     async def run(self, request: Request, run: _RunId) -> Response:
-        """Show a run and its counters."""
-        await self.reader(request)
-        return _json(await self.border.carry(_run_view(run)))
+        """Show a run and its counters; a bootstrap credential sees those it may provision for."""
+        client = await self.reader(request, bootstrap=True)
+        return _json(await self.border.carry(run_view(client, run)))
 
     async def device(self, request: Request, device: _DeviceId) -> Response:
         """Show where a device stands."""
         await self.reader(request)
-        return _json(await self.border.carry(_device_view(device)))
+        return _json(await self.border.carry(device_view(device)))
 
     async def token(self, request: Request, device: _DeviceId) -> Response:
         """Return the release token of a released device (C2SP .tlog-proof)."""
         await self.reader(request)
-        status = await self.border.carry(_device_view(device))
+        status = await self.border.carry(device_view(device))
         if status.release_leaf is None:
             raise errors.NotFound(f"{device} is {status.state}: it has no release token")
         text: str = await self.border.read(self._app.store.token, status.release_leaf)
@@ -231,7 +226,7 @@ class StationPlane:
             await self.border.carry(
                 dispose(caller, device, event, reason=body.reason, key=body.idempotency_key)
             )
-            return _json(await self.border.carry(_device_view(device)))
+            return _json(await self.border.carry(device_view(device)))
 
         endpoint.__doc__ = f"{event.capitalize()} a device."
         return endpoint
@@ -355,61 +350,6 @@ def _prove_request(body: models.Prove) -> ProveRequest:
 def _prove_result(released: Released) -> models.ProveResult:
     return models.ProveResult.model_construct(
         device=released.device, attempt=released.attempt, state="released", token=released.token
-    )
-
-
-def _run_view(run: str) -> UseCase[models.RunStatusView]:
-    facts: Facts = yield Look({Run: (run,)})
-    row = facts.get(Run, run)
-    if row is None:
-        raise errors.NotFound(f"there is no run {run}")
-    licence = RunLicence.decode(row.document)
-    return models.RunStatusView(
-        run=row.id,
-        product=licence.product,
-        batch=licence.batch,
-        profile=licence.profile,
-        status=row.status,
-        quantity=row.quantity,
-        admitted=row.admitted,
-        released=row.released,
-        held=row.held,
-        scrapped=row.scrapped,
-        not_before=time_text(licence.not_before),
-        not_after=time_text(licence.not_after),
-        hardware_id_kind=licence.hardware_id.kind,
-        origins=[str(origin) for origin in licence.origins],
-        further_profiles=list(licence.further_profiles),
-    )
-
-
-def _device_view(device: str) -> UseCase[models.DeviceStatus]:
-    facts: Facts = yield Look({Device: (device,)})
-    row = facts.get(Device, device)
-    if row is None:
-        raise errors.NotFound(f"there is no device {device}")
-    facts = yield Look({Attempt: (row.attempt,)})
-    attempt = facts.get(Attempt, row.attempt)
-    if attempt is None:
-        raise errors.IntegrityFailure(f"device {device} has no attempt")
-    facts = yield Look({DeviceCertificate: (attempt.certificate,)})
-    certificate = facts.get(DeviceCertificate, attempt.certificate)
-    revoked: ReasonCode | None = None
-    if certificate is not None:
-        line = line_of(certificate)
-        facts = yield Look({Revocation: (line.id,)})
-        revoked = status(facts, line)
-    return models.DeviceStatus(
-        device=row.id,
-        state=row.state,
-        run=row.run,
-        attempt=row.attempt,
-        attempts=row.attempts,
-        reason=row.reason,
-        certificate=attempt.certificate,
-        certificate_sha256=None if certificate is None else certificate.sha256,
-        revoked=None if revoked is None else str(revoked),
-        release_leaf=attempt.release_leaf,
     )
 
 

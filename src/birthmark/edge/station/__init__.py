@@ -19,6 +19,7 @@ certificates), and ``write_station_directory`` for the files.
 
 from birthmark.edge.station.answers import (
     DeviceStatus,
+    FurtherStatus,
     Issued,
     IssuedCertificate,
     Me,
@@ -39,6 +40,7 @@ __all__ = [
     "DeviceSlot",
     "DeviceStatus",
     "Enclave",
+    "FurtherStatus",
     "IssueItem",
     "Issued",
     "IssuedCertificate",

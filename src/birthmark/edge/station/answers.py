@@ -14,7 +14,16 @@ from birthmark.errors import IntegrityFailure, MalformedRequest
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 
-__all__ = ["DeviceStatus", "Issued", "IssuedCertificate", "Me", "Proved", "Release", "RunStatus"]
+__all__ = [
+    "DeviceStatus",
+    "FurtherStatus",
+    "Issued",
+    "IssuedCertificate",
+    "Me",
+    "Proved",
+    "Release",
+    "RunStatus",
+]
 
 _T = TypeVar("_T")
 _Body = Mapping[str, Any]
@@ -147,6 +156,28 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherStatus:
+    """A further certificate of a device."""
+
+    profile: str
+    certificate: str
+    """Serial number (hex)."""
+    certificate_sha256: str
+    revoked: str | None
+    """Why it is revoked; None while it is good."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "FurtherStatus":
+        """Read a part of an answer."""
+        return cls(
+            profile=take(body, "profile", str),
+            certificate=take(body, "certificate", str),
+            certificate_sha256=take(body, "certificate_sha256", str),
+            revoked=_optional(body, "revoked", str),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
     """Where a device stands."""
 
@@ -163,6 +194,8 @@ class DeviceStatus:
     revoked: str | None
     release_leaf: int | None
     """Index of the release in the log."""
+    further: tuple[FurtherStatus, ...] = ()
+    """The further certificates, in the order of the run's profiles."""
 
     @classmethod
     def read(cls, body: _Body) -> "DeviceStatus":
@@ -178,6 +211,7 @@ class DeviceStatus:
             certificate_sha256=_optional(body, "certificate_sha256", str),
             revoked=_optional(body, "revoked", str),
             release_leaf=_optional(body, "release_leaf", int),
+            further=tuple(map(FurtherStatus.read, _objects(body, "further"))) if "further" in body else (),
         )
 
 

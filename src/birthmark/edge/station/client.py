@@ -263,8 +263,8 @@ class Station:
             element: the device.  If the run gives each device several certificates, it has to be a
                 ``SeveralSlots`` too.
             delivered: True to have the service make the keys.
-            further: profiles of the run's further certificates, in their order, where the client may not ask
-                the service for them: a bootstrap credential may not.
+            further: profiles of the run's further certificates, in their order; None to ask the service.  Of
+                use only where an older service does not tell a bootstrap credential.
 
         Raises:
             errors.MalformedRequest: the device cannot make a key, or has no place for all certificates.
@@ -413,7 +413,7 @@ class Station:
             try:
                 known = self.run(run).further_profiles
             except errors.NotPermitted:
-                # A bootstrap credential may not ask.  If there are any, the service refuses the request.
+                # A bootstrap credential for something else, or of an older service's: it refuses the request.
                 known = ()
             self._further[run] = known
         return known
