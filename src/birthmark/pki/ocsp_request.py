@@ -31,6 +31,7 @@ __all__ = [
     "decode_get",
     "decode_request",
     "issuer_ids",
+    "request_of_get",
 ]
 
 MAX_REQUEST_SIZE = 8192
@@ -134,20 +135,29 @@ def cert_id(issuer: IssuerID, serial_number: int) -> CertID:
 
 
 def decode_get(path: str) -> OCSPRequest:
-    """Return what a GET asks (RFC 6960 appendix A.1): base64 of the request, URL-escaped, as the path.
+    """Return what a GET asks; see ``request_of_get``.
+
+    Raises:
+        MalformedRequest: it is something else.
+    """
+    return decode_request(request_of_get(path))
+
+
+def request_of_get(path: str) -> bytes:
+    """Return the request (DER) of a GET (RFC 6960 appendix A.1): base64 of it, URL-escaped, as the path.
 
     Args:
         path: what follows the responder's own path, escaped or not, with or without a slash before it.
 
     Raises:
-        MalformedRequest: it is something else.
+        MalformedRequest: it is no base64, or too long.
     """
     if len(path) > 4 * MAX_REQUEST_SIZE:
         raise MalformedRequest(f"an ocsp request has at most {MAX_REQUEST_SIZE} octets")
     text = unquote(path)
     # A slash is a digit of base64, but DER's first octet, 30, makes it begin with M.
     try:
-        return decode_request(base64.b64decode(text.removeprefix("/").encode("ascii"), validate=True))
+        return base64.b64decode(text.removeprefix("/").encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise MalformedRequest("the path is not base64") from error
 

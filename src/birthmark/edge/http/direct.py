@@ -13,15 +13,21 @@ server.
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from birthmark import errors
-from birthmark.edge.http.answering import MALFORMED, Answering, response_headers
+from birthmark.edge.http.answering import MALFORMED, NOT_KEPT, Answering, Headers, response_headers
 from birthmark.edge.http.peer import ABORT_KEY, PeerProtocol
 from birthmark.floor.locations import OCSP_PATH
-from birthmark.pki import ocsp
-from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE
+from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE, request_of_get
 from birthmark.ports import Clock
 from birthmark.services.status import Answered
 
 __all__ = ["public_protocol"]
+
+
+def _head(headers: Headers) -> bytes:
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
+_POSTED = _head(NOT_KEPT)
 
 
 class _Nobody:
@@ -104,26 +110,27 @@ class _DirectProtocol(PeerProtocol):
         self._head_arrived()
         asked.more_body = False
         posted = self.parser.get_method() == b"POST"
-        try:
-            if posted:
-                request = ocsp.decode_request(asked.body)
-            else:
-                request = ocsp.decode_get(self.url[len(self.path) :].decode("latin-1"))
-        except errors.MalformedRequest:
-            self._answer(asked, MALFORMED, posted=posted)
-            return
-        self.answering.ask(request, lambda found: self._answer(asked, found, posted=posted))
+        octets = asked.body
+        if not posted:
+            try:
+                octets = request_of_get(self.url[len(self.path) :].decode("latin-1"))
+            except errors.MalformedRequest:
+                self._answer(asked, MALFORMED, posted=posted)
+                return
+        self.answering.ask(octets, lambda found: self._answer(asked, found, posted=posted))
 
     def _answer(self, asked: _Asked, found: Answered, *, posted: bool) -> None:
         asked.response_complete = True
         if asked.disconnected or self.transport.is_closing():
             return
-        headers = response_headers(found, self.clock.now(), posted=posted)
+        headers = _POSTED
+        if not posted:
+            headers = _head(response_headers(found, self.clock.now(), posted=False))
         self.transport.write(
             b"HTTP/1.1 200 OK\r\n%s%s%scontent-length: %d\r\n\r\n%s"
             % (
-                b"".join([b"%s: %s\r\n" % header for header in self.server_state.default_headers]),
-                b"".join([b"%s: %s\r\n" % header for header in headers]),
+                _head(self.server_state.default_headers),
+                headers,
                 b"" if asked.keep_alive else b"connection: close\r\n",
                 len(found.octets),
                 found.octets,

@@ -5,15 +5,21 @@ of known names in one directory, and OCSP answers (``services.status``, or files
 no key of an authority; at most the responder's.
 
 A bare ASGI application.  The requests that a whole fleet sends, OCSP by POST and plain GET, are answered by
-``direct`` before they get here.  Whatever comes in gets an answer below
-500: what is no OCSP request is answered malformedRequest (RFC 6960 section 2.3), what cannot be answered now
-tryLater.  Bodies have a limit, and a client that takes too long, to ask or to listen, loses its connection.
+``direct`` before they get here.  Nothing that comes in is a fault: what is no OCSP request is answered
+malformedRequest (RFC 6960 section 2.3), what cannot be answered now tryLater, and a file that cannot be read
+now is 503, which no cache keeps.  Bodies have a limit, and a client that takes too long, to ask or to listen,
+loses its connection.
 """
 
 import asyncio
+import errno
+import logging
+import mmap
 import os
 import re
+import stat
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
@@ -33,22 +39,25 @@ from birthmark.edge.http.answering import (
 )
 from birthmark.edge.http.peer import ABORT_KEY
 from birthmark.floor.locations import CHECKPOINT_PATH, INDEX_PATH, LOG_PREFIX, OCSP_PATH
+from birthmark.floor.segments import SEGMENT
 from birthmark.ledger.tiles import TILE_WIDTH, parse_path
-from birthmark.pki import ocsp
 from birthmark.pki.crl import read_crl
-from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE
+from birthmark.pki.ocsp_request import MAX_REQUEST_SIZE, request_of_get
 from birthmark.services.status import Answered
 
 __all__ = ["PublicPlane"]
+
+log = logging.getLogger(__name__)
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _PIECE = 262_144
-_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
-_CRL = re.compile(rf"crl/{_SEGMENT}(?:/{_SEGMENT})?\.crl")
-_CERTIFICATE = re.compile(rf"ca/{_SEGMENT}\.cer")
+_CRL = re.compile(rf"crl/{SEGMENT}(?:/{SEGMENT})?\.crl")
+_CERTIFICATE = re.compile(rf"ca/{SEGMENT}\.cer")
+_NOTHING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""Why a file cannot be opened if there is none; the last of a link, which is never followed."""
 _NEVER_CHANGES = "public, max-age=31536000, immutable"
 
 
@@ -125,17 +134,23 @@ class PublicPlane:
 
     async def _file(self, scope: Scope, send: Send, path: str) -> None:
         kind = _kind(path)
-        file = None if kind is None else _open(self._app.directory / path)
+        try:
+            file = None if kind is None else _open(self._app.directory / path)
+        except OSError as failed:
+            log.error("%s cannot be read: %s", path, failed)  # noqa: TRY400  # told, not traced
+            again = [(b"cache-control", b"no-store"), (b"retry-after", b"5")]
+            await _text(send, 503, "it cannot be read now", again)
+            return
         if kind is None or file is None:
             await _text(send, 404, "there is nothing here", [(b"cache-control", b"public, max-age=5")])
             return
         try:
-            stat = os.fstat(file)
-            tag = f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
-            modified = datetime.fromtimestamp(int(stat.st_mtime), self._app.clock.now().tzinfo)
+            found = os.fstat(file)
+            tag = f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+            modified = datetime.fromtimestamp(int(found.st_mtime), self._app.clock.now().tzinfo)
             headers = [
                 (b"content-type", kind.content_type),
-                (b"cache-control", (kind.cache_control or self._crl_cache(path, tag)).encode()),
+                (b"cache-control", (kind.cache_control or self._crl_cache(path, tag, file)).encode()),
                 (b"etag", tag.encode()),
                 (b"last-modified", format_datetime(modified, usegmt=True).encode()),
                 (b"x-content-type-options", b"nosniff"),
@@ -143,12 +158,12 @@ class PublicPlane:
             if _matches(scope, tag):
                 await _whole(send, 304, headers)
                 return
-            headers.append((b"content-length", str(stat.st_size).encode()))
+            headers.append((b"content-length", str(found.st_size).encode()))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
             else:
-                await self._pieces(scope, send, file, stat.st_size)
+                await self._pieces(scope, send, file, found.st_size)
         finally:
             os.close(file)
 
@@ -166,14 +181,13 @@ class PublicPlane:
             if not piece:  # it was cut short under us, which nobody of ours does
                 return
 
-    def _crl_cache(self, path: str, tag: str) -> str:
+    def _crl_cache(self, path: str, tag: str, file: int) -> str:
         """Never past nextUpdate: what is served after that is worse than nothing."""
         known = self._ends.get(path)
         if known is None or known[0] != tag:
             try:
-                octets = (self._app.directory / path).read_bytes()
-                known = (tag, read_crl(octets).next_update)
-            except (OSError, errors.MalformedRequest):
+                known = (tag, _next_update(file))
+            except (OSError, ValueError, errors.MalformedRequest):
                 return "no-cache"
             self._ends[path] = known
         left = int((known[1] - self._app.clock.now()).total_seconds())
@@ -186,10 +200,10 @@ class PublicPlane:
         method = scope["method"]
         try:
             if method == "POST":
-                request = ocsp.decode_request(await self._body(receive))
+                octets = await self._body(receive)
             elif method in ("GET", "HEAD"):
                 raw = scope["raw_path"].decode("latin-1")
-                request = ocsp.decode_get(raw.removeprefix(f"{self._plane.prefix}/{OCSP_PATH}"))
+                octets = request_of_get(raw.removeprefix(f"{self._plane.prefix}/{OCSP_PATH}"))
             else:
                 await _text(send, 405, "GET and POST here", [(b"allow", b"GET, HEAD, POST")])
                 return
@@ -205,7 +219,7 @@ class PublicPlane:
             return  # the client has gone
         else:
             future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
-            answering.ask(request, lambda answer: None if future.done() else future.set_result(answer))
+            answering.ask(octets, lambda answer: None if future.done() else future.set_result(answer))
             found = await future
         headers = response_headers(found, self._app.clock.now(), posted=method == "POST")
         kept = any(name == b"etag" for name, _ in headers)
@@ -243,10 +257,37 @@ def _nothing() -> None:
 
 
 def _open(path: Path) -> int | None:
+    """Open a file; None if there is nothing, or no file.
+
+    Raises:
+        OSError: there may be one, but it cannot be opened: nobody is to remember that there is nothing.
+    """
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as cause:
+        if cause.errno in _NOTHING:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    return None
+
+
+def _next_update(file: int) -> datetime:
+    """Return the end of a CRL, of which no more is read than what says so: it may have many megabytes.
+
+    Raises:
+        errors.MalformedRequest: it is none.
+        ValueError: the file is empty.
+        OSError: it cannot be read.
+    """
+    octets = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    try:
+        return read_crl(octets).next_update
+    finally:
+        with suppress(BufferError):  # an exception's traceback may hold a view; it is unmapped with that
+            octets.close()
 
 
 def _matches(scope: Scope, tag: str) -> bool:
