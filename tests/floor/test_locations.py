@@ -24,7 +24,6 @@ def test_a_profiles_variables_are_the_locations() -> None:
         "ocsp_url": "http://example.com:8080/pki/ocsp",
         "issuer_url": "http://example.com:8080/pki/ca/ca.cer",
     }
-    assert Locations("http://pki.example.com").log == "http://pki.example.com/log"
 
 
 @pytest.mark.parametrize(

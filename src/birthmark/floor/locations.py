@@ -132,11 +132,6 @@ class Locations:
         """The location of the OCSP responder, the same for all authorities."""
         return f"{self.base}/{OCSP_PATH}"
 
-    @property
-    def log(self) -> str:
-        """The log's location: its monitoring prefix (C2SP tlog-tiles)."""
-        return f"{self.base}/log"
-
     def variables(self, authority: str, partition: str = UNPARTITIONED) -> Mapping[str, str]:
         """Return what a profile's ``crl_url``, ``ocsp_url`` and ``issuer_url`` are.
 

@@ -3,15 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client, ClientStatus, Credential
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.revocations import Revocation
 from birthmark.ledger.entry import time_text
-from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.certificates import Certificate, fingerprint, issued_by
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Store
 from birthmark.services.check_recalls import EARLIER, Recalled, crl_entry_of
@@ -29,7 +26,7 @@ def check_hierarchy(report: Report, store: Store, said: Said) -> None:
         report.counts["authorities"] += 1
         _check_authority(report, authority, said)
         issuer = authorities.get(authority.issuer)
-        if issuer is None or not _issued_by(authority.der, issuer.der):
+        if issuer is None or not issued_by(authority.der, issuer.der):
             report.find(f"the certificate of authority {authority.id} is not signed by {authority.issuer}")
     for name in said.authorities:
         report.find(f"the log says authority {name} was established; it is gone")
@@ -42,7 +39,7 @@ def check_hierarchy(report: Report, store: Store, said: Said) -> None:
                 f"credential {credential.serial} belongs to {credential.client}, which does not exist"
             )
         issuer = authorities.get(credential.authority)
-        if issuer is None or not _issued_by(credential.der, issuer.der):
+        if issuer is None or not issued_by(credential.der, issuer.der):
             report.find(f"credential {credential.serial} is not signed by {credential.authority}")
     for serial in said.credentials:
         report.find(f"the log says credential {serial} was issued; it is gone")
@@ -107,16 +104,6 @@ def _check_clients(report: Report, clients: Iterable[Client], said: Said) -> Non
         report.find(f"the log says {name} was enrolled; it is gone")
 
 
-def _issued_by(certificate: bytes, issuer: bytes) -> bool:
-    try:
-        x509.load_der_x509_certificate(certificate).verify_directly_issued_by(
-            x509.load_der_x509_certificate(issuer)
-        )
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
 def check_certificates(report: Report, store: Store, said: Said, told: Progress) -> dict[str, set[str]]:
     """Check each device certificate; return the live certificates of each device that has any."""
     authorities = {authority.id: authority for authority in scan(report, store, Authority)}
@@ -128,7 +115,7 @@ def check_certificates(report: Report, store: Store, said: Said, told: Progress)
         issued[certificate.authority] += 1
         _check_certificate(report, certificate, said)
         authority = authorities.get(certificate.authority)
-        if authority is None or not _issued_by(certificate.der, authority.der):
+        if authority is None or not issued_by(certificate.der, authority.der):
             report.find(f"certificate {certificate.serial} is not signed by {certificate.authority}")
         reason = revoked.pop(line_of(certificate).id, None)
         for recall in recalled.missing(certificate, reason):

@@ -48,7 +48,7 @@ from birthmark.services.revocations import line_of
 from birthmark.services.runs import authority_chain, issuer_of
 from birthmark.services.status import Sign, Standing, delegate, say, standing_of
 
-__all__ = ["PROFILE", "Responders", "Selection", "SignedBeforehand", "sign_answers"]
+__all__ = ["PROFILE", "AnswerSelection", "Responders", "SignedBeforehand", "sign_answers"]
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _newest(store: Store) -> Iterator[tuple[Client, str, Credential]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class AnswerSelection:
     """Which certificates get answers beforehand."""
 
     authority: str
@@ -282,7 +282,7 @@ def sign_answers(
     publication: Publication,
     sign: Sign,
     clock: Clock,
-    selection: Selection,
+    selection: AnswerSelection,
     *,
     responder: str,
     validity: timedelta,
@@ -339,7 +339,7 @@ def sign_answers(
     return SignedBeforehand(authority=authority.id, answers=count, until=at + validity)
 
 
-def _batches(store: Store, selection: Selection) -> Iterator[list[DeviceCertificate]]:
+def _batches(store: Store, selection: AnswerSelection) -> Iterator[list[DeviceCertificate]]:
     for run in store.scan(Run):
         if not selection.covers(RunLicence.decode(run.document)):
             continue

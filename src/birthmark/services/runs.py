@@ -5,7 +5,6 @@ signatures are verified by every process before it first relies on it: one in a 
 of different people.  How a run comes to be opened is in ``opening``.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -29,7 +28,7 @@ from birthmark.floor.runs import (
 from birthmark.floor.samples import VARIABLE
 from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import Certificate
-from birthmark.pki.constraints import Constraint, check, parse_constraint
+from birthmark.pki.constraints import Constraint, check, constraint_tables, parse_constraint
 from birthmark.pki.issuance import Template, compile_template
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
@@ -139,9 +138,8 @@ def constraints_of(authority: Authority) -> tuple[Constraint, ...]:
         errors.IntegrityFailure: what is stored is none.
     """
     try:
-        listed = json.loads(authority.constraints)
-        return tuple(parse_constraint(table) for table in listed)
-    except (ValueError, TypeError, AttributeError, errors.MalformedRequest) as cause:
+        return tuple(parse_constraint(table) for table in constraint_tables(authority.constraints))
+    except errors.MalformedRequest as cause:
         raise errors.IntegrityFailure(
             f"the constraints of authority {authority.id} cannot be read: {cause}"
         ) from cause

@@ -24,11 +24,11 @@ from birthmark.edge.cli.session import opened, session_of
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Role, check_name
 from birthmark.floor.locations import responder_folder, responder_path
-from birthmark.pki.certificates import from_pem, to_pem
+from birthmark.pki.certificates import one_from_pem, to_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.ports import KeyStore, Publication, carry
 from birthmark.services.publish import Publish, Report
-from birthmark.services.responders import Selection, SignedBeforehand, sign_answers
+from birthmark.services.responders import AnswerSelection, SignedBeforehand, sign_answers
 from birthmark.settings import Settings, load
 
 __all__ = ["PlaneName", "publish", "responders"]
@@ -209,7 +209,7 @@ def _sign(
                 publication,
                 keys.sign,
                 application.clock,
-                Selection(authority=authority, runs=runs, batches=batches),
+                AnswerSelection(authority=authority, runs=runs, batches=batches),
                 responder=name,
                 validity=timedelta(hours=terms.ocsp_hours),
                 algorithms=terms.ocsp_hashes,
@@ -286,7 +286,7 @@ def enrol(
     with session_of(context).acting(settings, as_directory) as (application, operator):
         called = _responder(loaded, name)
         if key is not None:
-            (spki,) = from_pem(_read(key).decode("ascii", "replace"), "PUBLIC KEY")
+            spki = one_from_pem(_read(key).decode("ascii", "replace"), "PUBLIC KEY")
         else:
             with _responder_keys(session_of(context).factory(), loaded, application) as keys:
                 spki = _public_key(keys, called)
