@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap_with_padding
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 
 from birthmark import errors
+from birthmark.adapters import softsecrets
 from birthmark.adapters.custody import SECRET_FILE_LIMIT, read_passphrase_file
 from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.pki.attributes import SecretKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
 from tests.support.programs import need
@@ -306,3 +310,24 @@ def test_a_read_only_mount_of_the_root_file_system_excuses_nothing(tmp_path: Pat
             read_passphrase_file(secret)
     finally:
         subprocess.run([umount, str(tmp_path)], check=True)
+
+
+def test_no_secret_key_shows_itself_on_its_way() -> None:
+    """B2: what is handed from function to function cannot be printed; the value is there all the same."""
+    value = bytes(range(32))
+    sealed = softsecrets.seal_secret(LABEL, SecretKind.KEK, SecretBytes(value), PASSPHRASE)
+    kind, opened = softsecrets.open_secret(LABEL, sealed, PASSPHRASE)
+    transport = rsa.generate_private_key(65537, softsecrets.TRANSPORT_BITS)
+    public = transport.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    taken = softsecrets.open_share(transport, softsecrets.share_with(public, opened))
+    pkcs8 = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.DER, PrivateFormat.PKCS8, NoEncryption()
+    )
+    wrapped = softsecrets.wrapped_under(taken, SecretBytes(pkcs8))
+    assert aes_key_unwrap_with_padding(value, wrapped) == pkcs8
+    unwrapped = softsecrets.unwrapped(taken, wrapped, LABEL)
+    assert kind is SecretKind.KEK
+    assert (opened, taken, unwrapped) == (SecretBytes(value), SecretBytes(value), SecretBytes(pkcs8))
+    assert [f"{each!r} {each}" for each in (opened, taken)] == [
+        "SecretBytes(<32 bytes>) SecretBytes(<32 bytes>)"
+    ] * 2

@@ -15,6 +15,7 @@ from birthmark.floor.runs import Run, RunLicence, RunStatus
 from birthmark.services.check import check
 from tests.services.test_opening import open_licence
 from tests.support.realm import Client, Line, make_line, tamper, workpiece
+from tests.support.recalls import enrol_with_key, sign
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_nobody_approves_alone_twice_or_something_else(small_production: Line) -
     bela = line.enrol(Role.OPERATOR, "bela", by=line.operator)
     other = bela.key.sign(line.licence("R2").encode(), ec.ECDSA(hashes.SHA256()))
     refused: list[tuple[Callable[[], object], type[errors.Refusal], str]] = [
-        (lambda: approve(line, "R1", line.operator), errors.NotPermitted, "another operator opens it"),
+        (lambda: approve(line, "R1", line.operator), errors.NotPermitted, "it takes two"),
         (lambda: approve(line, "R1", line.station), errors.NotPermitted, "may not approve-run"),
         (lambda: approve(line, "R1", bela, signature=other), errors.NotPermitted, "is not what was signed"),
         (lambda: approve(line, "R9", bela, signature=other), errors.NotFound, "there is no run R9"),
@@ -95,6 +96,46 @@ def test_nobody_approves_alone_twice_or_something_else(small_production: Line) -
         approve(line, "R1", bela)
 
 
+def test_the_same_key_under_another_name_opens_nothing(production: Line) -> None:
+    """SPEC K1: neither as the second operator nor as a row that somebody wrote past the product."""
+    line = production
+    open_licence(line, line.licence("R1"))
+    twin = enrol_with_key(line, "anna2", line.operator.key)
+    start = line.size()
+    with pytest.raises(errors.NotPermitted, match=r"anna2 cannot approve what operator:anna .* it takes two"):
+        approve(line, "R1", twin)
+    assert [entry["kind"] for entry in line.entries(start)] == ["refused"]
+    assert line.the(Run, "R1").status is RunStatus.PROPOSED
+    approve(line, "R1", line.enrol(Role.OPERATOR, "bela", by=line.operator))
+    forged = (twin.caller.credential.serial, sign(twin, line.the(Run, "R1").document))
+    tamper(line.url, ("UPDATE run SET approver = %s, approval = %s", forged))
+    with pytest.raises(errors.IntegrityFailure, match="is not signed by a second person"):
+        line.issue(workpiece("D1"), service=line.another_service())
+    findings = check(line.service.store, line.service.store.log, line.realm).findings
+    assert any("is not signed by a second person" in finding for finding in findings), findings
+
+
+def test_a_station_is_no_second_person(small_production: Line) -> None:
+    """SPEC K1: also where its signature was written past the product."""
+    line = small_production
+    two_opened(line)
+    forged = (line.station.caller.credential.serial, sign(line.station, line.the(Run, "R1").document))
+    tamper(line.url, ("UPDATE run SET approver = %s, approval = %s", forged))
+    with pytest.raises(errors.IntegrityFailure, match="station:ST01 is no operator"):
+        line.issue(workpiece("D1"), service=line.another_service())
+
+
+def test_a_proposal_under_a_credential_that_was_revoked_is_not_approved(small_production: Line) -> None:
+    """The person is still there; the certificate that signed is not."""
+    line = small_production
+    open_licence(line, line.licence("R1"))
+    bela = line.enrol(Role.OPERATOR, "bela", by=line.operator)
+    serial = line.operator.caller.credential.serial
+    tamper(line.url, ("UPDATE credential SET status = 'revoked' WHERE serial = %s", (serial,)))
+    with pytest.raises(errors.IllegalTransition, match="was revoked since it proposed run R1"):
+        approve(line, "R1", bela)
+
+
 def test_a_proposal_is_judged_again_when_it_is_approved(small_production: Line) -> None:
     line = small_production
     open_licence(line, line.licence("R1"))
@@ -104,7 +145,7 @@ def test_a_proposal_is_judged_again_when_it_is_approved(small_production: Line) 
         approve(line, "R1", bela)
     tamper(line.url, ("UPDATE authority SET status = 'active' WHERE id = 'root'", ()))
     line.service.carry(line.service.authorise.revoke(bela.caller, line.operator.id, "left"))
-    with pytest.raises(errors.IllegalTransition, match="operator:anna, who proposed run R1, was revoked"):
+    with pytest.raises(errors.IllegalTransition, match="operator:anna was revoked since it proposed run R1"):
         approve(line, "R1", bela)
 
 

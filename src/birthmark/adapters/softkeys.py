@@ -191,7 +191,7 @@ class SoftwareKeyStore:
         if recipients and kind is not SecretKind.KEK:
             raise errors.MalformedRequest("only a key-encryption key is shared")
         self._require_free(label)
-        key = secrets.token_bytes(kind.size)
+        key = SecretBytes(secrets.token_bytes(kind.size))
         shares = tuple(softsecrets.share_with(recipient, key) for recipient in recipients)
         self._keep_secret(label, kind, key)
         return SecretMade(check_value=softsecrets.check_value(kind, key), shares=shares)
@@ -216,10 +216,7 @@ class SoftwareKeyStore:
         key = self._open_key(label)
         if not self._content(label, _SUFFIX).startswith(_EXPORTABLE):
             raise errors.PolicyRefused("key-not-exportable", f"key {label!r} was made never to leave")
-        plain = key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return softsecrets.wrapped_under(self._kek(kek), plain)
+        return softsecrets.wrapped_under(self._kek(kek), _pkcs8(key))
 
     def unwrap(self, label: KeyLabel, subject_public_key_info: bytes, wrapped: bytes, kek: KeyLabel) -> None:
         """See ``ports.KeyStore``."""
@@ -230,7 +227,7 @@ class SoftwareKeyStore:
             raise errors.MalformedRequest("the public key is of no algorithm of ours")
         plain = softsecrets.unwrapped(self._kek(kek), wrapped, kek)
         try:
-            key = serialization.load_der_private_key(plain, None)
+            key = serialization.load_der_private_key(plain.reveal(), None)
         except (ValueError, UnsupportedAlgorithm) as failure:
             raise errors.MalformedRequest("the wrapped key is no PKCS#8 private key") from failure
         found = _public_der(key)
@@ -290,7 +287,7 @@ class SoftwareKeyStore:
         except OSError as failure:
             raise errors.Unavailable(f"key {label!r} cannot be written: {failure.strerror}") from failure
 
-    def _keep_secret(self, label: KeyLabel, kind: SecretKind, key: bytes) -> None:
+    def _keep_secret(self, label: KeyLabel, kind: SecretKind, key: SecretBytes) -> None:
         self._keep(label, _SECRET_SUFFIX, softsecrets.seal_secret(label, kind, key, self._require_open()))
 
     def _content(self, label: KeyLabel, suffix: str) -> bytes:
@@ -301,7 +298,7 @@ class SoftwareKeyStore:
         except errors.NotFound as missing:
             raise errors.NotFound(f"there is no key {label!r}") from missing
 
-    def _kek(self, label: KeyLabel) -> bytes:
+    def _kek(self, label: KeyLabel) -> SecretBytes:
         kind, key = softsecrets.open_secret(label, self._content(label, _SECRET_SUFFIX), self._require_open())
         if kind is not SecretKind.KEK:
             raise errors.PolicyRefused("kek", f"{label!r} is no key-encryption key")
@@ -396,15 +393,20 @@ def _decrypt(path: Path, content: bytes, passphrase: SecretBytes) -> _PrivateKey
     raise errors.IntegrityFailure(f"{path} holds a key of a type that is not one of ours")
 
 
+def _pkcs8(key: PrivateKeyTypes) -> SecretBytes:
+    return SecretBytes(
+        key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+
+
 def _encrypted_pem(key: PrivateKeyTypes, passphrase: SecretBytes) -> bytes:
     """EncryptedPrivateKeyInfo, RFC 5958 section 3, with the scrypt-params of RFC 7914 section 7."""
-    plain = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     salt, iv = secrets.token_bytes(16), secrets.token_bytes(16)
     kdf = Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P)
     padder = padding.PKCS7(128).padder()
-    padded = padder.update(plain) + padder.finalize()
+    padded = padder.update(_pkcs8(key).reveal()) + padder.finalize()
     encryptor = Cipher(algorithms.AES256(kdf.derive(passphrase.reveal())), modes.CBC(iv)).encryptor()
     encrypted = encryptor.update(padded) + encryptor.finalize()
 

@@ -5,7 +5,8 @@ scrypt over the store's passphrase; its kind is encrypted with it and its label 
 file passes for another.  The format is ours alone, for nobody else has to read it: a secret key leaves only
 wrapped or encrypted to a transport key, and those forms are the standards'.
 
-What is wrapped here (RFC 5649) opens in a token and the other way round.  Left to ``softkeys``: files, names.
+Outside the algorithms a key's value is ``SecretBytes``.  What is wrapped here (RFC 5649) opens in a token and
+the other way round.  Left to ``softkeys``: files, names.
 """
 
 import secrets
@@ -18,8 +19,11 @@ from cryptography.hazmat.primitives.ciphers import algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding
-from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding as wrapped_under
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap_with_padding,
+    aes_key_wrap_with_padding,
+)
 
 from birthmark import errors
 from birthmark.pki.attributes import CHECK_VALUE_OCTETS, SecretKind
@@ -50,24 +54,29 @@ _OAEP = padding.OAEP(
 )
 
 
-def check_value(kind: SecretKind, key: bytes) -> str:
+def check_value(kind: SecretKind, key: SecretBytes) -> str:
     """Return the check value of a secret key, as ``pki.attributes`` defines it."""
     if kind is SecretKind.KEK:
-        return wrapped_under(key, bytes(16))[:CHECK_VALUE_OCTETS].hex()
-    mac = CMAC(algorithms.AES(key))
+        return wrapped_under(key, SecretBytes(bytes(16)))[:CHECK_VALUE_OCTETS].hex()
+    mac = CMAC(algorithms.AES(key.reveal()))
     mac.update(bytes(16))
     return mac.finalize()[:CHECK_VALUE_OCTETS].hex()
 
 
-def seal_secret(label: KeyLabel, kind: SecretKind, key: bytes, passphrase: SecretBytes) -> bytes:
+def wrapped_under(kek: SecretBytes, plain: SecretBytes) -> bytes:
+    """Return a key's octets wrapped under a key-encryption key (RFC 5649)."""
+    return aes_key_wrap_with_padding(kek.reveal(), plain.reveal())
+
+
+def seal_secret(label: KeyLabel, kind: SecretKind, key: SecretBytes, passphrase: SecretBytes) -> bytes:
     """Return the contents of the key's file."""
     salt, nonce = secrets.token_bytes(_SALT), secrets.token_bytes(_NONCE)
-    plain = kind.encode("ascii") + b"\0" + key
+    plain = kind.encode("ascii") + b"\0" + key.reveal()
     sealed = _cipher(salt, passphrase).encrypt(nonce, plain, label.encode("ascii"))
     return to_pem(salt + nonce + sealed, _PEM_LABEL).encode("ascii")
 
 
-def open_secret(label: KeyLabel, content: bytes, passphrase: SecretBytes) -> tuple[SecretKind, bytes]:
+def open_secret(label: KeyLabel, content: bytes, passphrase: SecretBytes) -> tuple[SecretKind, SecretBytes]:
     """Return the kind and the value of a key from its file.
 
     Raises:
@@ -78,7 +87,7 @@ def open_secret(label: KeyLabel, content: bytes, passphrase: SecretBytes) -> tup
         salt, nonce = sealed[:_SALT], sealed[_SALT : _SALT + _NONCE]
         plain = _cipher(salt, passphrase).decrypt(nonce, sealed[_SALT + _NONCE :], label.encode("ascii"))
         kind, _, key = plain.partition(b"\0")
-        return SecretKind(kind.decode("ascii")), key
+        return SecretKind(kind.decode("ascii")), SecretBytes(key)
     except (InvalidTag, ValueError, errors.MalformedRequest) as failure:
         raise errors.NotPermitted(
             f"the passphrase does not open secret key {label!r}, or its file is damaged"
@@ -104,19 +113,19 @@ def recipient_key(subject_public_key_info: bytes) -> rsa.RSAPublicKey:
     return key
 
 
-def share_with(recipient: bytes, key: bytes) -> bytes:
+def share_with(recipient: bytes, key: SecretBytes) -> bytes:
     """Encrypt a secret key to a transport key (RSAES-OAEP)."""
-    return recipient_key(recipient).encrypt(key, _OAEP)
+    return recipient_key(recipient).encrypt(key.reveal(), _OAEP)
 
 
-def open_share(transport: rsa.RSAPrivateKey, share: bytes) -> bytes:
+def open_share(transport: rsa.RSAPrivateKey, share: bytes) -> SecretBytes:
     """Return the key-encryption key in a share.
 
     Raises:
         errors.MalformedRequest: it was not encrypted to this key, or holds no AES-256 key.
     """
     try:
-        key = transport.decrypt(share, _OAEP)
+        key = SecretBytes(transport.decrypt(share, _OAEP))
     except ValueError as failure:
         raise errors.MalformedRequest("the share was not encrypted to this transport key") from failure
     if len(key) != SecretKind.KEK.size:
@@ -124,14 +133,14 @@ def open_share(transport: rsa.RSAPrivateKey, share: bytes) -> bytes:
     return key
 
 
-def unwrapped(kek: bytes, wrapped: bytes, kek_label: KeyLabel) -> bytes:
+def unwrapped(kek: SecretBytes, wrapped: bytes, kek_label: KeyLabel) -> SecretBytes:
     """Return the PKCS#8 in a wrapped key.
 
     Raises:
         errors.MalformedRequest: it was not wrapped under this key.
     """
     try:
-        plain = aes_key_unwrap_with_padding(kek, wrapped)
+        plain = aes_key_unwrap_with_padding(kek.reveal(), wrapped)
     except InvalidUnwrap as failure:
         raise errors.MalformedRequest(
             f"the wrapped key does not open under {kek_label!r}: another key wrapped it, or it is damaged"
@@ -142,7 +151,7 @@ def unwrapped(kek: bytes, wrapped: bytes, kek_label: KeyLabel) -> bytes:
             found = plain[: len(plain) - padded]
             with suppress(errors.MalformedRequest):
                 only(found, SEQUENCE)
-                return found
+                return SecretBytes(found)
     raise errors.MalformedRequest("what was wrapped is no private key")
 
 

@@ -15,7 +15,9 @@ from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 
 __all__ = [
     "ANONYMOUS",
+    "INIT",
     "Caller",
+    "admitted",
     "answer_key",
     "client_reads",
     "earlier_answer",
@@ -23,6 +25,7 @@ __all__ = [
     "outcomes",
     "recognise",
     "record_refusal",
+    "recorded",
     "refuse",
     "stored_refusal",
 ]
@@ -30,6 +33,8 @@ __all__ = [
 T = TypeVar("T")
 ANONYMOUS = "peer:anonymous"
 """The actor of a request whose sender is not a client of the realm."""
+INIT = "realm:init"
+"""The actor of what happens before there is an operator."""
 DETAIL_LIMIT = 500
 """Characters of a refusal's detail that go into the log."""
 
@@ -214,6 +219,58 @@ def record_refusal(
         )
     ]
     outcomes(committed)
+
+
+def admitted(
+    caller: Caller | None,
+    request: str,
+    fields: Mapping[str, Any],
+    judge: Callable[[Facts, datetime], None],
+    reads: Mapping[type, Sequence[str]] | None = None,
+) -> UseCase[None]:
+    """Judge a caller before anything is done that no commit takes back: a key made, a signature given.
+
+    A refusal is on record, once.  The commit of the outcome judges again, for much may change in between.
+
+    Args:
+        caller: None while a realm is made.
+        request: its name in the log.
+        fields: what the log says of it.
+        judge: raises the refusal; it changes nothing.
+        reads: what it looks at besides the caller.
+
+    Raises:
+        errors.Refusal: what ``judge`` raised.
+    """
+
+    def decide(facts: Facts, at: datetime) -> Decision[None]:
+        judge(facts, at)
+        return Decision(None)
+
+    committed: list[Committed[None]] = yield [
+        Act(
+            actor=INIT if caller is None else caller.client.id,
+            decide=decide,
+            refuse=refuse(caller, request, fields),
+            reads={**(reads or {}), **({} if caller is None else client_reads(caller))},
+            seq=None if caller is None else caller.seq,
+        )
+    ]
+    outcomes(committed)
+
+
+def recorded(caller: Caller | None, request: str, fields: Mapping[str, Any], work: UseCase[T]) -> UseCase[T]:
+    """Carry out what comes before the act, and put its refusal on record; ``work`` makes no act itself.
+
+    What may be tried again as it is (``retryable``) leaves no entry, as with acts.
+    """
+    try:
+        return (yield from work)
+    except errors.Refusal as refusal:
+        if not refusal.retryable:
+            actor, seq = (INIT, None) if caller is None else (caller.client.id, caller.seq)
+            yield from record_refusal(actor, request, fields, refusal, seq=seq)
+        raise
 
 
 def outcomes(committed: Sequence[Committed[T]]) -> list[T]:

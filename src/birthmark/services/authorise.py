@@ -11,7 +11,7 @@ from functools import partial
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, require_issuing
-from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
+from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, check_name
 from birthmark.floor.realm import Realm
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuance import (
@@ -23,14 +23,20 @@ from birthmark.pki.lint import permit
 from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.acts import (
+    INIT,
+    Caller,
+    admitted,
+    client_reads,
+    live_client,
+    outcomes,
+    recorded,
+    refuse,
+)
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain, issuer_of
 
-__all__ = ["INIT", "Authorise", "Enrolled", "Enrolment"]
-
-INIT = "realm:init"
-"""The actor of what happens before there is an operator."""
+__all__ = ["Authorise", "Enrolled", "Enrolment"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,7 @@ class Enrolment:
 
     role: Role
     name: str
-    """1 to 64 of ``A-Z a-z 0-9 . _ -``."""
+    """See ``check_name``."""
     subject_public_key_info: bytes
     authority: str
     variables: Mapping[str, str]
@@ -54,12 +60,7 @@ class Enrolment:
 
     def __post_init__(self) -> None:
         """Refuse names that cannot stand in an id."""
-        if not 1 <= len(self.name) <= 64 or not all(
-            c.isascii() and (c.isalnum() or c in "._-") for c in self.name
-        ):
-            raise errors.MalformedRequest(
-                f"a name is 1 to 64 letters, digits, dots, underscores or hyphens: {self.name!r}"
-            )
+        check_name(str(self.role), self.name)
         if self.role is Role.BOOTSTRAP and (self.hardware_id is None) == (self.run is None):
             raise errors.MalformedRequest("a bootstrap certificate is for one hardware id or for one run")
 
@@ -95,6 +96,29 @@ class Authorise:
             errors.IllegalTransition: the name is taken, or was revoked.
             errors.PolicyRefused: the certificate would break its profile.
         """
+        client_id = f"{enrolment.role}:{enrolment.name}"
+        said = {"client": client_id}
+
+        def judge(facts: Facts, at: datetime) -> None:
+            _judge_enrol(caller, enrolment, client_id, facts, at)
+
+        yield from admitted(caller, "enrol", said, judge, {Authority: (enrolment.authority,)})
+        chain, certificate = yield from recorded(caller, "enrol", said, self._certify(enrolment))
+        committed: list[Committed[Client]] = yield [
+            Act(
+                actor=INIT if caller is None else caller.client.id,
+                decide=partial(_decide_enrol, caller, enrolment, certificate, client_id),
+                refuse=refuse(caller, "enrol", said),
+                reads={Authority: (enrolment.authority,)} if caller is None else client_reads(caller),
+            )
+        ]
+        return Enrolled(
+            client=outcomes(committed)[0],
+            certificate=certificate,
+            chain=tuple(authority.der for authority in chain[:-1]),
+        )
+
+    def _certify(self, enrolment: Enrolment) -> UseCase[tuple[list[Authority], Certificate]]:
         chain: list[Authority] = yield from authority_chain(enrolment.authority)
         issuer = issuer_of(chain)
         profile = self._catalogue.load(str(enrolment.role))
@@ -110,21 +134,7 @@ class Authorise:
             ),
             self._keys.sign,
         )
-        certificate = Certificate.from_der(certificate_der)
-        client_id = f"{enrolment.role}:{enrolment.name}"
-        committed: list[Committed[Client]] = yield [
-            Act(
-                actor=INIT if caller is None else caller.client.id,
-                decide=partial(_decide_enrol, caller, enrolment, certificate, client_id),
-                refuse=refuse(caller, "enrol", {"client": client_id}),
-                reads={Authority: (enrolment.authority,)} if caller is None else client_reads(caller),
-            )
-        ]
-        return Enrolled(
-            client=outcomes(committed)[0],
-            certificate=certificate,
-            chain=tuple(authority.der for authority in chain[:-1]),
-        )
+        return chain, Certificate.from_der(certificate_der)
 
     def revoke(self, caller: Caller, client: str, reason: str) -> UseCase[Client]:
         """Shut a client out, from the commit of this act on.
@@ -202,19 +212,15 @@ class Authorise:
         return outcomes(committed)[0]
 
 
-def _decide_enrol(
-    caller: Caller | None,
-    enrolment: Enrolment,
-    certificate: Certificate,
-    client_id: str,
-    facts: Facts,
-    at: datetime,
-) -> Decision[Client]:
+def _judge_enrol(
+    caller: Caller | None, enrolment: Enrolment, client_id: str, facts: Facts, at: datetime
+) -> tuple[Authority, Client | None]:
+    """Return the authority, and the client if it is known; refuse what must not be certified."""
     if caller is not None:
         live_client(facts, caller, Capability.ENROL_CLIENT)
     authority = facts.get(Authority, enrolment.authority)
     if authority is None:
-        raise errors.NotFound(f"there is no authority {enrolment.authority}")
+        raise errors.NotFound(f"there is no authority {enrolment.authority[:100]}")
     require_issuing(authority, at)  # the quota counts devices, not stations
     known = facts.get(Client, client_id)
     if known is not None and known.status is ClientStatus.REVOKED:
@@ -225,6 +231,18 @@ def _decide_enrol(
         )
     if known is None and enrolment.renew:
         raise errors.NotFound(f"there is no client {client_id} to renew")
+    return authority, known
+
+
+def _decide_enrol(
+    caller: Caller | None,
+    enrolment: Enrolment,
+    certificate: Certificate,
+    client_id: str,
+    facts: Facts,
+    at: datetime,
+) -> Decision[Client]:
+    authority, known = _judge_enrol(caller, enrolment, client_id, facts, at)
     client = known or Client(
         id=client_id,
         role=enrolment.role,

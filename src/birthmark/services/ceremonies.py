@@ -45,8 +45,16 @@ from birthmark.pki.lint import permit
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services import ceremony_file
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
-from birthmark.services.authorise import INIT
+from birthmark.services.acts import (
+    INIT,
+    Caller,
+    admitted,
+    client_reads,
+    live_client,
+    outcomes,
+    recorded,
+    refuse,
+)
 from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Known, Progress
@@ -346,13 +354,37 @@ def _crl(step: SignCRL, above: Authority, keys: KeyStore, bench: Bench) -> Event
 # --- the end ------------------------------------------------------------------------------------------------
 
 
-def succeed(ceremony: Ceremony, attended: Sequence[str]) -> UseCase[CeremonyRecord | None]:
+_REQUEST = "perform-ceremony"
+
+
+def succeed(
+    caller: Caller | None, ceremony: Ceremony, attended: Sequence[str]
+) -> UseCase[CeremonyRecord | None]:
     """Return the row of this very ceremony if it was performed already; refuse who may not perform it.
 
+    Asked before any key is touched, and again before the outcome is committed.  A refusal is on record.
+
+    Args:
+        caller: the operator at whose machine it is performed; None while a realm is made.
+        ceremony: as reviewed.
+        attended: ids of its custodians.
+
     Raises:
+        errors.Unauthenticated: the caller was revoked.
         errors.IllegalTransition: another ceremony had this id.
-        errors.NotPermitted: too few custodians of the ceremony before attended.
+        errors.NotPermitted: the caller may not, or too few custodians of the ceremony before attended.
     """
+    said = {"ceremony": ceremony.id}
+    yield from admitted(caller, _REQUEST, said, lambda facts, _at: _require_may(facts, caller))
+    return (yield from recorded(caller, _REQUEST, said, _succeeds(ceremony, attended)))
+
+
+def _require_may(facts: Facts, caller: Caller | None) -> None:
+    if caller is not None:
+        live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+
+
+def _succeeds(ceremony: Ceremony, attended: Sequence[str]) -> UseCase[CeremonyRecord | None]:
     rows: list[CeremonyRecord] = yield Scan(kind=CeremonyRecord, where={})
     for row in rows:
         if row.id == ceremony.id:
@@ -379,14 +411,13 @@ def commit(caller: Caller | None, progress: Progress, record: Record, service: s
         errors.NotPermitted: an authority would reach further than the one above it, as that is now.
     """
     ceremony = progress.ceremony
-    already: CeremonyRecord | None = yield from succeed(ceremony, record.signers)
+    already: CeremonyRecord | None = yield from succeed(caller, ceremony, record.signers)
     if already is not None:
         return Performed(row=already, authorities=progress.established)
-    record.require_signed(ceremony)
 
     def decide(facts: Facts, at: datetime) -> Decision[Performed]:
-        if caller is not None:
-            live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+        _require_may(facts, caller)
+        record.require_signed(ceremony)
         if facts.get(CeremonyRecord, ceremony.id) is not None:
             raise errors.IllegalTransition(f"there was a ceremony {ceremony.id}")
         row = CeremonyRecord(
@@ -412,7 +443,7 @@ def commit(caller: Caller | None, progress: Progress, record: Record, service: s
         Act(
             actor=INIT if caller is None else caller.client.id,
             decide=decide,
-            refuse=refuse(caller, "perform-ceremony", {"ceremony": ceremony.id}),
+            refuse=refuse(caller, _REQUEST, {"ceremony": ceremony.id}),
             reads=reads | {CeremonyRecord: (ceremony.id,)},
         )
     ]

@@ -1,8 +1,8 @@
 """The keys of a realm: put on record, held against their stores, backed up and brought back (SPEC B4, B5).
 
-Whoever asks is judged first; then the key store acts, and the record follows in one commit with its log entry.
-What the store refuses is on record as a refusal only, and what it did without the record is found by
-``check_keys`` as a key that is no asset.
+Whoever asks is judged first; then the key store acts, and the record follows in one commit with its entry in
+the log.  What the store refuses is on record as a refusal only, and what it did without the record is found
+by ``check_keys`` as a key that is no asset.
 A restored key has opened under a key-encryption key whose check value is the file's, belongs to the file's
 public key, and has signed, before anything says that it is there.
 
@@ -106,14 +106,10 @@ class KeyCustody:
             errors.PolicyRefused: it is not kept as its purpose wants (rule ``key-custody``).
             errors.IllegalTransition: the label is on record.
         """
-
-        def found() -> UseCase[KeyAsset]:
-            return self._as_it_is(keys, name, label, purpose, users, ceremony)
-            yield  # a use case that asks the record nothing
-
         said = {"keys": [label]}
         yield from _admitted(caller, "record-key", said)
-        asset = yield from recorded(caller, "record-key", said, found())
+        as_it_is = self._as_it_is(keys, name, label, purpose, users, ceremony)
+        asset = yield from recorded(caller, "record-key", said, as_it_is)
         (kept,) = yield from self.record(caller, [asset])
         return kept
 
@@ -152,8 +148,9 @@ class KeyCustody:
                 raise errors.IllegalTransition(f"key {label} is on record already")
 
         def made() -> UseCase[tuple[T, KeyAsset]]:
-            return make(), self._as_it_is(keys, name, label, purpose, "custodians", None)
-            yield  # a use case that asks the record nothing
+            outcome = make()
+            asset = yield from self._as_it_is(keys, name, label, purpose, "custodians", None)
+            return outcome, asset
 
         said = {"key": label}
         yield from admitted(caller, "generate-key", said, judge, {KeyAsset: [label]})
@@ -169,8 +166,11 @@ class KeyCustody:
         purpose: KeyPurpose,
         users: str,
         ceremony: str | None,
-    ) -> KeyAsset:
-        """Return a key of a store as an asset, if it is kept as its purpose wants."""
+    ) -> UseCase[KeyAsset]:
+        """Return a key of a store as an asset, if it is none yet and is kept as its purpose wants."""
+        facts: Facts = yield Look({KeyAsset: (label,)})
+        if facts.get(KeyAsset, label) is not None:
+            raise errors.IllegalTransition(f"key {label} is on record already")
         live = keys.attributes(label)
         policy = policy_for(purpose, exportable=live.extractable and live.wrap_with_trusted)
         if live.kind is SecretKind.KEK and not live.trusted and not live.development:
@@ -226,7 +226,7 @@ class KeyCustody:
                 )
             if known is not None:
                 return None
-            return self._as_it_is(keys, name, label, KeyPurpose.KEK, "custodians", None)
+            return (yield from self._as_it_is(keys, name, label, KeyPurpose.KEK, "custodians", None))
 
         said = {"key": label}
         yield from _admitted(caller, "accept-key", said)

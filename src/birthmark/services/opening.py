@@ -8,7 +8,6 @@ with a first article that no linter finds fault with.  What was tried and found 
 The commit decides again on what may change meanwhile: authorities, stations, time.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -23,11 +22,10 @@ from birthmark.floor.locations import crl_path
 from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunStatus, require_authorised
 from birthmark.floor.samples import VARIABLE, sample_hardware_id
+from birthmark.floor.segments import is_segment
 from birthmark.ledger.entry import ENTRY_LIMIT, canonical, time_text
 from birthmark.pki.articles import article, subject_algorithms
-from birthmark.pki.certificates import Certificate
 from birthmark.pki.constraints import Constraint, NegativeTest, check, negative_tests
-from birthmark.pki.possession import verify_proof
 from birthmark.pki.profiles import Profile, ProfileKind
 from birthmark.ports import Act, Committed, Decision, Facts, Inspector, Look, Scan, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
@@ -40,11 +38,10 @@ from birthmark.services.runs import (
     signers,
     values_for,
 )
+from birthmark.services.two_people import require_live, require_two, verify_signed
 
 __all__ = ["OpenRuns"]
 
-_RUN_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}", re.ASCII)
-"""A run's id is a segment of URLs, where ``.`` and ``..`` mean something else (RFC 3986 section 3.3)."""
 _TESTS_SIZE = 24_576
 """Octets of negative tests that an entry takes in full; beyond that it has each rule's first."""
 
@@ -129,8 +126,8 @@ class OpenRuns:
 
         Raises:
             errors.NotFound: there is no such run.
-            errors.NotPermitted: it is the operator who proposed it.
-            errors.IllegalTransition: it is open or closed already, or who proposed it was revoked.
+            errors.NotPermitted: it is the person who proposed it, under whatever name.
+            errors.IllegalTransition: it is open or closed already, or who proposed it may not any more.
             errors.Refusal: as ``open`` does; everything is judged again.
         """
         facts: Facts = yield Look({Run: (run,)})
@@ -225,9 +222,11 @@ class OpenRuns:
     def _check_licence(self, licence: RunLicence) -> None:
         """Refuse a licence under which nothing could ever be issued."""
         realm = self._runs.realm
-        if _RUN_ID.fullmatch(licence.id) is None:
+        if not is_segment(licence.id):
             raise errors.PolicyRefused(
-                "run", f"a run is named by 1 to 64 of A-Z a-z 0-9 . _ -, not {licence.id[:64]!r}"
+                "run",
+                "a run is named by 1 to 64 of A-Z a-z 0-9 . _ - that do not begin with a dot, not"
+                f" {licence.id[:64]!r}",
             )
         for name, text, shortest in (
             ("product", licence.product, 1),
@@ -328,8 +327,7 @@ def _check_partitioning(licence: RunLicence, profiles: Sequence[Profile]) -> Non
 
 def _require_signed(licence: RunLicence, caller: Caller, signature: bytes) -> None:
     try:
-        key = Certificate.from_der(caller.credential.der).subject_public_key_info
-        verify_proof(key, signature, licence.encode())
+        verify_signed(caller.credential, signature, licence.encode())
     except errors.ProofFailed as cause:
         raise errors.NotPermitted(
             f"the licence of run {licence.id} is not what was signed: {cause}"
@@ -405,15 +403,14 @@ def _decide_approve(
     row = facts.get(Run, run)
     if row is not None and row.status is not RunStatus.PROPOSED:
         raise errors.IllegalTransition(f"run {run} is {row.status}, not proposed")
-    if licence is not None and licence.opened_by == caller.client.id:
-        raise errors.NotPermitted(f"{caller.client.id} proposed run {run}: another operator opens it")
+    proposer = None if row is None else facts.get(Credential, row.signer)
+    if licence is not None:
+        require_two(proposer, caller.credential)
     if isinstance(ready, errors.Refusal):
         raise ready
     if row is None or licence is None or row.document != licence.encode():
         raise errors.IntegrityFailure(f"run {run} is not the one that was proposed")
-    proposer = facts.get(Client, licence.opened_by)
-    if proposer is None or proposer.status is not ClientStatus.ACTIVE:
-        raise errors.IllegalTransition(f"{licence.opened_by}, who proposed run {run}, was revoked")
+    require_live(facts, proposer, Capability.OPEN_RUN, f"run {run}")
     _require_openable(facts, licence, ready, at)
     opened = replace(
         row,

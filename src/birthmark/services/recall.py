@@ -17,7 +17,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus
-from birthmark.floor.clients import TWO_PERSON, Capability, Client, Credential, require
+from birthmark.floor.clients import TWO_PERSON, Capability, Credential
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.realm import Realm
 from birthmark.floor.recalls import (
@@ -31,8 +31,6 @@ from birthmark.floor.recalls import (
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import time_text
-from birthmark.pki.certificates import Certificate
-from birthmark.pki.possession import verify_proof
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, record_refusal, refuse
@@ -47,6 +45,7 @@ from birthmark.services.blastradius import (
     still_issuing,
 )
 from birthmark.services.revocations import line_of, reinstate, revoke, status
+from birthmark.services.two_people import require_live, require_two, verify_signed
 
 __all__ = ["Recalls", "signed_order"]
 
@@ -94,22 +93,7 @@ def _require_signed(
 ) -> None:
     if credential is None or credential.serial != serial or signature is None:
         raise errors.IntegrityFailure(f"recall {recall.id} is signed by nobody of this realm")
-    if not credential.client.startswith("operator:"):
-        raise errors.IntegrityFailure(f"recall {recall.id} is signed by {credential.client}, no operator")
-    verify_proof(Certificate.from_der(credential.der).subject_public_key_info, signature, recall.document)
-
-
-def require_two(one: Credential | None, other: Credential | None) -> None:
-    """Refuse the same person twice: as client, as certificate or as key, under whatever name.
-
-    Raises:
-        errors.NotPermitted: it is the same.
-    """
-    if one is None or other is None:
-        raise errors.NotPermitted("two people are needed")
-    keys = {Certificate.from_der(it.der).subject_public_key_info for it in (one, other)}
-    if one.client == other.client or one.serial == other.serial or len(keys) == 1:
-        raise errors.NotPermitted(f"{other.client} cannot approve what {one.client} proposed: it takes two")
+    verify_signed(credential, signature, recall.document)
 
 
 class Recalls:
@@ -344,10 +328,9 @@ class Recalls:
         proposer = facts.get(Credential, row.proposer)
         signed_order(row, self._realm, proposer, None)
         require_two(proposer, caller.credential)
-        _require_live(facts, proposer)
+        require_live(facts, proposer, PROPOSE, f"recall {recall}")
         try:
-            spki = Certificate.from_der(caller.credential.der).subject_public_key_info
-            verify_proof(spki, approval, row.document)
+            verify_signed(caller.credential, approval, row.document)
         except errors.ProofFailed as cause:
             raise errors.NotPermitted(
                 f"the approval is not {caller.client.id}'s signature over recall {recall}"
@@ -421,17 +404,6 @@ def _proposed(facts: Facts, recall: str) -> Recall:
     if row.status is not RecallStatus.PROPOSED:
         raise errors.IllegalTransition(f"recall {recall} is {row.status}")
     return row
-
-
-def _require_live(facts: Facts, proposer: Credential | None) -> None:
-    """Refuse to approve what somebody proposed who may not any more."""
-    client = None if proposer is None else facts.get(Client, proposer.client)
-    if proposer is None or client is None:
-        raise errors.IntegrityFailure("the proposer of a recall is gone")
-    try:
-        require(client, proposer, PROPOSE)
-    except errors.Refusal as cause:
-        raise errors.IllegalTransition(f"{cause} since it proposed the recall: propose it again") from cause
 
 
 def _decide_resume(caller: Caller, recall: str, facts: Facts, _at: datetime) -> Decision[Recall]:

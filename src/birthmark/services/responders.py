@@ -42,7 +42,15 @@ from birthmark.ports import (
     UseCase,
     carry,
 )
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.acts import (
+    Caller,
+    admitted,
+    client_reads,
+    live_client,
+    outcomes,
+    recorded,
+    refuse,
+)
 from birthmark.services.publish import PUBLICATION
 from birthmark.services.revocations import line_of
 from birthmark.services.runs import authority_chain, issuer_of
@@ -92,13 +100,21 @@ class Responders:
             errors.NotPermitted: the authority's key is not in the service's hands.
             errors.PolicyRefused: the certificate would break its profile.
         """
-        check_name("responder", name, longest=40)
-        certificate = yield from self._certify(name, authority, subject_public_key_info)
+        said = {"client": f"{Role.RESPONDER}:{name[:64]}"}
+
+        def judge(facts: Facts, _at: datetime) -> None:
+            live_client(facts, caller, Capability.ENROL_CLIENT)
+            check_name("responder", name, longest=40)
+            _judge(facts, name, authority)
+
+        yield from admitted(caller, "enrol", said, judge, {Authority: (authority,)})
+        certifying = self._certify(name, authority, subject_public_key_info)
+        certificate = yield from recorded(caller, "enrol", said, certifying)
         committed: list[Committed[Certificate]] = yield [
             Act(
                 actor=caller.client.id,
                 decide=lambda facts, _at: _decide(facts, caller, name, authority, certificate),
-                refuse=refuse(caller, "enrol", {"client": f"{Role.RESPONDER}:{name}"}),
+                refuse=refuse(caller, "enrol", said),
                 reads=client_reads(caller),
             )
         ]
@@ -179,17 +195,26 @@ def _require_signing(authority: Authority) -> None:
         raise errors.IllegalTransition(f"authority {authority.id} is revoked")
 
 
+def _judge(facts: Facts, name: str, authority: str) -> Client | None:
+    """Return the responder if it is known; refuse one that was revoked, and an authority that cannot sign."""
+    found = facts.get(Authority, authority)
+    if found is None:
+        raise errors.NotFound(f"there is no authority {authority[:100]}")
+    _require_signing(found)
+    client_id = f"{Role.RESPONDER}:{name}"
+    client = facts.get(Client, client_id)
+    if client is not None and client.status is not ClientStatus.ACTIVE:
+        raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
+    return client
+
+
 def _decide(
     facts: Facts, caller: Caller | None, name: str, authority: str, certificate: Certificate
 ) -> Decision[Certificate]:
     if caller is not None:
         live_client(facts, caller, Capability.ENROL_CLIENT)
-    found = facts.get(Authority, authority)
-    if found is None:
-        raise errors.NotFound(f"there is no authority {authority}")
-    _require_signing(found)
     client_id = f"{Role.RESPONDER}:{name}"
-    client = facts.get(Client, client_id)
+    client = _judge(facts, name, authority)
     known = client is not None
     if client is None:
         client = Client(
@@ -203,8 +228,6 @@ def _decide(
             last_seq=0,
         )
         facts.put(client)
-    if client.status is not ClientStatus.ACTIVE:
-        raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
     facts.put(
         Credential(
             serial=certificate.serial_hex,

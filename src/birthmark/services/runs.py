@@ -27,15 +27,14 @@ from birthmark.floor.runs import (
 )
 from birthmark.floor.samples import VARIABLE
 from birthmark.ledger.entry import time_text
-from birthmark.pki.certificates import Certificate
 from birthmark.pki.constraints import Constraint, check, constraint_tables, parse_constraint
 from birthmark.pki.issuance import Template, compile_template
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
-from birthmark.pki.possession import verify_proof
 from birthmark.pki.profiles import Catalogue, Profile
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.two_people import require_two, verify_signed
 
 __all__ = [
     "RunContext",
@@ -191,9 +190,15 @@ def verified_licence(run: Run, signer: Credential | None, approver: Credential |
         raise errors.IntegrityFailure(f"run {run.id} is not signed by {licence.opened_by}")
     _require_signed(run, signer, run.signature, licence)
     if run.approver is not None:
-        if approver is None or approver.client == licence.opened_by or run.approval is None:
+        if approver is None or run.approval is None:
             raise errors.IntegrityFailure(f"run {run.id} is not signed by a second person")
         _require_signed(run, approver, run.approval, licence)
+        try:
+            require_two(signer, approver)
+        except errors.NotPermitted as cause:
+            raise errors.IntegrityFailure(
+                f"run {run.id} is not signed by a second person: {cause}"
+            ) from cause
     elif licence.takes_two and not _never_opened(run):
         raise errors.IntegrityFailure(f"run {run.id} is {run.status} with one signature: it takes two")
     if licence.id != run.id or licence.quantity != run.quantity:
@@ -217,9 +222,8 @@ def licence_of(realm: Realm, run: Run, signer: Credential | None, approver: Cred
 
 def _require_signed(run: Run, credential: Credential, signature: bytes, licence: RunLicence) -> None:
     try:
-        key = Certificate.from_der(credential.der).subject_public_key_info
-        verify_proof(key, signature, licence.encode())
-    except (errors.MalformedRequest, errors.ProofFailed) as cause:
+        verify_signed(credential, signature, licence.encode())
+    except (errors.MalformedRequest, errors.NotPermitted, errors.ProofFailed) as cause:
         raise errors.IntegrityFailure(
             f"the licence of run {run.id} is not what was signed: {cause}"
         ) from cause

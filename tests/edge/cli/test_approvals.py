@@ -33,7 +33,7 @@ def test_a_run_is_proposed_by_one_and_opened_by_another(production: Place) -> No
     assert "birthmark run approve R1" in said.out
     assert place.done("run", "show", "R1", "--json").document["status"] == "proposed"
     alone = place("run", "approve", "R1", *person(place, "anna"))
-    assert (alone.code, "another operator opens it" in alone.err) == (77, True)
+    assert (alone.code, "it takes two" in alone.err) == (77, True)
     opened = place.done("run", "approve", "R1", "--json", *person(place, "bela")).document
     assert opened["status"] == "open"
     assert opened["approver"] != opened["signer"]

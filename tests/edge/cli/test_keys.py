@@ -10,9 +10,11 @@ from pkcs11 import Attribute, KeyType
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.pkcs11 import PKCS11KeyStore
 from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.pki.certificates import one_from_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.settings import SoftwareKeys, load
 from tests.edge.cli.command import Place
+from tests.support.realm import tamper
 from tests.support.softhsm import softhsm_token
 
 CA = KeyLabel("ca-2")
@@ -109,6 +111,38 @@ def test_a_key_that_may_not_leave_is_refused_by_its_rule(realm: Place, tmp_path:
     assert said.code == 1
     assert "never to leave" in said.err
     assert not (tmp_path / "backup").exists()
+
+
+def test_one_operator_makes_no_kek_in_production(realm: Place, mirror: list[object], tmp_path: Path) -> None:
+    """B5, K1: a ceremony does; nothing is made, and the attempt is on record."""
+    text = realm.settings.read_text()
+    realm.settings.write_text(text.replace('environment = "test"', 'environment = "production"'))
+    tamper(load(realm.settings).database.url, ("UPDATE realm SET environment = 'production'", ()))
+    before = own_store(realm).labels()
+    for command in (("keys", "kek", "kek"), ("keys", *mirror, "transport", "t", "--out", tmp_path / "t.pem")):
+        said = realm(*command)
+        assert (said.code, "in production a ceremony makes key" in said.err) == (77, True), said
+    assert own_store(realm).labels() == before
+    assert list((tmp_path / "mirror").iterdir()) == []
+    assert not (tmp_path / "t.pem").exists()
+    last = [json.loads(line) for line in realm.done("log", "tail", "--json").out.splitlines()[-2:]]
+    assert [(entry["kind"], entry["request"]) for entry in last] == [("refused", "generate-key")] * 2
+
+
+def test_a_share_as_a_ceremony_leaves_it_is_accepted(
+    realm: Place, mirror: list[object], tmp_path: Path
+) -> None:
+    """B5: octets, as in the folder's ``shares``; two shares in one file are none."""
+    public, share = tmp_path / "mirror.pem", tmp_path / "mirror.share"
+    taker = realm.done("keys", *mirror, "transport", "transport", "--out", public)
+    options = ("--recipient", public, "--fingerprint", shown(taker.out, "fingerprint"))
+    value = shown(realm.done("keys", "kek", "kek", *options).out, "check value")
+    plain, twice = tmp_path / "kek-1.bin", tmp_path / "twice"
+    plain.write_bytes(one_from_pem(share.read_text(), "KEY SHARE"))
+    twice.write_text(share.read_text() * 2)
+    take = ("--transport", "transport", "--check-value", value)
+    assert realm("keys", *mirror, "accept", "kek", twice, *take).code == 65
+    realm.done("keys", *mirror, "accept", "kek", plain, *take)
 
 
 def test_options_that_name_no_store_are_refused(realm: Place, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def _perform(
     people = papers.attendants(factory)
     record = folder.record()
     if record is None:
-        carry(application.store, succeed(ceremony, [one.id for one in people]))
+        carry(application.store, succeed(operator.caller, ceremony, [one.id for one in people]))
         lines = lines_here(application, ceremony)
         known = known_here(application)
         progress = Progress(ceremony, known, application.catalogue.load, lines=lines)

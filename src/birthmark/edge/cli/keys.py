@@ -5,12 +5,12 @@ another one: the mirror's, or the root's on the day of a ceremony.  PINs and pas
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
@@ -30,6 +30,8 @@ from birthmark.services.custody import KeyCustody, check_keys
 from birthmark.settings import KeyStoreSettings, SoftwareKeys, TokenKeys
 
 __all__ = ["keys"]
+
+T = TypeVar("T")
 
 keys = typer.Typer(name="keys", no_args_is_help=True)
 
@@ -241,14 +243,21 @@ def transport(
 ) -> None:
     """In the store that is to receive: make a key that only takes a key-encryption key in.
 
-    Read the fingerprint out where the key-encryption key is made, by another way than the file's.
+    Not in production: there a ceremony makes it. Read the fingerprint out where the key-encryption key is
+    made, by another way than the file's.
     """
     with (
         session_of(context).acting(settings, as_directory) as (application, operator),
         _place(context, application) as place,
     ):
-        spki = place.keys.generate_transport(KeyLabel(label))
-        _adopt(application, operator, place, label, KeyPurpose.TRANSPORT)
+        spki = _generate(
+            application,
+            operator,
+            place,
+            KeyLabel(label),
+            KeyPurpose.TRANSPORT,
+            lambda: place.keys.generate_transport(KeyLabel(label)),
+        )
     write_new_file(out, to_pem(spki, "PUBLIC KEY"))
     printing.fields({"key": label, "fingerprint": sha256(spki).hexdigest(), "public key": out})
 
@@ -275,7 +284,8 @@ def kek(
 ) -> None:
     """Make a key-encryption key that the token trusts, and encrypt it to the stores that will restore.
 
-    A ceremony: afterwards the key leaves the token no more, for no further recipient either.
+    Not in production: there a ceremony makes it, with its recipients. Afterwards the key leaves the token no
+    more, for no further recipient either.
     """
     files = recipient or []
     recipients = _recipients(files, fingerprint or [])
@@ -286,13 +296,19 @@ def kek(
         session_of(context).acting(settings, as_directory) as (application, operator),
         _place(context, application) as place,
     ):
-        made = place.keys.generate_secret(
-            KeyLabel(label), SecretKind.KEK, recipients=recipients, officer=officer
+        made = _generate(
+            application,
+            operator,
+            place,
+            KeyLabel(label),
+            KeyPurpose.KEK,
+            lambda: place.keys.generate_secret(
+                KeyLabel(label), SecretKind.KEK, recipients=recipients, officer=officer
+            ),
         )
         shares = [file.with_suffix(".share") for file in files]
         for file, share in zip(shares, made.shares, strict=True):
             write_new_file(file, to_pem(share, "KEY SHARE"))
-        _adopt(application, operator, place, label, KeyPurpose.KEK)
     printing.fields({"key": label, "check value": made.check_value, "shares": ", ".join(map(str, shares))})
 
 
@@ -307,8 +323,13 @@ def accept(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """In the store that is to receive: take the key-encryption key in."""
-    octets = one_from_pem(_read(share).decode("ascii", "replace"), "KEY SHARE")
+    """In the store that is to receive: take the key-encryption key in.
+
+    A share of a ceremony is in the ceremony's folder, under shares.
+    """
+    octets = _read(share)
+    if octets.startswith(b"-----BEGIN "):
+        octets = one_from_pem(octets.decode("ascii", "replace"), "KEY SHARE")
     with (
         session_of(context).acting(settings, as_directory) as (application, operator),
         _place(context, application) as place,
@@ -386,13 +407,16 @@ def _custody(application: Application) -> KeyCustody:
     return KeyCustody(application.realm, application.clock, application.entropy)
 
 
-def _adopt(
-    application: Application, operator: Operator, place: _Place, label: str, purpose: KeyPurpose
-) -> None:
-    adoption = _custody(application).adopt(
-        operator.caller, place.keys, place.name, KeyLabel(label), purpose, "custodians"
-    )
-    carry(application.store, adoption)
+def _generate(
+    application: Application,
+    operator: Operator,
+    place: _Place,
+    label: KeyLabel,
+    purpose: KeyPurpose,
+    make: Callable[[], T],
+) -> T:
+    making = _custody(application).generate(operator.caller, place.keys, place.name, label, purpose, make)
+    return carry(application.store, making)
 
 
 def _recipients(files: list[Path], fingerprints: list[str]) -> list[bytes]:
