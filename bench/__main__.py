@@ -1,4 +1,4 @@
-"""``python -m bench``: devices a second, latency, CPU, and the path of one device, on this machine.
+"""``python -m bench``: devices a second, latency, CPU, one device's path, CRLs and OCSP, on this machine.
 
 Every database and number of processes gets an installation of its own, made by ``birthmark init`` and served
 by ``birthmark serve``.  Results go to the screen and, whole, to a JSON file.  ``docs/performance.md`` says
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import floors, machine, report
+from bench import crls, floors, machine, report, status
 from bench.anatomy import Anatomy, dissect
 from bench.devices import Pool
 from bench.installation import STATIONS, Failed, installation
@@ -26,6 +26,10 @@ DATABASES: Final = ("sqlite", "postgresql")
 GANG: Final = 32
 SITTING_SECONDS: Final = {False: 0.4, True: 0.1}
 """How long a floor is measured at a time, thrice; by ``--quick``."""
+OCSP_SECONDS: Final = {False: 15.0, True: 1.5}
+"""How long each responder is asked; by ``--quick``."""
+CRL_ENTRIES: Final = {False: (10_000_000, 1_000_000), True: (100_000, 60_000)}
+"""Certificates issued and revoked; by ``--quick``."""
 WIDEST_GANG_LOAD: Final = 8
 """Connections that send gangs; more would only queue."""
 
@@ -36,9 +40,12 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bench", description=__doc__.splitlines()[0] if __doc__ else ""
     )
     parser.add_argument(
-        "--quick", action="store_true", help="small counts, SQLite, one process: under a minute"
+        "--quick", action="store_true", help="small counts, SQLite, one process, no CRLs: under a minute"
     )
     parser.add_argument("--profile", action="store_true", help="only the path of one device, in microseconds")
+    parser.add_argument(
+        "--publication", action="store_true", help="only CRLs and OCSP; with --quick few of them"
+    )
     parser.add_argument("--devices", type=int, metavar="N", help="devices a repeat (1024; quick: 128)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats of each measurement (3)")
     parser.add_argument("--database", action="append", choices=DATABASES, help="may be given twice (both)")
@@ -120,6 +127,23 @@ def _anatomies(chosen: argparse.Namespace, pool: Pool, found: dict[str, Any]) ->
     return done
 
 
+def _publication(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Measure what is published; CRLs need PostgreSQL."""
+    rates = status.measure(OCSP_SECONDS[chosen.quick])
+    found["publication"]["ocsp"] = rates.document()
+    print(
+        "\nOCSP on one core, by POST without a nonce;"
+        f" load average {machine.load_average():.2f}\n\n{rates.text()}",
+        flush=True,
+    )
+    if find("postgres") is None:
+        print("\nCRLs are not measured: PostgreSQL is not installed")
+        return
+    figures = crls.measure(*CRL_ENTRIES[chosen.quick])
+    found["publication"]["crls"] = figures.document()
+    print(f"\nCRLs, PostgreSQL; load average {machine.load_average():.2f}\n\n{figures.text()}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     chosen = options(arguments)
@@ -136,10 +160,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "repeats": chosen.repeats,
         "floors": [],
         "durability": {},
+        "publication": {},
     }
     try:
-        series = [] if chosen.profile else _measurements(chosen, pool, found)
-        anatomies = [] if chosen.quick and not chosen.profile else _anatomies(chosen, pool, found)
+        everything = not (chosen.profile or chosen.publication)
+        series = _measurements(chosen, pool, found) if everything else []
+        profiled = chosen.profile or (everything and not chosen.quick)
+        anatomies = _anatomies(chosen, pool, found) if profiled else []
+        if chosen.publication or (everything and not chosen.quick):
+            _publication(chosen, found)
     except Failed as failed:
         print(f"bench: {failed}", file=sys.stderr)
         return 1

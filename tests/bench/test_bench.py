@@ -11,6 +11,7 @@ import pytest
 from bench.__main__ import options
 from bench.measure import percentile
 from bench.spans import PARTS
+from tests.support.programs import need
 
 TREE = Path(__file__).resolve().parent.parent.parent
 
@@ -75,6 +76,27 @@ def test_the_profile_adds_up_to_what_the_client_saw(tmp_path: Path) -> None:
         assert one["calls"]["decide"] == 2
     for _, label in PARTS.values():
         assert label in shown
+
+
+def test_what_is_published_is_measured_against_openssl_and_the_targets(tmp_path: Path) -> None:
+    """SPEC F2, F3."""
+    need("openssl")
+    need("postgres", "postgresql")
+    shown, found = bench(tmp_path, "--publication")
+    assert (found["measurements"], found["anatomy"]) == ([], [])
+    rates = found["publication"]["ocsp"]
+    for name in ("live", "presigned", "presigned_lately", "openssl", "signatures"):
+        assert rates[name]["clock"] > 0
+        assert rates["ratios"].keys() >= rates["targets"].keys()
+    for by in ("clock", "processor"):
+        ratio = rates["ratios"]["live / openssl ocsp"][by]
+        assert ratio == pytest.approx(rates["live"][by] / rates["openssl"][by])
+    lists = found["publication"]["crls"]
+    assert (lists["issued"], lists["revoked"]) == (100_000, 60_000)
+    assert lists["full_octets"] > 53 * 60_000
+    assert lists.keys() >= lists["targets"].keys()
+    for name in ("presigned / openssl ocsp", "full_seconds"):
+        assert name in shown
 
 
 def test_a_percentile_is_a_sample_that_was_seen() -> None:

@@ -232,7 +232,9 @@ class SignedAnswersFound:
             found = self._lately.get(octets)
             if found is None or found.next_update is None or found.next_update <= self._clock.now():
                 found = self._find(ocsp.decode_request(octets))
-                if found.next_update is not None and len(self._lately) < _LATELY:
+                if found.next_update is not None:
+                    if len(self._lately) >= _LATELY:
+                        del self._lately[next(iter(self._lately))]  # the oldest
                     self._lately[octets] = found
         except errors.MalformedRequest:
             found = MALFORMED
