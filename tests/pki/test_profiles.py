@@ -208,6 +208,13 @@ def test_only_packaged_profiles_are_loaded_and_only_by_name(name: str, tmp_path:
             changed("authority-key-identifier = true", "authority-key-identifier = false"),
             "may be left out only",
         ),
+        # Such a device could answer for every other one of its authority.
+        (changed("= 1024", '= 1024\nextended-key-usage = ["client-auth", "ocsp-signing"]'), "a responder's"),
+        (changed("= 1024", "= 1024\nocsp-no-check = true"), "a responder's"),
+        (
+            changed("= 1024", '= 1024\nextended-key-usage = ["2.5.29.37.0"]'),
+            "any usage is a responder's, too",
+        ),
         (changed("= 1024", '= 1024\noptional = ["ocsp-responder"]'), "optional: 'ocsp-responder' is not in"),
         (changed("= 1024", '= 1024\noptional = ["key-usage"]'), "optional: 'key-usage' is not in"),
         (changed("= 1024", "= 1024\nextended-key-usage-critical = true"), "there is no extended-key-usage"),

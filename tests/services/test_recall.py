@@ -596,6 +596,14 @@ def test_a_recall_that_was_made_to_skip_certificates_is_found(small_plant: Peopl
     assert f"recall {recall.id} is done; it left out certificate" in finding
 
 
+def test_a_proposal_that_says_it_was_begun_is_not_approved(small_plant: People) -> None:
+    """Somebody who owns the database would have the recall pass over all that it chose."""
+    recall = small_plant.propose(small_plant.order(RUN, "R1"))
+    tamper(small_plant.line.url, ("UPDATE recall SET cursor = 'zzz'", ()))
+    with pytest.raises(errors.IntegrityFailure, match="is a proposal and says"):
+        small_plant.approve(recall)
+
+
 def test_a_recall_that_nobody_signed_is_not_carried_out_and_is_found(small_plant: People) -> None:
     """Somebody who owns the database writes an approval into it."""
     recall = small_plant.propose(small_plant.order(RUN, "R1"))

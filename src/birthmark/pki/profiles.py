@@ -229,6 +229,10 @@ def parse(octets: bytes, file_name: str) -> Profile:
     return profile
 
 
+OCSP_SIGNING = "1.3.6.1.5.5.7.3.9"
+ANY_EXTENDED_KEY_USAGE = "2.5.29.37.0"
+
+
 def _contradictions(profile: Profile, stem: str) -> Iterator[tuple[str, str]]:
     """Yield (key, complaint) for what is well-formed and still no profile."""
     if profile.name != stem or not _NAME.fullmatch(profile.name):
@@ -263,6 +267,13 @@ def _wrong_for_its_kind(profile: Profile) -> Iterator[tuple[str, str]]:
         yield "subject-key-identifier-method", "is 1 or 2 (RFC 5280 section 4.2.1.2)"
     if profile.name_constraints is not None and not profile.is_ca:
         yield "name-constraints", "belong into the certificate of a ca (RFC 5280 section 4.2.1.10)"
+    if profile.kind is not ProfileKind.RESPONDER and (
+        OCSP_SIGNING in profile.extended_key_usage or profile.ocsp_no_check
+    ):
+        # Whoever has it answers for the whole authority (RFC 6960 section 4.2.2.2).
+        yield "extended-key-usage", "ocsp-signing and no check are for a responder's certificate"
+    if ANY_EXTENDED_KEY_USAGE in profile.extended_key_usage:
+        yield "extended-key-usage", "any usage is a responder's, too (RFC 5280 section 4.2.1.12)"
     if profile.self_signed and not profile.is_ca:
         yield "self-signed", "is for the root of authorities"
     if not profile.authority_key_identifier and not profile.self_signed:

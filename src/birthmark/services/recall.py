@@ -335,6 +335,10 @@ class Recalls:
             raise errors.NotPermitted(
                 f"the approval is not {caller.client.id}'s signature over recall {recall}"
             ) from cause
+        if row.cursor or row.changed:
+            raise errors.IntegrityFailure(
+                f"recall {recall} is a proposal and says that {row.changed} certificates are done"
+            )
         action = RecallOrder.decode(row.document).action
         issuing = [] if action is RecallAction.REINSTATE else still_issuing(facts, chosen, at)
         if issuing:
