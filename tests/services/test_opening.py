@@ -50,7 +50,11 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
     ),
     "an authority's profile": ({"profile": "issuing"}, errors.PolicyRefused, "is for authorities"),
     **{
-        f"a profile for {kind}": ({"profile": name}, errors.PolicyRefused, f"{name} is for {kind}, not devices")
+        f"a profile for {kind}": (
+            {"profile": name},
+            errors.PolicyRefused,
+            f"{name} is for {kind}, not devices",
+        )
         for name, kind in (
             ("station", "clients"),
             ("operator", "clients"),
