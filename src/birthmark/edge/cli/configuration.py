@@ -106,10 +106,31 @@ def check(
     checks = _Checks()
     factory = session_of(context).factory()
     checks.of("settings", lambda: _settings_file(settings))
-    checks.of("server key", lambda: _server_key(factory, loaded.station_plane))
-    checks.of("server certificate", lambda: _server_certificate(factory, loaded.station_plane))
-    checks.of("client authorities", lambda: _client_authorities(loaded.station_plane))
-    checks.of("key store", lambda: _key_store(factory, loaded))
+    public = loaded.public_table is not None
+    if public:
+        checks.of("public plane", lambda: _public_plane(factory, loaded))
+    if loaded.station_table is not None or not public:
+        checks.of("server key", lambda: _server_key(factory, loaded.station_plane))
+        checks.of("server certificate", lambda: _server_certificate(factory, loaded.station_plane))
+        checks.of("client authorities", lambda: _client_authorities(loaded.station_plane))
+    if loaded.key_store_table is not None or not public:
+        checks.of("key store", lambda: _key_store(factory, loaded))
+        _check_service(checks, factory, loaded, settings, as_directory)
+    _report(checks.findings, as_json=as_json)
+    raise typer.Exit(1 if any(finding.verdict == "failed" for finding in checks.findings) else 0)
+
+
+def _public_plane(factory: Factory, settings: Settings) -> str:
+    application = factory.build_public(settings)
+    application.close()
+    if not application.directory.is_dir():
+        raise _Warning(f"{application.directory} is not there yet: nothing is published")
+    return f"{application.directory}, ocsp {settings.public_plane.ocsp}"
+
+
+def _check_service(
+    checks: _Checks, factory: Factory, loaded: Settings, settings: Path, as_directory: Path | None
+) -> None:
     try:
         with built(factory, loaded) as application:
             checks.of("database", lambda: _database(application))
@@ -127,8 +148,6 @@ def check(
     except errors.Refusal as refusal:
         failure = str(refusal)
         checks.findings.append(_Finding(check="service", verdict="failed", text=failure))
-    _report(checks.findings, as_json=as_json)
-    raise typer.Exit(1 if any(finding.verdict == "failed" for finding in checks.findings) else 0)
 
 
 def _report(findings: list[_Finding], *, as_json: bool) -> None:
