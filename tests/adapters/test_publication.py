@@ -1,10 +1,12 @@
 """The directory that is published: two writers, crashes, and readers that look again (SPEC F2, F4)."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -223,3 +225,63 @@ def test_what_is_published_can_be_read_by_whoever_serves_it_and_drafts_by_nobody
 
 def _published(tmp_path: Path) -> list[Path]:
     return [file for file in (tmp_path / "www").rglob("*") if not file.name.startswith(".")]
+
+
+# --- a disk that is full
+
+
+@contextmanager
+def _room_for(octets: int) -> Iterator[None]:
+    """Let no file grow beyond so much: writing fails as on a full disk, and when a file is closed, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (octets, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _draft_much(directory: PublicationDirectory) -> None:
+    with directory.draft() as draft:
+        for _ in range(40):
+            draft.write(bytes(100_000))
+
+
+def _draft_little(directory: PublicationDirectory) -> None:
+    with directory.draft() as draft:
+        draft.write(bytes(300_000))
+        with draft.octets():
+            pass
+
+
+def _publish(directory: PublicationDirectory) -> None:
+    directory.publish("crl/a.crl", [bytes(300_000)])
+
+
+@pytest.mark.parametrize("write", [_draft_much, _draft_little, _publish])
+def test_a_full_disk_is_an_outage_that_names_the_place_and_replaces_nothing(
+    tmp_path: Path, write: Callable[[PublicationDirectory], None]
+) -> None:
+    """SPEC F2: on a write, on what was buffered, and when the file is closed after that."""
+    directory = PublicationDirectory(tmp_path)
+    with directory.lock():
+        directory.publish("crl/a.crl", [b"before"])
+        place = "crl/a.crl" if write is _publish else str(tmp_path / ".new")
+        with _room_for(200_000), pytest.raises(errors.Unavailable, match=f"{place}: File too large"):
+            write(directory)
+    assert (tmp_path / "crl/a.crl").read_bytes() == b"before"
+    with directory.lock():
+        assert left(tmp_path) == []
+
+
+def test_a_draft_that_nobody_read_is_dropped_without_a_word_though_the_disk_is_full(tmp_path: Path) -> None:
+    """SPEC F2: what else went wrong is told, and not that the rest of a draft could not be written."""
+    directory = PublicationDirectory(tmp_path)
+
+    def fail() -> None:
+        with directory.draft() as draft:
+            draft.write(bytes(300_000))
+            raise errors.NotFound("the reason")
+
+    with directory.lock(), _room_for(200_000), pytest.raises(errors.NotFound, match="the reason"):
+        fail()

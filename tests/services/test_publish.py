@@ -228,8 +228,11 @@ def test_a_crl_that_is_not_replaced_is_an_alarm_a_day_before_it_ends_and_logged_
         ("crl-late", "run.RR"),
         ("crl-late", "all"),
     ]
+    # Only a cycle puts them on record; the keys are gone, so it makes none anew.
+    keyless = {"keys": SoftwareKeyStore.open(tmp_path / "keys", PASSPHRASE)}
+    publisher(line, www, **keyless).cycle()
+    publisher(line, www, **keyless).cycle()
     publish.check()
-    publisher(line, www).check()
     entries = [entry for entry in line.entries() if entry["kind"] == "crl-late"]
     assert [entry["partition"] for entry in entries] == ["batch.B-1", "run.RR", "all"]
     assert entries[2]["crl_number"] == str(number(www, "crl/issuing-1.crl"))

@@ -59,17 +59,18 @@ def _mapped(fd: int) -> Iterator[Buffer]:
 class _Draft:
     """See ``ports.Draft``."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, what: str) -> None:
         self._file = file
+        self._what = what
 
     def write(self, piece: Buffer) -> None:
         """See ``ports.Draft.write``."""
-        with _translated("a draft"):
+        with _translated(self._what):
             self._file.write(piece)
 
     def octets(self) -> AbstractContextManager[Buffer]:
         """See ``ports.Draft.octets``."""
-        with _translated("a draft"):
+        with _translated(self._what):
             self._file.flush()
         return _mapped(self._file.fileno())
 
@@ -155,10 +156,17 @@ class PublicationDirectory:
     @contextmanager
     def draft(self) -> Iterator[Draft]:
         """See ``Publication.draft``."""
-        with _translated("a draft"):
+        what = f"a draft in {self._directory / _NEW}"
+        with _translated(what):
             fd = os.open(self._directory / _NEW, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w+b", buffering=_STEP) as file:
-            yield _Draft(file)
+            file = os.fdopen(fd, "w+b", buffering=_STEP)
+        try:
+            yield _Draft(file, what)
+        finally:
+            with suppress(
+                OSError
+            ):  # to close is to write the rest, which nobody will read; the disk may be full
+                file.close()
 
     def publish(self, path: str, pieces: Iterable[Buffer]) -> None:
         """See ``Publication.publish``."""

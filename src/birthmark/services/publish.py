@@ -5,9 +5,10 @@ one more revocation in a batch costs the batch's own CRL, and the full one, but 
 saw stands in ``index.json``, which is published itself: there is no other state.
 
 With deltas, what changed is in the delta at once, and in the full CRL when that is due.  A clock that has
-gone back makes no CRL but an alarm.  Every CRL that will soon end, is missing or lacks a revocation on record
-is an alarm, raised long before nextUpdate: told to the operators' log and, once for each CRL, to the audit
-log.  How one list is made is the business of ``published_crls``.
+gone back makes no CRL but an alarm.  A file that is gone, or is not the one the index names, is made anew.
+Every CRL that will soon end, is missing or lacks a revocation on record is an alarm, raised long before
+nextUpdate: told to the operators' log and, by a cycle and once for each CRL, to the audit log.  How one list
+is made is the business of ``published_crls``.
 """
 
 import hashlib
@@ -19,7 +20,6 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from birthmark import errors
-from birthmark.floor.answers import Answer
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
 from birthmark.floor.locations import DELTA, INDEX_PATH, Locations, certificate_path, crl_path
 from birthmark.floor.realm import Realm
@@ -31,20 +31,18 @@ from birthmark.pki import crl
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
-from birthmark.ports import Act, Clock, Decision, Facts, KeyStore, Log, Publication, Store, UseCase, carry
-from birthmark.services.acts import outcomes, refuse
+from birthmark.ports import Clock, KeyStore, Log, Publication, Store, carry
+from birthmark.services.publication_alarms import Alarm, missing, record_alarm
 from birthmark.services.publication_index import EPOCH, Index, Published
 from birthmark.services.published_crls import CRLMaker, published, require_growth
 from birthmark.services.published_log import publish_log
 
-__all__ = ["PUBLICATION", "Alarm", "PublicationTerms", "Publish", "Report"]
+__all__ = ["PublicationTerms", "Publish", "Report"]
 
 log = logging.getLogger(__name__)
 
 CRLs = Mapping[tuple[str, str], Published]
 """By authority and partition."""
-PUBLICATION = "realm:publication"
-"""The actor of what the publisher does by itself."""
 _AHEAD = timedelta(minutes=5)
 """How far the thisUpdate of a CRL that was made elsewhere may lie ahead of our clock."""
 
@@ -69,19 +67,6 @@ class PublicationTerms:
     """Publish what the log's entries say, and not their hashes alone."""
     delta: timedelta | None = None
     """From thisUpdate to nextUpdate of a delta; None to make none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
-    """Something that people must see to before relying parties notice."""
-
-    kind: str
-    """``crl-late``, ``crl-missing``, ``crl-failed`` or ``crl-behind``."""
-    authority: str
-    partition: str
-    number: int
-    """Of the CRL that is published; 0 if none is."""
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +108,10 @@ class Publish:
         )
         self._partitions: dict[str, tuple[str, str]] = {}
         """Authority and partition of each run seen; a licence never changes."""
+        self._hashed: set[str] = set()
+        """SHA-256 of each CRL whose file was read wholly, once; later, size and number are looked at."""
+        self._looked = False
+        """Whether every tile was looked for."""
 
     # --- the cycle
 
@@ -152,7 +141,9 @@ class Publish:
                 VerifierKey.parse(self._realm.vkey),
                 before.log_size,
                 entries=self._terms.log_entries,
+                whole=not self._looked,
             )
+            self._looked = True
             after = Index(size=size, at=at, log_size=log_size, crls=crls)
             if after != before:
                 self._publication.publish(INDEX_PATH, (after.encode(self._realm, self._clock.now()),))
@@ -181,7 +172,10 @@ class Publish:
         return made
 
     def check(self) -> Report:
-        """Look at what is published, change nothing there, and tell every alarm.
+        """Look at what is published and tell every alarm; change nothing, neither there nor on record.
+
+        Whoever monitors may do so elsewhere, by another clock, and an entry of the log dates all later ones:
+        only a cycle puts alarms on record.
 
         Raises:
             errors.Unavailable: the record or the directory does not answer.
@@ -190,7 +184,7 @@ class Publish:
         index = self._index()
         authorities, unfit = self._authorities()
         alarms = [*unfit, *self._alarms(authorities, index)]
-        self._tell(alarms)
+        self._tell(alarms, record=False)
         return Report(log_size=index.log_size, alarms=tuple(alarms))
 
     def take_in(self, octets: bytes) -> Published:
@@ -213,7 +207,11 @@ class Publish:
                     "crl-current",
                     f"it is for {time_text(summary.this_update)} to {time_text(summary.next_update)}",
                 )
-            require_growth(self._publication, crl_path(authority.id), summary.number)
+            last = before.crls.get((authority.id, UNPARTITIONED))
+            if last is not None and last.sha256 == hashlib.sha256(octets).hexdigest():
+                last = None  # the very same one, taken in again if its file is gone
+            path = crl_path(authority.id)
+            require_growth(self._publication, path, summary.number, _issuer(authority), last)
             listed = x509.load_der_x509_crl(octets)
             for revocation in self._revocations(authority.id):
                 serial = int(revocation.id.rpartition("/")[2], 16)
@@ -337,7 +335,11 @@ class Publish:
         issuers: dict[str, Issuer] = {}
         for authority, partition in self._expected(authorities):
             found = crls.get((authority.id, partition))
-            if found is not None and not self._is_due(found, before.crls, crls, changed):
+            if (
+                found is not None
+                and not self._is_due(found, before.crls, crls, changed)
+                and self._on_disk(found) is not None
+            ):
                 continue
             try:
                 issuer = issuers.setdefault(authority.id, _issuer(authority))
@@ -384,18 +386,20 @@ class Publish:
             errors.Unavailable: record, key store or directory does not answer.
         """
         terms, deltas = self._terms, self._terms.delta is not None
+        last = before.get((authority, partition))
         if partition != DELTA or terms.delta is None:
-            return self._maker.whole(issuer, authority, partition, terms.crl_validity, deltas=deltas)
+            return self._maker.whole(
+                issuer, authority, partition, terms.crl_validity, deltas=deltas, last=last
+            )
         full, older = now.get((authority, UNPARTITIONED)), before.get((authority, UNPARTITIONED))
         if full is None:
             raise errors.NotFound(f"there is no full CRL of {authority} for a delta to add to")
-        last = before.get((authority, DELTA))
         base = full
         if older is not None and older.number != full.number and older.next_update > self._clock.now():
             base = older
         elif last is not None and last.base is not None and older == full:
             base = replace(full, number=last.base, as_of=last.as_of)
-        return self._maker.delta(issuer, authority, terms.delta, full=full, base=base)
+        return self._maker.delta(issuer, authority, terms.delta, full=full, base=base, last=last)
 
     # --- certificates
 
@@ -423,10 +427,11 @@ class Publish:
                 margin = self._terms.delta / 4
             if authority.custody is Custody.OFFLINE:
                 margin = self._terms.offline_alarm
-            found = self._on_disk(index, authority.id, partition)
+            known = index.crls.get((authority.id, partition))
+            found = None if known is None else self._on_disk(known)
             kind, number, detail = "", 0, ""
             if found is None:
-                kind, detail = "crl-missing", f"{crl_path(authority.id, partition)} is not published"
+                kind, detail = "crl-missing", missing(authority, partition, known)
             elif found.next_update - margin <= now:
                 kind, number = "crl-late", found.number
                 detail = f"{found.path} ends at {time_text(found.next_update)} and was not replaced"
@@ -438,14 +443,17 @@ class Publish:
                 )
         return alarms + self._behind(index, authorities, offline, now)
 
-    def _on_disk(self, index: Index, authority: str, partition: str) -> Published | None:
+    def _on_disk(self, known: Published) -> Published | None:
         """Return what the index says of a CRL, if the file is there and is that one."""
-        found = index.crls.get((authority, partition))
         try:
-            with self._publication.read(crl_path(authority, partition)) as octets:
-                if found is None or octets is None or len(octets) != found.octets:
+            with self._publication.read(known.path) as octets:
+                if octets is None or len(octets) != known.octets:
                     return None
-                return found if crl.read_crl(octets).number == found.number else None
+                if known.sha256 not in self._hashed:
+                    if hashlib.sha256(octets).hexdigest() != known.sha256:
+                        return None
+                    self._hashed.add(known.sha256)
+                return known if crl.read_crl(octets).number == known.number else None
         except errors.Refusal:
             return None  # it cannot be read: nor can others
 
@@ -502,51 +510,16 @@ class Publish:
                 )
         return alarms
 
-    def _tell(self, alarms: Iterable[Alarm]) -> None:
+    def _tell(self, alarms: Iterable[Alarm], *, record: bool = True) -> None:
         for alarm in alarms:
             said = {"authority": alarm.authority, "partition": alarm.partition, "number": alarm.number}
             log.error("%s: %s", alarm.kind, alarm.detail, extra=said)
+            if not record:
+                continue
             try:
                 carry(self._store, record_alarm(alarm))
             except errors.Refusal as unrecorded:
                 log.error("the alarm could not be put on record: %s", unrecorded)  # noqa: TRY400  # told, not traced
-
-
-def record_alarm(alarm: Alarm) -> UseCase[bool]:
-    """Put an alarm into the audit log, once for each CRL; return whether it was the first time."""
-    key = f"{PUBLICATION}/{alarm.kind}/{alarm.authority}/{alarm.partition}/{alarm.number}"
-    entry = {
-        "authority": alarm.authority,
-        "partition": alarm.partition,
-        "crl_number": str(alarm.number),
-        "detail": alarm.detail,
-    }
-
-    def decide(facts: Facts, at: datetime) -> Decision[bool]:
-        if facts.get(Answer, key) is not None:
-            return Decision(answer=False)
-        facts.put(
-            Answer(
-                id=key,
-                request_sha256=hashlib.sha256(key.encode()).hexdigest(),
-                attempt=None,
-                refusal=None,
-                detail=None,
-                at=at,
-            )
-        )
-        return Decision(True, [(alarm.kind, entry)])
-
-    committed = yield [
-        Act(
-            actor=PUBLICATION,
-            decide=decide,
-            refuse=refuse(None, alarm.kind, entry),
-            reads={Answer: (key,)},
-        )
-    ]
-    first: bool = outcomes(committed)[0]
-    return first
 
 
 def _issuer(authority: Authority) -> Issuer:

@@ -2,7 +2,8 @@
 
 A CRL is never in memory: its entries go from the record into a draft, are linted there and signed, and the
 signed list replaces the published one wholly.  Its number is its thisUpdate, and has to be above that of the
-list it replaces, since relying parties keep the highest they saw.
+list it replaces, since relying parties keep the highest they saw: above the file's, and above the one the
+index remembers should that file be gone or damaged.
 
 A delta (RFC 5280 section 5.2.4) has what changed since its base, a full CRL: each line as it stands now, and
 removeFromCRL for a suspension that was lifted, whether or not the base had it.  What is "since" is told by
@@ -47,7 +48,14 @@ class CRLMaker:
         self._locations = locations
 
     def whole(
-        self, issuer: Issuer, authority: str, partition: str, validity: timedelta, *, deltas: bool
+        self,
+        issuer: Issuer,
+        authority: str,
+        partition: str,
+        validity: timedelta,
+        *,
+        deltas: bool,
+        last: Published | None = None,
     ) -> Published:
         """Publish the full CRL of an authority, or that of a partition.
 
@@ -57,6 +65,7 @@ class CRLMaker:
             partition: ``UNPARTITIONED`` for the full one.
             validity: from thisUpdate to nextUpdate.
             deltas: the full one is to name its delta (freshestCRL, RFC 5280 section 5.2.6).
+            last: the one that the index knows.
 
         Raises:
             errors.PolicyRefused: a rule of the lint refuses it, or its number would not grow.
@@ -70,7 +79,7 @@ class CRLMaker:
             scope = crl.CRLScope(covers=crl.Covers.USERS, distribution_point=point)
         terms = _terms(issuer, scope, crl.crl_number(this_update), this_update, validity)
         path = crl_path(authority, partition)
-        require_growth(self._publication, path, terms.number)
+        require_growth(self._publication, path, terms.number, issuer, last)
         prefix = f"{authority}/" if full else revocation_key(authority, partition, "")
         with self._publication.draft() as entries:
             size = 0
@@ -83,7 +92,14 @@ class CRLMaker:
         return replace(made, as_of=as_of)
 
     def delta(
-        self, issuer: Issuer, authority: str, validity: timedelta, *, full: Published, base: Published
+        self,
+        issuer: Issuer,
+        authority: str,
+        validity: timedelta,
+        *,
+        full: Published,
+        base: Published,
+        last: Published | None = None,
     ) -> Published:
         """Publish the delta to an authority's full CRL.
 
@@ -93,6 +109,7 @@ class CRLMaker:
             validity: from thisUpdate to nextUpdate.
             full: the full CRL that is published.
             base: that one or an older one: whoever has it, or one in between, can use the delta.
+            last: the delta that the index knows.
 
         Raises:
             errors.PolicyRefused: a rule of the lint refuses it, or its number would not grow.
@@ -104,8 +121,8 @@ class CRLMaker:
         number += number == full.number
         terms = _terms(issuer, crl.CRLScope(base=base.number), number, this_update, validity)
         path = crl_path(authority, DELTA)
-        require_growth(self._publication, crl_path(authority), number)
-        require_growth(self._publication, path, number)
+        require_growth(self._publication, crl_path(authority), number, issuer, full)
+        require_growth(self._publication, path, number, issuer, last)
         with self._publication.draft() as entries:
             size = 0
             for entry in self._changes(authority, base.as_of):
@@ -162,21 +179,51 @@ class CRLMaker:
         )
 
 
-def require_growth(publication: Publication, path: str, number: int) -> None:
+def require_growth(
+    publication: Publication, path: str, number: int, issuer: Issuer, last: Published | None
+) -> None:
     """Refuse a number that is not above the published one: relying parties keep the highest they saw.
+
+    A file that is no CRL, or has a number that its issuer never signed, is damaged: nobody keeps that number,
+    and ``last`` says what the number was.
+
+    Args:
+        publication: where it is published.
+        path: of the published CRL.
+        number: of the new one.
+        issuer: who signs both.
+        last: what the index says of the published one.
 
     Raises:
         errors.PolicyRefused: it is not (rule ``crl-number-grows``).
         errors.Unavailable: the directory does not answer.
     """
+    known = -1 if last is None else last.number
     with publication.read(path) as octets:
-        highest = -1 if octets is None else crl.read_crl(octets).number
+        highest = known if octets is None else max(known, _number(path, octets, issuer, (known, number)))
     if number <= highest:
         raise errors.PolicyRefused(
             "crl-number-grows",
             f"{path} is published with number {highest}, the new one would have {number}: the clock"
             " has gone back, or the list is an old one",
         )
+
+
+def _number(path: str, octets: crl.Buffer, issuer: Issuer, between: tuple[int, int]) -> int:
+    """Return the number of a published CRL, -1 if it is damaged.
+
+    Its signature is looked at only where it matters, since the whole list has to be in memory for that: when
+    the number is above what the index knows and stands in the way of the new one.
+    """
+    known, new = between
+    try:
+        number = crl.read_crl(octets).number
+        if number > known and number >= new:
+            crl.verify_crl(bytes(octets), issuer)
+    except (errors.MalformedRequest, errors.IntegrityFailure) as damaged:
+        log.warning("%s is damaged and is replaced: %s", path, damaged)
+        return -1
+    return number
 
 
 def published(authority: str, partition: str, summary: crl.CRLSummary, octets: bytes) -> Published:

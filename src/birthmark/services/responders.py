@@ -51,7 +51,7 @@ from birthmark.services.acts import (
     recorded,
     refuse,
 )
-from birthmark.services.publish import PUBLICATION
+from birthmark.services.publication_alarms import PUBLICATION
 from birthmark.services.revocations import line_of
 from birthmark.services.runs import authority_chain, issuer_of
 from birthmark.services.status import Sign, Standing, delegate, say, standing_of

@@ -74,3 +74,21 @@ def test_a_responders_certificate_is_published_and_withdrawn_at_once(publishing:
     refused = publishing.run("responder", "enrol", "--authority", "issuing-1", "--name", ".x", check=False)
     assert refused.returncode == 65
     assert "does not begin with a dot" in refused.stderr
+
+
+def test_a_crl_or_a_responders_certificate_that_is_gone_comes_back_with_the_next_publish(
+    publishing: RealmDirectory,
+) -> None:
+    """SPEC F2, F3: --check says what to do, and doing it suffices."""
+    www = publishing.path / "www"
+    publishing.run("responder", "enrol", "--authority", "issuing-1", "--name", "third")
+    publishing.run("publish")
+    gone = [www / "crl/issuing-1.crl", www / "responders/third/issuing-1.cer", www / "ca/issuing-1.cer"]
+    for file in gone:
+        file.unlink()
+    checked = publishing.run("publish", "--check", check=False)
+    assert checked.returncode == 1
+    assert "run 'birthmark publish'" in checked.stdout
+    assert publishing.run("publish").stdout.rstrip().endswith("ok")
+    assert all(file.is_file() for file in gone)
+    publishing.run("publish", "--check")
