@@ -3,7 +3,6 @@
 import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ from birthmark.services.ceremony_steps import Known, Progress
 from tests.services.ceremonies import (
     ANNA,
     BELA,
-    CARL,
     MALLORY,
-    PEOPLE,
+    Journey,
     begun,
+    journey_in,
     session,
     steps,
 )
@@ -46,52 +45,10 @@ from tests.support.realm import PASSPHRASE, START, Hands, hierarchy
 # --- a key elsewhere ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Journey:
-    """A ceremony whose root key is on another machine, as far as the answer."""
-
-    text: str
-    asked: list[Event]
-    answer: list[Event]
-    clock: Hands
-    there: KeyStore
-
-
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
-    place, clock = tmp_path_factory.mktemp("journey"), Hands()
-    here = SoftwareKeyStore.open(place / "here", PASSPHRASE)
-    there = SoftwareKeyStore.open(place / "there", PASSPHRASE)
-    text = realm_text(PEOPLE, required=2)
-    # On the way out the log's key is made; the root's key and certificate are made offline; back online the
-    # issuing key is made, and travels.
-    online = begun(text)
-    online.take(session(online, [ANNA, BELA], clock))
-    waiting = steps(online, {"service": here}, clock)
-    assert (waiting.step, waiting.store) == (2, "root")
-    offline = begun(text)
-    resume(offline, online.events)
-    offline.take(session(offline, [BELA, CARL], clock, "offline"))
-    waiting = steps(offline, {"root": there}, clock)
-    assert (waiting.step, waiting.store) == (4, "service")
-    back = begun(text)
-    resume(back, offline.events)
-    waiting = steps(back, {"service": here}, clock)
-    assert (waiting.step, waiting.store) == (5, "root")
-    request = subprocess.run(
-        [need("openssl"), "req", "-verify", "-noout", "-subject"],
-        input=to_pem(waiting.request, "CERTIFICATE REQUEST").encode(), capture_output=True, check=True,
-    )  # fmt: skip
-    assert b"acme Issuing CA 1 TEST" in request.stdout + request.stderr
-    again = begun(text)
-    resume(again, back.events)
-    clock.turn(minutes=5)
-    again.take(session(again, [ANNA, CARL], clock, "offline"))
-    assert steps(again, {"root": there}, clock) is None
-    here.close()
-    asked = list(back.events)
-    yield Journey(text=text, asked=asked, answer=list(again.events[len(asked) :]), clock=clock, there=there)
-    there.close()
+    with journey_in(tmp_path_factory.mktemp("journey")) as found:
+        yield found
 
 
 def test_what_was_made_offline_is_taken_when_it_is_what_the_file_orders(journey: Journey) -> None:
@@ -400,3 +357,41 @@ def test_a_cross_certificate_has_the_authoritys_name_and_key(keys: KeyStore, tmp
     with pytest.raises(errors.PolicyRefused, match="its subject is not root-2's"):
         steps(wrong, {"service": fresh, "root": fresh}, Hands())
     fresh.close()
+
+
+def test_a_new_authority_never_has_the_key_of_another(tmp_path: Path) -> None:
+    """SPEC A5: to take over is to have a new key; ``replaces`` changes nothing about that."""
+    text = realm_text([ANNA], ceremony="acme-twice")
+    again = text[text.index("  - certificate: issuing-1\n") :]
+    again = again.replace("certificate: issuing-1", "certificate: issuing-2").replace("CA 1", "CA 2")
+    over = again.replace("    licence:", "    replaces: issuing-1\n    licence:")
+    for number, one in enumerate((again, over)):
+        fresh = SoftwareKeyStore.open(tmp_path / str(number), PASSPHRASE)
+        progress = begun(text + one)
+        progress.take(session(progress, [ANNA], Hands()))
+        with pytest.raises(errors.PolicyRefused, match="the key issuing-1 is authority issuing-1's"):
+            steps(progress, {"service": fresh, "root": fresh}, Hands())
+        fresh.close()
+
+
+def test_an_intermediate_below_a_root_that_lets_none_follow_is_told_what_the_root_lacks(
+    tmp_path: Path,
+) -> None:
+    text = realm_text([ANNA], ceremony="acme-tier")
+    text = text.replace(
+        "kind: issuing\n    profile: issuing", "kind: intermediate\n    profile: intermediate"
+    )
+    text = text.replace("purpose: issuing-ca", "purpose: intermediate-ca")
+    for organization, refused in (
+        ('"Acme Motors"\n    licence', True),
+        ('"Acme Motors"\n      path-len: "2"\n    licence', False),
+    ):
+        fresh = SoftwareKeyStore.open(tmp_path / str(refused), PASSPHRASE)
+        progress = begun(text.replace('"Acme Motors"\n    licence', organization, 1))
+        progress.take(session(progress, [ANNA], Hands()))
+        if refused:
+            with pytest.raises(errors.PolicyRefused, match='needs path_len: "2"'):
+                steps(progress, {"service": fresh, "root": fresh}, Hands())
+        else:
+            assert steps(progress, {"service": fresh, "root": fresh}, Hands()) is None
+        fresh.close()

@@ -78,6 +78,8 @@ def test_words_that_yaml_takes_for_something_else_stay_words() -> None:
         (("certificate: issuing-1", 'certificate: ".."'), "certificate: is 1 to 64 of a-z 0-9 . -, not"),
         (("certificate: issuing-1", "certificate: a.delta"), "certificate: 'a.delta' cannot stand"),
         (('scope: "*"', 'scope: "colour=red"'), "steps 5: licence: scope"),
+        (('scope: "*"', "scope:"), "steps 5: licence: scope: is empty"),
+        (('scope: "*"', 'scope: ""'), "steps 5: licence: scope: is empty"),
         (("ends: 2030-01-01T00:00:00Z", "ends: 2030-01-01T00:00:00"), "time zone"),
         (("ends: 2030-01-01T00:00:00Z", "ends: soon"), "is a day like"),
         (('id: "anna"', 'id: "bela"'), "one id is there twice"),

@@ -31,6 +31,7 @@ __all__ = [
     "Retire",
     "SignCRL",
     "Step",
+    "answer_message",
     "attendance_message",
     "record_message",
     "require_quorum",
@@ -222,6 +223,22 @@ def attendance_message(ceremony: Ceremony, custodian: str, reviewed: str, challe
             f" not {reviewed}"
         )
     lines = ("birthmark/ceremony/v1", ceremony.id, ceremony.sha256, reviewed, custodian, challenge.hex())
+    return "".join(f"{line}\n" for line in lines).encode("ascii")
+
+
+def answer_message(ceremony: Ceremony, place: str, context: str, before: str, events: str) -> bytes:
+    """Return what custodians sign before a request or an answer leaves them: seven lines of ASCII.
+
+    ``birthmark/ceremony-answer/v1``, the ceremony's id, the SHA-256 of the file, the place, the SHA-256 of
+    the request's context, of all steps before, and of the events that leave, each ended by a line feed.
+
+    Raises:
+        errors.MalformedRequest: a hash is none.
+    """
+    for digest in (context, before, events):
+        if not _FINGERPRINT.fullmatch(digest):
+            raise errors.MalformedRequest(f"a SHA-256 is 64 lower-case hex digits, not {digest[:80]!r}")
+    lines = ("birthmark/ceremony-answer/v1", ceremony.id, ceremony.sha256, place, context, before, events)
     return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 

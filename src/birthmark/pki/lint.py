@@ -333,7 +333,12 @@ def path_length_is_within_the_issuers(seen: Reading, tbs: TBSCertificate) -> str
     if limit is None or not tbs.profile.is_ca:
         return None
     own = _path_length(seen)
-    return f"the issuer's pathLen is {limit}" if own is None or own >= limit else None
+    if own is not None and own < limit:
+        return None
+    return (
+        f"the issuer's pathLen is {limit}, and this certificate's must be less: a root that is to have an"
+        ' intermediate below it needs path_len: "2" in its subject'
+    )
 
 
 def authority_key_identifier_is_the_issuers(seen: Reading, tbs: TBSCertificate) -> str | None:

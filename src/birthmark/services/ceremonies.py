@@ -56,6 +56,7 @@ from birthmark.services.acts import (
     refuse,
 )
 from birthmark.services.ceremony_events import Event
+from birthmark.services.ceremony_handover import handover_event
 from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Known, Progress
 
@@ -67,6 +68,7 @@ __all__ = [
     "attend",
     "carry_out",
     "commit",
+    "hand_over",
     "known_of",
     "resume",
     "succeed",
@@ -151,6 +153,25 @@ def attend(
             }
         )
     return {"event": "session", "at": time_text(clock.now()), "place": place, "custodians": answers}
+
+
+def hand_over(
+    progress: Progress, people: Sequence[tuple[str, CustodianSign]], clock: Clock, context: str
+) -> Event:
+    """Have those who attend sign what leaves them, and return the event, taken by ``progress``.
+
+    Args:
+        progress: the ceremony, as far as it has come here.
+        people: id, and what signs with the person's key.
+        clock: dates it.
+        context: ``ceremony_handover.context_sha256`` of the request.
+
+    Raises:
+        errors.Refusal: as ``Progress.take``.
+    """
+    event = handover_event(context, progress.handover_message(context), people, clock.now())
+    progress.take(event)
+    return event
 
 
 def known_of(
@@ -411,6 +432,7 @@ def commit(caller: Caller | None, progress: Progress, record: Record, service: s
         errors.NotPermitted: an authority would reach further than the one above it, as that is now.
     """
     ceremony = progress.ceremony
+    progress.require_complete()
     already: CeremonyRecord | None = yield from succeed(caller, ceremony, record.signers)
     if already is not None:
         return Performed(row=already, authorities=progress.established)

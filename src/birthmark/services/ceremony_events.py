@@ -18,9 +18,19 @@ from birthmark.floor.key_assets import kind_of
 from birthmark.ledger.entry import parse_time
 from birthmark.pki.attributes import KeyAttributes, KeyClass
 
-__all__ = ["Attendance", "Event", "IntentEvent", "KeyOutcome", "SessionEvent", "StepEvent", "read_event"]
+__all__ = [
+    "Attendance",
+    "Event",
+    "HandoverEvent",
+    "IntentEvent",
+    "KeyOutcome",
+    "SessionEvent",
+    "StepEvent",
+    "read_event",
+]
 
 Event = Mapping[str, Any]
+_PLACES = frozenset({"online", "offline", "rehearsal"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +51,17 @@ class SessionEvent:
     at: datetime
     place: str
     attendances: tuple[Attendance, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverEvent:
+    """Custodians signed what leaves them."""
+
+    at: datetime
+    context: str
+    """SHA-256 of what the request says beside the events."""
+    signatures: tuple[tuple[str, bytes], ...] = field(repr=False)
+    """Custodian and signature over ``answer_message``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +92,7 @@ class StepEvent:
     """The key, or the certificate or list (DER); None for a step that comes to nothing but what it orders."""
 
 
-def read_event(event: Event, step: Step | None) -> SessionEvent | IntentEvent | StepEvent:
+def read_event(event: Event, step: Step | None) -> SessionEvent | HandoverEvent | IntentEvent | StepEvent:
     """Read an event.
 
     Args:
@@ -85,7 +106,16 @@ def read_event(event: Event, step: Step | None) -> SessionEvent | IntentEvent | 
         at, kind = parse_time(event["at"]), event["event"]
         if kind == "session":
             attendances = tuple(_attendance(answer) for answer in event["custodians"])
-            return SessionEvent(at=at, place=_text(event["place"]), attendances=attendances)
+            place = _text(event["place"])
+            if place not in _PLACES:
+                raise ValueError(f"{place[:64]!r} is no place")
+            return SessionEvent(at=at, place=place, attendances=attendances)
+        if kind == "handover":
+            signatures = tuple(
+                (_text(one["custodian"]), b64decode(one["signature"], validate=True))
+                for one in event["signatures"]
+            )
+            return HandoverEvent(at=at, context=_text(event["context"]), signatures=signatures)
         number = event["step"]
         if type(number) is not int:
             raise TypeError("its step is no number")

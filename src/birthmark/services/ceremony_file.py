@@ -300,7 +300,7 @@ def _licence(table: "_Table") -> Licence:
         table.refuse("profiles", "names each profile once, or '*' alone")
     licence = Licence(
         owner=table.words("owner", 100),
-        scope=str(table.read("scope", lambda: Scope.parse(table.optional("scope") or ANY))),
+        scope=str(table.read("scope", lambda: Scope.parse(_scope(table)))),
         profiles=" ".join(sorted(listed)),
         constraints=table.constraints("constraints"),
         quota=table.number("quota", default=None) if "quota" in table else None,
@@ -310,6 +310,13 @@ def _licence(table: "_Table") -> Licence:
         table.refuse("quota", "is a number from 1")
     table.finish()
     return licence
+
+
+def _scope(table: "_Table") -> str:
+    text = table.optional("scope")
+    if text == "":
+        table.refuse("scope", "is empty: '*' means everything, and so does a licence without one")
+    return ANY if text is None else text
 
 
 class _Table:

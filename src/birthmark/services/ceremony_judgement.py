@@ -5,7 +5,7 @@ one of somebody else's must have what only we can give (name and key) and be goo
 refusal names the field.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from birthmark import errors
+from birthmark.floor.authorities import Authority
 from birthmark.floor.ceremonies import SignCRL
 from birthmark.pki import der, lint
 from birthmark.pki.algorithms import verify
@@ -30,6 +31,7 @@ __all__ = [
     "require_listed",
     "require_names_within",
     "require_ordered",
+    "require_own_key",
     "require_signature",
     "require_signed",
 ]
@@ -133,6 +135,21 @@ def require_names_within(ordered: TBSCertificate) -> None:
         wrong = complaint(ordered.issuer.name_limits, _NO_NAME, alternative)
         if wrong is not None:
             raise errors.PolicyRefused("name-constraints", f"permits more than the authority above: {wrong}")
+
+
+def require_own_key(label: str, public: bytes, authorities: Iterable[Authority]) -> None:
+    """Refuse a new authority with the key of another: what either signs would pass as the other's.
+
+    Raises:
+        errors.PolicyRefused: rule ``own-key``.
+    """
+    for other in authorities:
+        if Certificate.from_der(other.der).subject_public_key_info == public:
+            raise errors.PolicyRefused(
+                "own-key",
+                f"the key {label} is authority {other.id}'s: a new authority has a new key, also when it"
+                " takes over; the same authority under another issuer is a cross-certificate",
+            )
 
 
 def require_authority(octets: bytes, what: str) -> None:

@@ -273,8 +273,8 @@ def verify(
     """Check a ceremony's record offline.
 
     1. The record is of this file.
-    2. Each event is what the file orders: custodians attended, keys have their attributes, every certificate
-       is the one ordered and signed by its issuer.
+    2. Each event is what the file orders: custodians attended and signed what left them, keys have
+       their attributes, every certificate is the one ordered and signed by its issuer.
     3. So many custodians as the file requires signed the record's hash.
     4. The record says nothing else than the events do, and text and HTML are rendered from it.
     5. What it relied on chains to its root.
@@ -290,8 +290,7 @@ def verify(
         raise errors.IntegrityFailure("the record is that of another file")
     # 2.
     progress = replay(ceremony, body, load)
-    if progress.current is not None:
-        raise errors.IntegrityFailure(f"the record ends before step {progress.number + 1}")
+    progress.require_complete()
     # 3.
     record.require_signed(ceremony)
     # 4.

@@ -51,12 +51,14 @@ from birthmark.pki.lint import permit
 from birthmark.pki.profiles import Profile
 from birthmark.services.ceremony_events import (
     Event,
+    HandoverEvent,
     IntentEvent,
     KeyOutcome,
     SessionEvent,
     StepEvent,
     read_event,
 )
+from birthmark.services.ceremony_handover import REHEARSAL, Stays
 from birthmark.services.ceremony_judgement import (
     not_ordered,
     require_authority,
@@ -64,6 +66,7 @@ from birthmark.services.ceremony_judgement import (
     require_listed,
     require_names_within,
     require_ordered,
+    require_own_key,
     require_signature,
     require_signed,
 )
@@ -178,6 +181,7 @@ class Progress:
         self._at: dict[str, datetime] = {}
         """Time of the last event by place: two machines' clocks need not agree."""
         self._next = 0
+        self._stays = Stays(ceremony)
 
     @property
     def number(self) -> int:
@@ -211,7 +215,7 @@ class Progress:
             errors.NotPermitted: too few custodians attended, or an authority would reach too far.
             errors.PolicyRefused: something is not as the file orders it (rule ``as-ordered``), or breaks a
                 rule of the linter or of a profile.
-            errors.ProofFailed: a custodian did not sign.
+            errors.ProofFailed: a custodian did not sign, or what was made elsewhere is unsigned.
             errors.IllegalTransition: something exists that may not, or does not that must.
         """
         read = read_event(event, self.current)
@@ -221,15 +225,35 @@ class Progress:
         match read:
             case SessionEvent():
                 self._take_session(read)
-            case IntentEvent() if read.step == self._next:
+                self._stays.begin(event, read)
+            case HandoverEvent():
+                self._stays.close(read)
+            case IntentEvent() if read.step == self._next and self._stays.under_way:
                 self.intended.add(self._key_step().label)
-            case StepEvent() if read.step == self._next and self.sessions:
+            case StepEvent() if read.step == self._next and self._stays.under_way:
                 self._take_step(read.outcome, read.at)
                 self._next += 1
             case _:
                 raise self._out_of_place(event["event"])
+        if isinstance(read, IntentEvent | StepEvent):
+            self._stays.add(event)
         self._place, self._at[place] = place, read.at
         self.events.append(event)
+
+    def handover_message(self, context: str) -> bytes:
+        """Return what those who attend sign before their events leave them; see ``Stays.message``."""
+        return self._stays.message(context)
+
+    def require_complete(self) -> None:
+        """Refuse a ceremony with a step left, or with something made offline that nobody signed.
+
+        Raises:
+            errors.IntegrityFailure: a step is left.
+            errors.ProofFailed: it is unsigned.
+        """
+        if self.current is not None:
+            raise errors.IntegrityFailure(f"the record ends before step {self.number + 1}")
+        self._stays.require_closed()
 
     def _out_of_place(self, kind: str) -> errors.MalformedRequest:
         return errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
@@ -241,6 +265,9 @@ class Progress:
         return step
 
     def _take_session(self, event: SessionEvent) -> None:
+        if (event.place == REHEARSAL) != self._rehearsal:
+            raise errors.MalformedRequest("a rehearsal is no ceremony")
+        self._stays.require_may_begin(event.place)
         present: list[str] = []
         for answer in event.attendances:
             person = self.ceremony.custodian(answer.custodian)
@@ -362,6 +389,8 @@ class Progress:
                 wrong kind.
             errors.MalformedRequest: a variable is missing or does not fit.
         """
+        if isinstance(step, Certify):
+            require_own_key(step.key, self.public_of(step.key), self.authorities.values())
         profile, above = self._load(step.profile), self.issuer_of(step)
         values = self._values(step, profile)
         if not profile.is_ca:
@@ -436,6 +465,7 @@ class Progress:
         return lint.read(self.order(step, 1 << 80, at).der).subject
 
     def _take_certificate(self, step: Certify, octets: bytes, at: datetime) -> None:
+        require_own_key(step.key, self.public_of(step.key), self.authorities.values())
         found = self._judge(step, octets, at)
         store = self.store_of(step.key)
         self._establish(

@@ -45,8 +45,7 @@ def check_ceremonies(
             if (ceremony.id, ceremony.sha256, record.sha256) != (row.id, row.file_sha256, row.record_sha256):
                 find(f"ceremony {row.id}: its file or its record is another")
             record.require_signed(ceremony)
-            if replay(ceremony, record.body, load).current is not None:
-                find(f"ceremony {row.id}: its record ends early")
+            replay(ceremony, record.body, load).require_complete()
         except errors.Refusal as refusal:
             find(f"ceremony {row.id}: {refusal}")
     for name in said:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.adapters.system import SystemClock, SystemEntropy
+from birthmark.edge.cli.ceremony_folder import answer_text, read_ceremony, read_request
+from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, to_pem
+from birthmark.secret import SecretBytes
+from birthmark.services.ceremonies import Bench, carry_out, resume
+from birthmark.services.ceremony_steps import Progress
 from tests.edge.cli.ceremonies import custodians, draft, papers_of, sha256, there
 from tests.edge.cli.command import Place, birthmark, done
 from tests.support.softhsm import softhsm_token
@@ -300,6 +307,23 @@ def test_a_custodians_file_with_two_keys_is_refused(tmp_path: Path) -> None:
     assert f"{carla}: pem: 2 blocks PUBLIC KEY where one belongs" in said.err
 
 
+def forged_answer(request: Path, file: Path, place: Path) -> Path:
+    """Answer a request with a store of one's own and without any custodian."""
+    ceremony = read_ceremony(file)
+    asked = read_request(request, ceremony)
+    progress = Progress(ceremony, asked.known, profiles.load)
+    resume(progress, asked.events[:-1])
+    store = SoftwareKeyStore.open(place / "evil", SecretBytes(b"evil" * 8))
+    for _ in carry_out(progress, Bench(stores={"root": store}, clock=SystemClock(), entropy=SystemEntropy())):
+        pass
+    store.close()
+    made = progress.events[len(asked.events) - 1 :]
+    answer = place / "evil.answer"
+    answer.write_text(answer_text(ceremony, list(progress.certificates.values()), made))
+    assert Certificate.from_pem(answer.read_text().partition("-----BEGIN BIRTH")[0]).subject
+    return answer
+
+
 def test_a_realm_is_made_with_its_root_on_another_machine_from_the_beginning(tmp_path: Path) -> None:
     """SPEC A1: the root's key never was on the machine of the service."""
     papers = papers_of(tmp_path)
@@ -315,6 +339,11 @@ def test_a_realm_is_made_with_its_root_on_another_machine_from_the_beginning(tmp
         said = birthmark(*init, *answers)
         assert said.code == 3, said
         assert not place.directory.exists()
+        if count == 1:
+            evil = birthmark(*init, "--certificate", forged_answer(request, file, tmp_path))
+            assert evil.code == 77, evil
+            assert "no custodian attended" in evil.err
+            assert not place.directory.exists()
         out = tmp_path / f"answer-{count}"
         done("ceremony", "sign", request, file, *people, *store, "--out", out)
         answers = ["--certificate", out / "nord-1.answer"]

@@ -15,7 +15,9 @@ from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.ceremony_conduct import (
     Papers,
+    asked,
     conduct,
+    handed_over,
     known_here,
     lines_here,
     offline_stores,
@@ -236,8 +238,7 @@ def _perform(
             )
             waiting = conduct(folder, progress, (people, "online"), bench, answer=answer.events)
             if waiting is not None:
-                asked = Request(file_sha256=ceremony.sha256, known=known, events=progress.events, lines=lines)
-                folder.write_text(f"{ceremony.id}.request", asked.text(ceremony, waiting))
+                asked(folder, progress, people, bench, waiting)
                 return waiting
             record = sealed(folder, progress, people, application.clock, stores)
     else:
@@ -284,19 +285,21 @@ def sign(
     factory = session_of(context).factory()
     ceremony = read_ceremony(file)
     papers = papers_of(factory, ceremony, (custodian, reviewed, store, None, None))
-    asked = read_request(request, ceremony)
+    wanted = read_request(request, ceremony)
     people = papers.attendants(factory)
     load = Catalogue.read(own).load
-    progress = Progress(ceremony, asked.known, load, lines=asked.lines)
-    folder = CeremonyFolder(out or file.with_suffix(f".offline-{len(asked.events)}"), ceremony)
+    progress = Progress(ceremony, wanted.known, load, lines=wanted.lines)
+    folder = CeremonyFolder(out or file.with_suffix(f".offline-{len(wanted.events)}"), ceremony)
     try:
         with offline_stores(factory, papers.stores) as stores:
-            bench = Bench(stores=stores, clock=factory.clock(), entropy=factory.entropy(), lines=asked.lines)
-            waiting = conduct(folder, progress, (people, "offline"), bench, before=asked.events)
-        events = progress.events[len(asked.events) :]
+            bench = Bench(stores=stores, clock=factory.clock(), entropy=factory.entropy(), lines=wanted.lines)
+            waiting = conduct(folder, progress, (people, "offline"), bench, before=wanted.events)
+        events = progress.events[len(wanted.events) :]
         if not any(event["event"] == "step" for event in events):
             raise errors.NotFound(waiting.reason if waiting else "the request asks for nothing")
-        made = [name for name in progress.certificates if name not in _before(asked, ceremony, load)]
+        handed_over(folder, progress, people, factory.clock(), wanted.context)
+        events = progress.events[len(wanted.events) :]
+        made = [name for name in progress.certificates if name not in _before(wanted, ceremony, load)]
         answer = folder.write_text(
             f"{ceremony.id}.answer",
             answer_text(ceremony, [progress.certificates[name] for name in made], events),

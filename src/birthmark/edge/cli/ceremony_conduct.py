@@ -11,7 +11,7 @@ from pathlib import Path
 
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
-from birthmark.edge.cli.ceremony_folder import Answer, CeremonyFolder, read_answer
+from birthmark.edge.cli.ceremony_folder import Answer, CeremonyFolder, Request, context_of, read_answer
 from birthmark.edge.cli.key_folders import Attendant, attendant, open_key_folder
 from birthmark.edge.cli.session import opened
 from birthmark.floor.authorities import Authority, Custody
@@ -23,15 +23,26 @@ from birthmark.pki.certificates import Certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Clock, KeyStore
 from birthmark.secret import SecretBytes
-from birthmark.services.ceremonies import Bench, Waiting, attend, carry_out, known_of, resume
+from birthmark.services.ceremonies import (
+    Bench,
+    Waiting,
+    attend,
+    carry_out,
+    hand_over,
+    known_of,
+    resume,
+)
 from birthmark.services.ceremony_events import Event
+from birthmark.services.ceremony_handover import require_answer
 from birthmark.services.ceremony_record import Record, body_of
 from birthmark.services.ceremony_steps import Known, Loader, Progress
 from birthmark.settings import Settings, SoftwareKeys
 
 __all__ = [
     "Papers",
+    "asked",
     "conduct",
+    "handed_over",
     "known_here",
     "lines_here",
     "offline_stores",
@@ -128,7 +139,7 @@ def conduct(
         present: who is there, and where.
         bench: what is at hand.
         before: events of elsewhere, which the journal follows.
-        answer: events that somebody brought back.
+        answer: events that somebody brought back; its signatures are looked at before anything else in it.
     """
     people, place = present
     ceremony = progress.ceremony
@@ -136,6 +147,9 @@ def conduct(
         ceremony, [(one.id, ceremony.sha256, one.sign) for one in people], bench.clock, bench.entropy, place
     )
     written = folder.events()
+    if any(event not in written for event in answer):
+        earlier = [event for event in [*before, *written] if event not in answer]
+        require_answer(ceremony, [event for event in earlier if event["event"] == "step"], answer)
     resume(progress, [*before, *written])
     new = [event for event in answer if event not in written]
     resume(progress, [*new, session])
@@ -148,6 +162,27 @@ def conduct(
             waiting: Waiting | None = done.value
             return waiting
         folder.append([event])
+
+
+def handed_over(
+    folder: CeremonyFolder, progress: Progress, people: Sequence[Attendant], clock: Clock, context: str
+) -> None:
+    """Have what leaves this machine signed by everybody there, and write that down."""
+    folder.append([hand_over(progress, [(one.id, one.sign) for one in people], clock, context)])
+
+
+def asked(
+    folder: CeremonyFolder,
+    progress: Progress,
+    people: Sequence[Attendant],
+    bench: Bench,
+    waiting: Waiting,
+) -> Path:
+    """Write the request for what is waited for, signed by everybody there, and return where it is."""
+    ceremony, known, lines = progress.ceremony, progress.known, bench.lines
+    handed_over(folder, progress, people, bench.clock, context_of(ceremony, known, lines))
+    request = Request(file_sha256=ceremony.sha256, known=known, events=progress.events, lines=lines)
+    return folder.write_text(f"{ceremony.id}.request", request.text(ceremony, waiting))
 
 
 def sealed(

@@ -29,6 +29,7 @@ from birthmark.services.ceremonies import Waiting
 from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_file import FILE_LIMIT
 from birthmark.services.ceremony_file import parse as parse_ceremony
+from birthmark.services.ceremony_handover import context_sha256, require_request
 from birthmark.services.ceremony_record import Record, known_document, known_from, pages
 from birthmark.services.ceremony_steps import Known, Progress
 
@@ -37,6 +38,7 @@ __all__ = [
     "CeremonyFolder",
     "Request",
     "answer_text",
+    "context_of",
     "read_answer",
     "read_ceremony",
     "read_request",
@@ -166,6 +168,8 @@ class Request:
     known: Known
     events: Sequence[Event] = field(repr=False)
     lines: Mapping[str, bytes] = field(repr=False)
+    context: str = ""
+    """SHA-256 that whoever answers signs, too; of a request that was read."""
 
     def text(self, ceremony: Ceremony, waiting: Waiting) -> str:
         """Return the file: a certification request for whoever wants one, and all that our machine needs."""
@@ -174,14 +178,22 @@ class Request:
                 "file_sha256": self.file_sha256,
                 "before": known_document(self.known, ceremony),
                 "events": [dict(event) for event in self.events],
-                "lines": [
-                    {"authority": name, "entries": b64encode(entries).decode()}
-                    for name, entries in sorted(self.lines.items())
-                ],
+                "lines": _lines_document(self.lines),
             }
         )
         asked = "" if waiting.request is None else to_pem(waiting.request, "CERTIFICATE REQUEST")
         return f"{asked}{to_pem(body, _REQUEST)}"
+
+
+def context_of(ceremony: Ceremony, known: Known, lines: Mapping[str, bytes]) -> str:
+    """Return the hash of what a request says beside the events."""
+    return context_sha256(known_document(known, ceremony), _lines_document(lines))
+
+
+def _lines_document(lines: Mapping[str, bytes]) -> list[dict[str, str]]:
+    return [
+        {"authority": name, "entries": b64encode(entries).decode()} for name, entries in sorted(lines.items())
+    ]
 
 
 def read_request(path: Path, ceremony: Ceremony) -> Request:
@@ -190,13 +202,17 @@ def read_request(path: Path, ceremony: Ceremony) -> Request:
     Raises:
         errors.NotFound: there is no such file.
         errors.NotPermitted: it is about another file than the one at hand.
+        errors.ProofFailed: its custodians did not sign what it says was there before.
         errors.MalformedRequest: it is no request.
     """
     body = _body(path, _REQUEST)
     try:
         if body["file_sha256"] != ceremony.sha256:
             raise errors.NotPermitted(f"{path} is about another file than {ceremony.sha256}")
+        context = context_sha256(body["before"], body["lines"])
+        require_request(body["events"], context)
         return Request(
+            context=context,
             file_sha256=ceremony.sha256,
             known=known_from(body["before"]),
             events=list(body["events"]),
@@ -204,7 +220,7 @@ def read_request(path: Path, ceremony: Ceremony) -> Request:
                 str(entry["authority"]): b64decode(entry["entries"], validate=True) for entry in body["lines"]
             },
         )
-    except (KeyError, TypeError, ValueError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
         raise errors.MalformedRequest(f"{path} is no request of a ceremony: {wrong}") from wrong
 
 
@@ -243,9 +259,9 @@ def read_answer(path: Path, ceremony: Ceremony) -> Answer:
     try:
         if body["file_sha256"] != ceremony.sha256:
             raise errors.NotPermitted(f"{path} is about another file than {ceremony.sha256}")
-        events: list[Event] = list(body["events"])
+        events: list[Event] = [dict(event) for event in body["events"]]
         made = [b64decode(event["certificate"], validate=True) for event in events if "certificate" in event]
-    except (KeyError, TypeError, ValueError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
         raise errors.MalformedRequest(f"{path} is no answer of a ceremony: {wrong}") from wrong
     if made != list(certificates):
         raise errors.IntegrityFailure(f"{path}: the certificates in it are not those of its events")

@@ -20,8 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from birthmark import errors
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, settings_text
-from birthmark.edge.cli.ceremony_conduct import Papers, conduct, offline_stores, sealed, service_name
-from birthmark.edge.cli.ceremony_folder import CeremonyFolder, Request
+from birthmark.edge.cli.ceremony_conduct import (
+    Papers,
+    asked,
+    conduct,
+    offline_stores,
+    sealed,
+    service_name,
+)
+from birthmark.edge.cli.ceremony_folder import CeremonyFolder
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.cli.hierarchy import device_roots
 from birthmark.edge.cli.key_folders import Attendant, make_key_folder
@@ -250,11 +257,7 @@ def _conduct(
                     label for label in progress.keys if papers.ceremony.keys[label].store == SERVICE
                 ]
         if waiting is not None:
-            asked = Request(
-                file_sha256=papers.ceremony.sha256, known=Known(), events=progress.events, lines={}
-            )
-            name, text = f"{papers.ceremony.id}.request", asked.text(papers.ceremony, waiting)
-            raise RealmWaits(waiting.reason, folder.write_text(name, text))
+            raise RealmWaits(waiting.reason, asked(folder, progress, people, bench, waiting))
         return progress, sealed(folder, progress, people, factory.clock(), stores)
 
 
