@@ -15,6 +15,7 @@ from birthmark import errors
 from birthmark.adapters.softsecrets import check_value
 from birthmark.pki.attributes import KeyClass, SecretKind, TransportKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.secret import SecretBytes
 from tests.support.keystores import KEK, TRANSPORT, Sites, share_kek, sites
 
 CA = KeyLabel("ca")
@@ -217,6 +218,6 @@ def test_check_values_are_those_of_the_definition() -> None:
     key = bytes(range(32))
     mac = CMAC(algorithms.AES256(key))
     mac.update(bytes(16))
-    assert check_value(SecretKind.MASTER_AES_256, key) == mac.finalize()[:5].hex()
+    assert check_value(SecretKind.MASTER_AES_256, SecretBytes(key)) == mac.finalize()[:5].hex()
     # 16 zero octets under 000102…1f: openssl enc -id-aes256-wrap-pad -iv A65959A6 (OpenSSL 3.0.19).
-    assert check_value(SecretKind.KEK, key) == "8269b98bae"
+    assert check_value(SecretKind.KEK, SecretBytes(key)) == "8269b98bae"

@@ -78,6 +78,7 @@ def test_the_profile_adds_up_to_what_the_client_saw(tmp_path: Path) -> None:
         assert label in shown
 
 
+@pytest.mark.soak
 def test_what_is_published_is_measured_against_openssl_and_the_targets(tmp_path: Path) -> None:
     """SPEC F2, F3."""
     need("openssl")
