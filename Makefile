@@ -21,7 +21,7 @@ demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql f
 test: ## everything a change has to pass: Debian packages (for root), make check, all tests
 	@scripts/install --system
 	@$(MAKE) --no-print-directory check
-	$(RUN) pytest
+	$(RUN) pytest --numprocesses auto --dist loadfile
 
 check: install ## format, lint, types and import contracts
 	$(RUN) ruff format --check $(PYTHON_TREES)
