@@ -28,7 +28,6 @@ certificate-policies = ["{certificate_policy}", "1.3.6.1.4.1.32473.9"]
 optional = ["ca-issuers"]
 ocsp-responder = "{ocsp_url}"
 ca-issuers = "{issuer_url}"
-ocsp-no-check = true
 subject-key-identifier = true
 subject-key-identifier-method = 2
 authority-key-identifier = true

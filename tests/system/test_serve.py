@@ -89,7 +89,7 @@ def test_a_process_that_is_killed_is_started_again(realm: RealmDirectory) -> Non
         server.wait_ready()
         with client(server) as station:
             assert station.get("/v1/me").status == 200
-        died = [event for event in server.events() if event["event"] == "a process of the station plane died"]
+        died = [event for event in server.events() if event["event"] == "a process of the service died"]
         assert {event["pid"] for event in died} == before
         assert server.stop() == 0
 
