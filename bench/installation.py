@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from birthmark.adapters.sql.databases import open_database
+from birthmark.adapters.sql.engines import open_database
 from birthmark.secret import SecretBytes
 from tools.localpg import LocalPostgreSQL
 

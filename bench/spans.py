@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from birthmark import app, settings
 from birthmark.adapters.softkeys import SoftwareKeyStore
-from birthmark.adapters.sql import databases, store
+from birthmark.adapters.sql import postgresql, sqlite, store
 from birthmark.edge.http import border, serve, station
 from birthmark.pki import issuance
 from birthmark.services import issue, prove
@@ -110,7 +110,7 @@ def install() -> None:
     _time(store.SQLStore, "_train", "train")
     _time(store.SQLStore, "_decide", "decide")
     _time(store.SQLStore, "_append", "append")
-    for database in (databases.SQLite, databases.PostgreSQL):
+    for database in (sqlite.SQLite, postgresql.PostgreSQL):
         _time(database, "begin", "fetch")
         _time(database, "commit", "write")
     submit = store.SQLStore.submit

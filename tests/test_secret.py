@@ -40,7 +40,7 @@ def test_no_way_of_writing_it_shows_it(caplog: pytest.LogCaptureFixture) -> None
         f"{secret!r:>60}",
         f"{secret:>60}",
         "{0}".format(secret),  # noqa: UP030, UP032 - the way of writing is the point
-        "%s" % secret,  # noqa: UP031
+        "%s" % secret,  # noqa: UP031  # the way of writing is the point
         repr([secret]),
         repr({"pin": secret}),
         repr(Settings(pin=secret)),

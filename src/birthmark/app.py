@@ -12,7 +12,8 @@ from birthmark.adapters import system
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.inspection import PkilintInspector
 from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
-from birthmark.adapters.sql.databases import Database, open_database
+from birthmark.adapters.sql.database import Database
+from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
 from birthmark.edge.application import Application, PublicApplication
 from birthmark.floor.realm import Realm

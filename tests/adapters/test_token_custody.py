@@ -250,7 +250,7 @@ def test_softhsm_heeds_wrap_with_trusted(token: SoftHSM) -> None:
         own = session.generate_key(KeyType.AES, 256, template=HIDDEN, capabilities=WRAPPING)
         assert isinstance(own, WrapMixin)
         with pytest.raises(foreign.KeyNotWrappable):
-            own.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]
+            own.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]  # the stub knows no such mechanism
         with pytest.raises(foreign.AttributeReadOnly):
             own[Attribute.TRUSTED] = True
         with pytest.raises(foreign.AttributeReadOnly):
@@ -318,7 +318,7 @@ def test_the_value_of_a_kek_is_not_on_the_disk(tmp_path: Path) -> None:
         made = share_kek(place)
         assert isinstance(place.mirror, SoftwareKeyStore)
         assert place.token is not None
-        value = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001
+        value = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001  # what the test is about lies inside
         files = [path.read_bytes() for path in place.token.tokens.rglob("*") if path.is_file()]
     assert len(files) > 3
     assert not [content for content in files if value.reveal() in content]
@@ -326,7 +326,7 @@ def test_the_value_of_a_kek_is_not_on_the_disk(tmp_path: Path) -> None:
 
 def test_softhsm_stores_what_the_security_officer_makes_in_clear(token: SoftHSM) -> None:
     """Why a KEK is born as an object of a session: the officer can make no private object (pinned)."""
-    import pkcs11  # noqa: PLC0415
+    import pkcs11  # noqa: PLC0415  # only this test needs it
 
     library = pkcs11.lib(str(token.module.resolve()))
     value = bytes(range(32))
@@ -371,7 +371,7 @@ def test_softhsm_pads_a_key_before_it_wraps_it(tmp_path: Path) -> None:
         place.here.generate(CA, KeyAlgorithm.EC_P256, exportable=True)
         wrapped = place.here.wrap(CA, KEK)
         assert isinstance(place.mirror, SoftwareKeyStore)
-        kek = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001
+        kek = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001  # what the test is about lies inside
     plain = aes_key_unwrap_with_padding(kek.reveal(), wrapped)
     assert len(plain) == 72
     assert plain[1] + 2 == 67
@@ -384,7 +384,7 @@ def test_softhsm_has_no_check_value_for_an_accepted_key(place: Sites) -> None:
     assert place.token is not None
     place.here.close()
     place.mirror.close()
-    import pkcs11  # noqa: PLC0415
+    import pkcs11  # noqa: PLC0415  # only this test needs it
 
     library = pkcs11.lib(str(place.token.module.resolve()))
     try:

@@ -57,7 +57,7 @@ def test_the_same_log_makes_the_same_bundle_also_into_a_pipe() -> None:
             return True
 
         def write(self, data: object) -> int:
-            octets = bytes(data)  # type: ignore[call-overload]
+            octets = bytes(data)  # type: ignore[call-overload]  # JSON, as the test knows it
             self.written += octets
             return len(octets)
 

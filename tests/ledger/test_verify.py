@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def judged(place: Path, data: bytes, vkey: VerifierKey = VKEY, **options: object) -> Report:
     place.write_bytes(data)
-    return verify_bundle(place, vkey, **options)  # type: ignore[arg-type]
+    return verify_bundle(place, vkey, **options)  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 def steps(report: Report) -> set[int]:

@@ -50,7 +50,7 @@ def responder_der(
     if purposes:
         purpose = ExtendedKeyUsageOID.OCSP_SIGNING if ocsp_signing else ExtendedKeyUsageOID.TIME_STAMPING
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-    signed = builder.sign(private_key(ours.algorithm, signer), ALGORITHMS[ours.algorithm].hash_algorithm)  # type: ignore[arg-type]
+    signed = builder.sign(private_key(ours.algorithm, signer), ALGORITHMS[ours.algorithm].hash_algorithm)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     return signed.public_bytes(Encoding.DER)
 
 

@@ -129,7 +129,7 @@ entries_drawn = st.lists(st.tuples(serials, moments, reasons), max_size=5)
     st.sampled_from(ALL_KINDS),
     st.sampled_from(sorted(SCOPES)),
     st.integers(8, (1 << 159) - 1),
-    st.datetimes(datetime(2026, 1, 2), datetime(9000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+    st.datetimes(datetime(2026, 1, 2), datetime(9000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001  # made aware by the strategy
     st.timedeltas(timedelta(seconds=1), timedelta(days=400)),
     entries_drawn,
 )
@@ -322,7 +322,7 @@ def test_a_list_of_four_gibibytes_is_too_large() -> None:
 )
 def test_a_scope_that_no_list_may_have_is_refused(arguments: dict[str, object], complaint: str) -> None:
     with pytest.raises(MalformedRequest, match=complaint):
-        CRLScope(**arguments)  # type: ignore[arg-type]
+        CRLScope(**arguments)  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 # --- reading and verifying what is published ---
@@ -348,15 +348,15 @@ def test_the_lists_of_others_are_read_too() -> None:
     hashed = ALGORITHMS[P256].hash_algorithm
     strange = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.32473.1"), b"\x05\x00")
     builder = library_builder(terms_of(ours))
-    lenient = builder.add_extension(strange, critical=False).sign(key, hashed)  # type: ignore[arg-type]
+    lenient = builder.add_extension(strange, critical=False).sign(key, hashed)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     assert verify_crl(lenient.public_bytes(Encoding.DER), ours.issuing).scope == CRLScope()
-    strict = builder.add_extension(strange, critical=True).sign(key, hashed)  # type: ignore[arg-type]
+    strict = builder.add_extension(strange, critical=True).sign(key, hashed)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     with pytest.raises(MalformedRequest, match="critical and unknown"):
         read_crl(strict.public_bytes(Encoding.DER))
     some_reasons = x509.IssuingDistributionPoint(
         None, None, False, False, frozenset({x509.ReasonFlags.key_compromise}), False, False
     )
-    partial = builder.add_extension(some_reasons, critical=True).sign(key, hashed)  # type: ignore[arg-type]
+    partial = builder.add_extension(some_reasons, critical=True).sign(key, hashed)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     with pytest.raises(MalformedRequest, match="something else"):
         read_crl(partial.public_bytes(Encoding.DER))
 

@@ -94,7 +94,7 @@ def value(identifier: str, octets: bytes) -> Callable[[Parts], None]:
     return change
 
 
-def critical(identifier: str, mark: bool) -> Callable[[Parts], None]:  # noqa: FBT001
+def critical(identifier: str, mark: bool) -> Callable[[Parts], None]:  # noqa: FBT001  # a case, not a switch
     def change(parts: Parts) -> None:
         found = [name for name, _, _ in parts.extensions].index(identifier)
         parts.extensions[found] = (identifier, mark, parts.extensions[found][2])
@@ -235,7 +235,7 @@ def test_an_authority_that_may_not_sign_lists_does_not() -> None:
         .add_extension(x509.SubjectKeyIdentifier(OURS.issuing.key_identifier), critical=False)
         .add_extension(certifies_only, critical=True)
     )
-    signed = builder.sign(private_key(P256, "root"), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]
+    signed = builder.sign(private_key(P256, "root"), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     idle = Issuer.from_certificate(ISSUING_KEY, signed.public_bytes(Encoding.DER))
     for issuer in (idle, replace(idle, certificate=None)):
         terms = replace(terms_of(), issuer=issuer)
@@ -316,7 +316,7 @@ accepted = st.sampled_from(sorted(set(ReasonCode) - {ReasonCode.AA_COMPROMISE, R
 
 @settings(max_examples=100)
 @given(serials, moments, accepted, st.booleans())
-def test_every_entry_we_write_passes(serial: int, at: datetime, why: ReasonCode, since: bool) -> None:  # noqa: FBT001
+def test_every_entry_we_write_passes(serial: int, at: datetime, why: ReasonCode, since: bool) -> None:  # noqa: FBT001  # a case, not a switch
     written = revoked_entry(serial, at, why, invalidity_date=at if since else None)
     assert refusal(terms_of(), written) is None
 

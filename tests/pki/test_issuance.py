@@ -61,7 +61,7 @@ dates = st.one_of(
             datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
         ]
     ),
-    st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001
+    st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001  # made aware by the strategy
 )
 ids = {
     "wisun": st.text("0123456789ABCDEF", min_size=16, max_size=16),
@@ -159,7 +159,7 @@ def fill(name: str, **changes: object) -> TBSCertificate:
         "variables": {},
     }
     template = issuance.compile_template(profiles.load(name), realm(P256).issuing, VARIABLES)
-    return template.fill(**(arguments | changes))  # type: ignore[arg-type]
+    return template.fill(**(arguments | changes))  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 def test_times_are_cut_to_seconds_and_turned_to_utc() -> None:
@@ -278,13 +278,13 @@ def test_constraints_are_checked_when_compiling_and_when_filling() -> None:
     constants = {name: text for name, text in VARIABLES.items() if name != "hardware_id"}
     good = {"hardware_id": VARIABLES["hardware_id"]}
     template = issuance.compile_template(profile, authority, constants, [arc, wmi])
-    lint.permit(template.fill(variables=good, **arguments))  # type: ignore[arg-type]
+    lint.permit(template.fill(variables=good, **arguments))  # type: ignore[arg-type]  # arguments in a mapping have one type
     foreign = constants | {"hardware_type": "1.3.6.1.4.1.32474.1"}
     refusals: list[tuple[str, Callable[[], object]]] = [
         ("maker", lambda: issuance.compile_template(profile, authority, foreign, [arc, wmi])),
         (
             "wmi",
-            lambda: template.fill(variables={"hardware_id": "YV1" + "0" * 14}, **arguments),  # type: ignore[arg-type]
+            lambda: template.fill(variables={"hardware_id": "YV1" + "0" * 14}, **arguments),  # type: ignore[arg-type]  # arguments in a mapping have one type
         ),
         (
             "wmi",
@@ -293,7 +293,7 @@ def test_constraints_are_checked_when_compiling_and_when_filling() -> None:
                 authority,
                 variables=constants | {"hardware_id": "YV1"},
                 constraints=[wmi],
-                **arguments,  # type: ignore[arg-type]
+                **arguments,  # type: ignore[arg-type]  # arguments in a mapping have one type
             ),
         ),
     ]
@@ -370,9 +370,9 @@ def test_a_value_that_does_not_fit_its_field_is_refused_by_both_ways(
         issuance.compile_template(profile, authority, values)
     early = {key: values[key] for key in profile.early_variables & values.keys()}
     with pytest.raises(MalformedRequest, match=complaint):
-        issuance.compile_template(profile, authority, early).fill(**arguments, variables=values)  # type: ignore[arg-type]
+        issuance.compile_template(profile, authority, early).fill(**arguments, variables=values)  # type: ignore[arg-type]  # arguments in a mapping have one type
     with pytest.raises(MalformedRequest, match=complaint):
-        issuance.build_reference(profile, authority, **arguments, variables=values)  # type: ignore[arg-type]
+        issuance.build_reference(profile, authority, **arguments, variables=values)  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 @pytest.mark.parametrize("octets", [b"", b"\x30\x00", bytes(91)])

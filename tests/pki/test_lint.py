@@ -56,7 +56,7 @@ def test_a_serial_number_that_does_not_fit_is_refused(contents: str) -> None:
     assert refused_by(broken(filled("vehicle"), change)) == "serial_number_fits"
 
 
-CN, O, OU, SERIAL_NUMBER = "2.5.4.3", "2.5.4.10", "2.5.4.11", "2.5.4.5"  # noqa: E741
+CN, O, OU, SERIAL_NUMBER = "2.5.4.3", "2.5.4.10", "2.5.4.11", "2.5.4.5"  # noqa: E741  # RFC 5280's own name
 KEY_USAGE, EKU, SAN, SKI, AKI = "2.5.29.15", "2.5.29.37", "2.5.29.17", "2.5.29.14", "2.5.29.35"
 
 

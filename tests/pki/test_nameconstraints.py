@@ -124,7 +124,7 @@ def built(
         .add_extension(own, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier(above.digest, None, None), critical=False)
     )
-    signed = authority.sign(private_key(P256, "root"), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]
+    signed = authority.sign(private_key(P256, "root"), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     leaf = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -141,7 +141,7 @@ def built(
     )
     if alternative is not None:
         leaf = leaf.add_extension(alternative, critical=not list(subject))
-    below = leaf.sign(private_key(P256, LABEL), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]
+    below = leaf.sign(private_key(P256, LABEL), ALGORITHMS[P256].hash_algorithm)  # type: ignore[arg-type]  # Ed25519 goes with no hash
     return signed.public_bytes(Encoding.DER), below.public_bytes(Encoding.DER)
 
 

@@ -107,7 +107,7 @@ def presigned(ours: Realm, status: CertStatus, *, by_name: bool = False) -> byte
 )
 def test_a_response_is_octet_for_octet_the_librarys(
     algorithm: KeyAlgorithm,
-    by_name: bool,  # noqa: FBT001
+    by_name: bool,  # noqa: FBT001  # a case, not a switch
     kind: CertIDHash,
     serial: int,
     status: CertStatus,
@@ -179,7 +179,7 @@ def test_an_error_says_only_which(status: ResponseStatus) -> None:
 @pytest.mark.parametrize("algorithm", ALL_KINDS)
 @pytest.mark.parametrize("by_name", [True, False])
 @pytest.mark.parametrize("status", CertStatus)
-def test_pkilint_finds_nothing(status: CertStatus, by_name: bool, algorithm: KeyAlgorithm) -> None:  # noqa: FBT001
+def test_pkilint_finds_nothing(status: CertStatus, by_name: bool, algorithm: KeyAlgorithm) -> None:  # noqa: FBT001  # a case, not a switch
     assert lint_ocsp_response(presigned(realm(algorithm), status, by_name=by_name)) == []
 
 
@@ -225,7 +225,7 @@ class OpenSSL:
 @pytest.mark.parametrize(("option", "by_name"), [("-sha1", True), ("-sha256", False), ("-sha512", False)])
 def test_openssl_is_told_good_revoked_and_unknown(
     option: str,
-    by_name: bool,  # noqa: FBT001
+    by_name: bool,  # noqa: FBT001  # a case, not a switch
     algorithm: KeyAlgorithm,
     tmp_path: Path,
 ) -> None:

@@ -41,7 +41,7 @@ def test_nobody_else_can(algorithm: KeyAlgorithm) -> None:
 )
 def test_a_proof_of_anything_else_is_none(changes: dict[str, object]) -> None:
     arguments = {"attempt": "attempt-1", "certificate_sha256": "ab" * 32, "challenge": CHALLENGE} | changes
-    other = proof_message(**arguments)  # type: ignore[arg-type]
+    other = proof_message(**arguments)  # type: ignore[arg-type]  # arguments in a mapping have one type
     key = private_key(KeyAlgorithm.EC_P256, "device")
     with pytest.raises(ProofFailed):
         verify_proof(spki(KeyAlgorithm.EC_P256, "device"), signed_by(key, other), MESSAGE)
@@ -75,7 +75,7 @@ def test_the_hash_is_the_curves() -> None:
 def test_a_message_with_two_readings_cannot_be_made(changes: dict[str, object]) -> None:
     arguments = {"attempt": "attempt-1", "certificate_sha256": "ab" * 32, "challenge": CHALLENGE} | changes
     with pytest.raises(MalformedRequest):
-        proof_message(**arguments)  # type: ignore[arg-type]
+        proof_message(**arguments)  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 @given(st.sampled_from(KeyAlgorithm), st.binary(max_size=120))

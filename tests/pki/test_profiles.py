@@ -352,7 +352,7 @@ def test_a_catalogue_is_read_once(tmp_path: Path) -> None:
     assert catalogue.load("x") is before
     assert "y" not in catalogue.names()
     with pytest.raises(TypeError):
-        catalogue.profiles["x"] = before  # type: ignore[index]
+        catalogue.profiles["x"] = before  # type: ignore[index]  # what must not be possible
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from birthmark.pki.revocation import (
 from tests.pki.sample import NOW, private_key
 
 serials = st.integers(min_value=1, max_value=(1 << 159) - 1) | st.integers(min_value=1, max_value=1 << 18)
-moments = st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
+moments = st.datetimes(datetime(1950, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001  # made aware by the strategy
 reasons = st.sampled_from(ReasonCode)
 KNOWN = revoked_entry(0x8000, NOW, ReasonCode.KEY_COMPROMISE, invalidity_date=NOW - timedelta(days=1))
 

@@ -160,7 +160,7 @@ def test_a_ceremony_goes_on_after_every_event_it_may_be_interrupted_at(tmp_path:
 
 
 def test_a_key_that_the_ceremony_did_not_make_is_not_taken(keys: KeyStore) -> None:
-    keys.generate(KeyLabel("log"), parse(realm_text([ANNA]).encode()).keys["log"].kind)  # type: ignore[arg-type]
+    keys.generate(KeyLabel("log"), parse(realm_text([ANNA]).encode()).keys["log"].kind)  # type: ignore[arg-type]  # the file says which of the kinds it is
     progress = begun(realm_text([ANNA]))
     progress.take(session(progress, [ANNA], Hands()))
     with pytest.raises(errors.IllegalTransition, match="a key log that this ceremony did not make"):

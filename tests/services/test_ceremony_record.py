@@ -104,11 +104,11 @@ def _set(name: str, value: object, body: dict[str, object]) -> None:
 
 
 def _drop_event(body: dict[str, object]) -> None:
-    body["events"] = list(body["events"])[:-1]  # type: ignore[call-overload]
+    body["events"] = list(body["events"])[:-1]  # type: ignore[call-overload]  # JSON, as the test knows it
 
 
 def _change_event(field: str, value: object, body: dict[str, object]) -> None:
-    events = [dict(event) for event in body["events"]]  # type: ignore[attr-defined]
+    events = [dict(event) for event in body["events"]]  # type: ignore[attr-defined]  # JSON, as the test knows it
     next(event for event in events if field in event)[field] = value
     body["events"] = events
 
@@ -145,7 +145,7 @@ def test_a_changed_page_is_found(paper: Paper, name: str) -> None:
     changed = page.replace("quality", "mallory")
     assert changed != page
     with pytest.raises(errors.IntegrityFailure, match=f"the record's {name}"):
-        replace(paper, **{name: changed}).verify()  # type: ignore[arg-type]
+        replace(paper, **{name: changed}).verify()  # type: ignore[arg-type]  # arguments in a mapping have one type
 
 
 def test_signatures_of_others_are_found(paper: Paper) -> None:

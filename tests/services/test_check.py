@@ -123,7 +123,7 @@ def sql(*statements: str) -> Callable[[Line], list[Statement]]:
 def line_of_d5(statement: str) -> Callable[[Line], list[Statement]]:
     """Change what stands on the CRL for the device that was reworked."""
     return sql(
-        f"{statement} WHERE id LIKE"  # noqa: S608
+        f"{statement} WHERE id LIKE"  # noqa: S608  # names of our own tables
         " (SELECT '%/' || serial FROM device_certificate WHERE device = 'serial:D5')"
     )
 

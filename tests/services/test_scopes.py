@@ -22,7 +22,7 @@ LOCATIONS = {"crl_url": "http://pki.example.com/crl/issuing-1/batch.B7.crl"}
 def authority(line: Line, name: str, **columns: Any) -> None:
     """Change an authority's row as whoever owns the database can: what counts is what is there."""
     for column, value in columns.items():
-        tamper(line.url, (f"UPDATE authority SET {column} = %s WHERE id = %s", (value, name)))  # noqa: S608
+        tamper(line.url, (f"UPDATE authority SET {column} = %s WHERE id = %s", (value, name)))  # noqa: S608  # names of our own tables
 
 
 OUTSIDE: dict[str, tuple[str, dict[str, Any], dict[str, Any], type[errors.Refusal], str]] = {

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database
+from birthmark.adapters.sql.database import Database
 from birthmark.services.issue import Issued
 from tests.support.faults import Failing, Fault
 from tests.support.realm import Line, proof, workpiece

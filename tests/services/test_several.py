@@ -78,7 +78,7 @@ def test_three_certificates_are_proved_with_one_challenge_and_released_with_one_
         certificate.verify_directly_issued_by(issuer)
     proofs = shown(issued, device.keys)
     token = several.prove(request_of(issued, proofs)).token
-    record: dict[str, Any] = tlog.verify(token, several.vkey)["record"]  # type: ignore[assignment]
+    record: dict[str, Any] = tlog.verify(token, several.vkey)["record"]  # type: ignore[assignment]  # JSON, as the test knows it
     assert (record["profile"], record["certificate_sha256"]) == ("vehicle", parsed[0].fingerprint)
     assert record["further"] == [
         {

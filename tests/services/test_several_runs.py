@@ -126,7 +126,7 @@ def test_a_run_with_one_certificate_that_ends_before_its_authority_is_as_it_was(
     make_one = Several(hardware_id="M1")
     issued = issue(small_line, replace(make_one.request(), further_csrs=()), run="R1")
     token = small_line.prove(request_of(issued, shown(issued, make_one.keys[:1]))).token
-    record: dict[str, Any] = tlog.verify(token, small_line.vkey)["record"]  # type: ignore[assignment]
+    record: dict[str, Any] = tlog.verify(token, small_line.vkey)["record"]  # type: ignore[assignment]  # JSON, as the test knows it
     assert "further" not in record
     (entry,) = [entry for entry in small_line.entries() if entry["kind"] == "device-issued"]
     assert "further" not in entry

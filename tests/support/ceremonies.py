@@ -51,7 +51,7 @@ def carried_out(
     entropy = SystemEntropy()
     present = [(person.id, ceremony.sha256, person.sign) for person in people]
     progress.take(attend(ceremony, present, clock, entropy, "online"))
-    steps = carry_out(progress, Bench(stores=stores, clock=clock, entropy=entropy, **bench))  # type: ignore[arg-type]
+    steps = carry_out(progress, Bench(stores=stores, clock=clock, entropy=entropy, **bench))  # type: ignore[arg-type]  # arguments in a mapping have one type
     while True:
         try:
             next(steps)

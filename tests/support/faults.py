@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database, Query, Reads, Row, TableShape, Writes
+from birthmark.adapters.sql.database import Database, Query, Reads, Row, TableShape, Writes
 
 __all__ = ["Failing", "Fault", "Gate"]
 

@@ -31,7 +31,8 @@ from cryptography.hazmat.primitives.serialization import (
 from birthmark import errors
 from birthmark.adapters.inspection import PkilintInspector
 from birthmark.adapters.softkeys import SoftwareKeyStore
-from birthmark.adapters.sql.databases import Database, open_database
+from birthmark.adapters.sql.database import Database
+from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.adapters.system import SystemEntropy

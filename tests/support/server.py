@@ -33,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from birthmark.adapters.sql.databases import open_database
+from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.log import LogReader
 from birthmark.ledger.entry import decode
 from tests.support.postgresql import LocalPostgreSQL

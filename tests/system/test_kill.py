@@ -121,7 +121,7 @@ def disturb(
     dealt: Counter[str] = Counter()
     for moment, blow in zip(moments, blows, strict=True):
         reached = until(
-            lambda moment=moment: at_work.done >= moment or not at_work.working,  # type: ignore[misc]
+            lambda moment=moment: at_work.done >= moment or not at_work.working,  # type: ignore[misc]  # bound at once: a loop variable
             deadline - time.monotonic(),
         )
         assert reached, (

@@ -277,7 +277,7 @@ def request_for(
     chain: Chain, *, nonce: bytes | None = None, algorithm: hashes.HashAlgorithm | None = None
 ) -> bytes:
     leaf, issuer = (x509.load_der_x509_certificate(der) for der in (chain.leaf, chain.issuer))
-    builder = ocsp.OCSPRequestBuilder().add_certificate(leaf, issuer, algorithm or hashes.SHA1())  # noqa: S303
+    builder = ocsp.OCSPRequestBuilder().add_certificate(leaf, issuer, algorithm or hashes.SHA1())  # noqa: S303  # names an issuer, protects nothing
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
     return builder.build().public_bytes(Encoding.DER)
@@ -305,12 +305,12 @@ def test_a_serial_number_never_spelledis_unknown_live_and_unauthorized_beforehan
     """SPEC F3; RFC 6960 section 2.2, RFC 5019 section 2.2.3."""
     for scene in (live, presigned):
         issuer = x509.load_der_x509_certificate(scene.chains["good"].issuer)
-        name_hash = hashlib.sha1(issuer.subject.public_bytes()).digest()  # noqa: S324
+        name_hash = hashlib.sha1(issuer.subject.public_bytes()).digest()  # noqa: S324  # names an issuer, protects nothing
         key_hash = x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()).digest
         for serial in (1, 0x7F << 144):
             body = (
                 ocsp.OCSPRequestBuilder()
-                .add_certificate_by_hash(name_hash, key_hash, serial, hashes.SHA1())  # noqa: S303
+                .add_certificate_by_hash(name_hash, key_hash, serial, hashes.SHA1())  # noqa: S303  # names an issuer, protects nothing
                 .build()
                 .public_bytes(Encoding.DER)
             )
@@ -332,7 +332,7 @@ def test_nonces_are_echoed_live_and_their_answers_are_not_kept(live: Scene) -> N
 
 
 @pytest.mark.parametrize("escaped", [True, False])
-def test_a_get_may_be_kept_until_next_update(live: Scene, presigned: Scene, escaped: bool) -> None:  # noqa: FBT001
+def test_a_get_may_be_kept_until_next_update(live: Scene, presigned: Scene, escaped: bool) -> None:  # noqa: FBT001  # a case, not a switch
     """RFC 5019 section 6."""
     for scene, seconds in ((live, 3600), (presigned, 72 * 3600)):
         text = base64.b64encode(request_for(scene.chains["good"])).decode()

@@ -191,7 +191,7 @@ def check_value(session: Session, key: Object, kind: SecretKind | None) -> str:
             }
         )
         try:
-            wrapped = key.wrap_key(zeros, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]
+            wrapped = key.wrap_key(zeros, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]  # the stub knows no such mechanism
         finally:
             zeros.destroy()
         return wrapped[:CHECK_VALUE_OCTETS].hex()
@@ -351,7 +351,7 @@ def _share(session: Session, kek: Object, recipient: bytes) -> bytes:
     try:
         if not isinstance(public, WrapMixin):
             raise errors.IntegrityFailure("the token gave a public key other uses than asked")
-        return bytes(public.wrap_key(kek, mechanism=MODE_OF_TRANSPORT, mechanism_param=_OAEP))  # type: ignore[arg-type]
+        return bytes(public.wrap_key(kek, mechanism=MODE_OF_TRANSPORT, mechanism_param=_OAEP))  # type: ignore[arg-type]  # the stub knows no such mechanism
     finally:
         public.destroy()
 
@@ -376,7 +376,7 @@ def accept_kek(transport: Object, label: KeyLabel, share: bytes) -> Object:
             store=True,
             capabilities=_WRAPPING,
             mechanism=MODE_OF_TRANSPORT,
-            mechanism_param=_OAEP,  # type: ignore[arg-type]
+            mechanism_param=_OAEP,  # type: ignore[arg-type]  # the stub knows no such mechanism
             template={**_HIDDEN, Attribute.MODIFIABLE: False},
         )
     except _NOT_OPENED as failure:
@@ -402,7 +402,7 @@ def wrap_private(private: Object, kek: Object, label: KeyLabel) -> bytes:
             "kek", f"{kek[Attribute.LABEL]!r} is no key-encryption key the token trusts"
         )
     try:
-        return bytes(kek.wrap_key(private, mechanism=Mechanism.AES_KEY_WRAP_PAD))  # type: ignore[arg-type]
+        return bytes(kek.wrap_key(private, mechanism=Mechanism.AES_KEY_WRAP_PAD))  # type: ignore[arg-type]  # the stub knows no such mechanism
     except foreign.KeyUnextractable as refused:
         raise errors.PolicyRefused(
             "key-not-exportable", f"key {label!r} was made never to leave"

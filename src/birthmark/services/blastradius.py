@@ -139,7 +139,7 @@ def scan_all(kind: type[V]) -> UseCase[list[V]]:
     """Return all values of a kind of which there are few."""
     found: list[V] = []
     while True:
-        after = "" if not found else str(found[-1].id)  # type: ignore[attr-defined]
+        after = "" if not found else str(found[-1].id)  # type: ignore[attr-defined]  # every value of ours that is scanned has an id
         page: list[V] = yield Scan(kind=kind, where={}, after=after, limit=PAGE)
         found += page
         if len(page) < PAGE:

@@ -9,9 +9,11 @@ import pytest
 import sqlalchemy
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Broken, Database, PostgreSQL, failure_of, open_database
+from birthmark.adapters.sql.database import Broken, Database, failure_of
+from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF
 from birthmark.adapters.sql.migrate import create_realm, migrate
+from birthmark.adapters.sql.postgresql import PostgreSQL
 from birthmark.floor.realm import Environment, Realm
 from tests.support.postgresql import LocalPostgreSQL
 from tests.support.realm import START, libpq

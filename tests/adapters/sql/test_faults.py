@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database, SQLite
+from birthmark.adapters.sql.database import Database
+from birthmark.adapters.sql.sqlite import SQLite
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, KeyUse
 from birthmark.ledger.proof import verify

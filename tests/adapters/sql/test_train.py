@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database
+from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.store import BACKWARD_TOLERANCE, LONGEST_TRAIN
 from birthmark.floor.clients import Client
 from birthmark.floor.devices import Device, KeyUse
@@ -337,7 +337,7 @@ def test_the_line_is_held_while_the_logs_key_cannot_sign(small_line: Line) -> No
             raise down[0]
         return signing(body)
 
-    store._sign = sign  # noqa: SLF001
+    store._sign = sign  # noqa: SLF001  # what the test is about lies inside
     size = small_line.size()
     with pytest.raises(errors.Unavailable, match="the token does not answer"):
         commit(small_line, put(use("a")))

@@ -311,7 +311,7 @@ class Failing:
         ("build", 1),
     ],
 )
-def test_a_broken_init_leaves_nothing(method: str, nth: int, after: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_a_broken_init_leaves_nothing(method: str, nth: int, after: bool, tmp_path: Path) -> None:  # noqa: FBT001  # a case, not a switch
     def loader() -> Factory:
         return Failing(method, nth, after=after)
 

@@ -123,7 +123,7 @@ def test_a_released_device_is_not_held_and_the_refusal_is_on_record(
 
 def test_a_device_is_held_reworked_and_scrapped(line: Place) -> None:
     """The device is issued over the wire by the kit, and its proof withheld."""
-    from birthmark.edge.station import Station  # noqa: PLC0415
+    from birthmark.edge.station import Station  # noqa: PLC0415  # only this test needs it
 
     with Station(line.directory / "stations/ST01") as station:
         station.issue("R1", THIRD_VIN)

@@ -134,7 +134,7 @@ def test_a_station_may_not_renew_the_server(realm: Place) -> None:
 
 @pytest.mark.parametrize("symlinks", [False, True], ids=["links followed", "links kept"])
 def test_a_renewed_realm_may_be_copied_and_renewed_again(
-    symlinks: bool,  # noqa: FBT001
+    symlinks: bool,  # noqa: FBT001  # a case, not a switch
     realm: Place,
     tmp_path: Path,
 ) -> None:

@@ -48,7 +48,7 @@ def die_before(nth: int) -> None:
         count()
         return write(fd, data, offset)
 
-    os.fsync, os.pwrite = fsync, pwrite  # type: ignore[assignment]
+    os.fsync, os.pwrite = fsync, pwrite  # type: ignore[assignment]  # the test is the saboteur
     sys.addaudithook(hook)
 
 

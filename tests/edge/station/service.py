@@ -408,7 +408,7 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         self.server.service.connections += 1
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name for it
         """Keep the test's output clean."""
 
     def do_GET(self) -> None:

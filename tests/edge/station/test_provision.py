@@ -147,7 +147,7 @@ def test_a_device_whose_key_does_not_match_is_held_and_can_be_reworked(
         (tmp_path / "device" / "device.key").unlink()
         (tmp_path / "device" / "device.key").write_bytes(swapped)
 
-    device.install = sabotage  # type: ignore[method-assign]
+    device.install = sabotage  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.ProofFailed, match="is held"):
         station.provision(RUN, VIN, device)
     assert service.devices[f"vin:{VIN}"].state == "held"
@@ -376,7 +376,7 @@ def test_a_token_with_another_certificate_or_attempt_releases_nothing(
             fields["record"] = fields["record"] | changed
         return log(kind, **fields)
 
-    service.log = log_wrongly  # type: ignore[method-assign]
+    service.log = log_wrongly  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.IntegrityFailure, match="another certificate_sha256"):
         station.provision(RUN, VIN, device)
     assert device.token() is None

@@ -138,7 +138,7 @@ def test_one_key_of_three_that_does_not_match_holds_the_device(
             (tmp_path / "device" / file).unlink()
             (tmp_path / "device" / file).write_bytes(swapped)
 
-    device.remember = sabotage  # type: ignore[method-assign]
+    device.remember = sabotage  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.ProofFailed, match="is held"):
         station.provision(RUN, VIN, device)
     assert service.devices[f"vin:{VIN}"].state == "held"
@@ -265,7 +265,7 @@ def test_a_token_that_names_other_further_certificates_releases_nothing(
             fields["record"] = fields["record"] | {"further": further(fields["record"]["further"])}
         return log(kind, **fields)
 
-    service.log = log_wrongly  # type: ignore[method-assign]
+    service.log = log_wrongly  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.IntegrityFailure, match="names other further certificates"):
         station.provision(RUN, VIN, device)
     assert device.token() is None
@@ -283,7 +283,7 @@ def test_a_token_with_a_certificate_too_many_does_not_release_a_device_with_one(
             fields["record"] = fields["record"] | told
         return log(kind, **fields)
 
-    service.log = log_wrongly  # type: ignore[method-assign]
+    service.log = log_wrongly  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.IntegrityFailure, match="names other further certificates"):
         station.provision(RUN, VIN, device)
 
@@ -383,7 +383,7 @@ def test_a_slot_that_makes_no_key_stops_the_device_before_anything_is_asked(
 ) -> None:
     element = Multiple()
     element.slots["dlms-tls-1"] = slot = Single()
-    slot.certification_request = lambda hardware_id: None  # type: ignore[method-assign]
+    slot.certification_request = lambda hardware_id: None  # type: ignore[method-assign]  # the test is the saboteur
     with pytest.raises(errors.MalformedRequest, match="makes no key"):
         station.provision(RUN, VIN, element)
     assert service.devices == {}

@@ -94,7 +94,7 @@ def station(server: Server) -> Iterator[Station]:
 
 def record_of(realm: RealmDirectory, token: str) -> dict[str, Any]:
     entry = proof.verify(token, VerifierKey.parse((realm.path / "log.vkey").read_text().strip()))
-    record: dict[str, Any] = entry["record"]  # type: ignore[assignment]
+    record: dict[str, Any] = entry["record"]  # type: ignore[assignment]  # JSON, as the test knows it
     return record
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Database
+from birthmark.adapters.sql.database import Database
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.merkle import complete_root, inclusion_proof
 from birthmark.ledger.proof import TlogProof

@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Broken, failure_of
+from birthmark.adapters.sql.database import Broken, failure_of
 from birthmark.adapters.sql.rows import milliseconds
 from birthmark.floor.realm import Realm
 from birthmark.secret import SecretBytes

@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from birthmark import errors
-from birthmark.adapters.sql.databases import Broken, Database, Row, TableShape, Writes
+from birthmark.adapters.sql.database import Broken, Database, Row, TableShape, Writes
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
 from birthmark.floor.realm import Environment, Realm

@@ -105,7 +105,7 @@ def init(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Passphrase of the root key. [generated: DIR/root/passphrase]",
+            help="Passphrase of the root key. [generated, in the root folder]",
             rich_help_panel=_SECRETS,
         ),
     ] = None,
