@@ -13,6 +13,7 @@ __all__ = [
     "Fault",
     "IllegalTransition",
     "IntegrityFailure",
+    "Interrupted",
     "KeyReused",
     "MalformedRequest",
     "NotFound",
@@ -88,6 +89,12 @@ class ProofFailed(Refusal):
     """The device did not prove that it holds its key: hold it."""
 
     code = "proof-failed"
+
+
+class Interrupted(Refusal):
+    """A dialogue with a secure element broke off, its outcome is unknown: begin anew, the element is asked."""
+
+    code = "interrupted"
 
 
 class PolicyRefused(Refusal):

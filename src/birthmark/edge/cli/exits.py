@@ -42,6 +42,7 @@ EXIT_CODES: Mapping[type[errors.Refusal], int] = {
     errors.KeyReused: 1,
     errors.QuotaExhausted: 1,
     errors.ProofFailed: 76,
+    errors.Interrupted: 75,
     errors.PolicyRefused: 1,
     errors.Unavailable: 75,
     errors.IntegrityFailure: 70,

@@ -19,6 +19,7 @@ HTTP_STATUS: Mapping[type[errors.Refusal], int] = {
     errors.KeyReused: 409,
     errors.QuotaExhausted: 409,
     errors.ProofFailed: 409,
+    errors.Interrupted: 409,
     errors.TooLarge: 413,
     errors.PolicyRefused: 422,
     errors.Unavailable: 503,
