@@ -92,7 +92,7 @@ class ProofFailed(Refusal):
 
 
 class Interrupted(Refusal):
-    """A dialogue with a secure element broke off, its outcome is unknown: begin anew, the element is asked."""
+    """A dialogue with a secure element broke off and its outcome is unknown: begin it anew."""
 
     code = "interrupted"
 

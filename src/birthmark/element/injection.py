@@ -94,7 +94,7 @@ class Evidence:
     key_sets: tuple[int, ...]
     """Key version numbers that the element lists at the end."""
     refused_kvn: int | None
-    """Key version number of the initial set, which the element refused at the end; None if it was replaced."""
+    """Key version number of the initial set, refused by the element at the end; None if it was replaced."""
     refusal: int | None
     """Status word of that."""
     objects: Mapping[int, str]
