@@ -113,6 +113,10 @@ class RunLicence:
 
     Empty in licences of before; nothing is opened without.
     """
+    element: str = ""
+    """Profile of the secure element that each device has; empty for none (SPEC D1, D6)."""
+    element_sha256: str = ""
+    """Hash of that profile's file (hex)."""
 
     def encode(self) -> bytes:
         """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
@@ -161,6 +165,7 @@ class RunLicence:
             "profile_sha256": self.profile_sha256,
             "further_profiles": list(self.further_profiles),
             "further_sha256": list(self.further_sha256),
+            **({"element": self.element, "element_sha256": self.element_sha256} if self.element else {}),
         }
 
     @property
@@ -233,6 +238,8 @@ def _is_typed(licence: RunLicence) -> bool:
         licence.site,
         licence.region,
         licence.profile_sha256,
+        licence.element,
+        licence.element_sha256,
         *licence.further_profiles,
         *licence.further_sha256,
         *licence.stations,

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
+from birthmark.element.profiles import ElementProfile, TPMProfile
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, Credential
 from birthmark.floor.realm import Realm
@@ -65,6 +66,8 @@ class RunContext:
     """Ids of the authority, those above it, the root last."""
     constraints: tuple[Constraint, ...] = field(repr=False)
     """What a device's hardware id must keep; the run's own values were judged when it was opened."""
+    element: ElementProfile | TPMProfile | None = None
+    """The secure element each device has; None for none."""
 
     @property
     def templates(self) -> tuple[Template, ...]:
