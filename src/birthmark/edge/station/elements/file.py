@@ -1,0 +1,27 @@
+"""``file:DIR``: a directory as device; see ``birthmark.edge.station.enclave``."""
+
+from collections.abc import Mapping
+
+from birthmark.edge.station.elements import allow
+from birthmark.edge.station.enclave import Enclave
+from birthmark.errors import MalformedRequest
+from birthmark.pki.keys import KeyAlgorithm
+
+__all__ = ["element"]
+
+
+def element(place: str, options: Mapping[str, str]) -> Enclave:
+    """Open the directory ``place``; the option ``algorithm`` is that of the keys made in it.
+
+    Raises:
+        MalformedRequest: no directory is named, or the algorithm is none of ours.
+        Refusal: whatever ``Enclave`` has against it.
+    """
+    allow(options, "algorithm")
+    if not place:
+        raise MalformedRequest("file: names no directory: write file:/path/of/the/device")
+    try:
+        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
+    except ValueError as wrong:
+        raise MalformedRequest(f"algorithm is one of {', '.join(KeyAlgorithm)}") from wrong
+    return Enclave(place, algorithm=algorithm)
