@@ -13,8 +13,9 @@
                 show_pass(release.device, release.token)
 
 It needs the standard library and ``cryptography``, nothing of the server.  See ``Station`` for the methods,
-``DeviceElement`` for what another kind of device has to offer (and ``SeveralSlots``, if it can have several
-certificates), and ``write_station_directory`` for the files.
+``DeviceElement`` for what another kind of device has to offer (``SeveralSlots`` besides, if it can have
+several certificates; ``HasSecureElement``, if keys go into its secure element), and
+``write_station_directory`` for the files.
 """
 
 from birthmark.edge.station.answers import (
@@ -29,7 +30,7 @@ from birthmark.edge.station.answers import (
 )
 from birthmark.edge.station.client import Station
 from birthmark.edge.station.credentials import Credentials, read_station_directory, write_station_directory
-from birthmark.edge.station.element import DeviceElement, DeviceSlot, SeveralSlots
+from birthmark.edge.station.element import DeviceElement, DeviceSlot, HasSecureElement, SeveralSlots
 from birthmark.edge.station.enclave import Enclave
 from birthmark.edge.station.pending import Journal, Pending, Phase
 from birthmark.edge.station.provisioning import IssueItem, ProofItem
@@ -41,6 +42,7 @@ __all__ = [
     "DeviceStatus",
     "Enclave",
     "FurtherStatus",
+    "HasSecureElement",
     "IssueItem",
     "Issued",
     "IssuedCertificate",

@@ -16,7 +16,12 @@ with, one to agree on keys and one for TLS.  For such a run the element has a si
 ``SeveralSlots`` as well: the element itself is the place of the first, the slots are those of the others, and
 all of them are released with one token.
 
-An element that can also remember what is under way (``birthmark.edge.station.pending.Journal``) lets another
+A run may want a key set in the device's secure element, too (SPEC D1).  For such a run the device has a
+method ``card`` and is a ``HasSecureElement`` as well: it hands over a channel, the station carries what the
+service says to the element and back, and the device is released when its element has proved the keys.  The
+station sees no key: they go from the service's token to the element, encrypted for the element.
+
+A device that can also remember what is under way (``birthmark.edge.station.pending.Journal``) lets another
 station finish what was begun, once the certificates are installed; for others the station that began has to
 finish.
 """
@@ -24,9 +29,10 @@ finish.
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from birthmark.element.apdu import CardChannel
 from birthmark.secret import SecretBytes
 
-__all__ = ["DeviceElement", "DeviceSlot", "SeveralSlots"]
+__all__ = ["DeviceElement", "DeviceSlot", "HasSecureElement", "SeveralSlots"]
 
 
 class DeviceSlot(Protocol):
@@ -88,4 +94,20 @@ class SeveralSlots(Protocol):
 
         Raises:
             Refusal: the device has no place for such a key.
+        """
+
+
+@runtime_checkable
+class HasSecureElement(Protocol):
+    """What a device that has a secure element offers besides."""
+
+    def card(self) -> CardChannel:
+        """Return the channel to it: the same one each time, open, and nobody else's until it is released.
+
+        It is asked for when there is something to carry.  Whoever opened the channel closes it afterwards.
+        ``birthmark.edge.station.elements`` has channels for readers (PC/SC) and sockets.
+
+        Raises:
+            Refusal: the device has no secure element.
+            Unavailable: it, or its reader, is not there.
         """

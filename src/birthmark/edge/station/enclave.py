@@ -23,7 +23,8 @@ from typing import Self
 from birthmark.edge.station.folder import Folder
 from birthmark.edge.station.pending import Pending, Phase
 from birthmark.edge.station.slots import FolderSlot
-from birthmark.errors import IllegalTransition
+from birthmark.element.apdu import CardChannel
+from birthmark.errors import IllegalTransition, MalformedRequest
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 
@@ -36,6 +37,8 @@ _PENDING = "pending.json"
 class Enclave:
     """A ``DeviceElement`` with ``SeveralSlots`` and a ``Journal``, in a directory.
 
+    The secure element of the device it stands for may be behind a channel of its own (``HasSecureElement``).
+
     Not for several threads at once.
     """
 
@@ -45,6 +48,7 @@ class Enclave:
         *,
         algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256,
         further_algorithms: Mapping[str, KeyAlgorithm] | None = None,
+        card: CardChannel | None = None,
     ) -> None:
         """Take a directory, after making it where it is missing; ``close`` gives it back.
 
@@ -52,6 +56,7 @@ class Enclave:
             directory: path; its parent exists.
             algorithm: of the keys that are made here.
             further_algorithms: of keys for further certificates, by profile, where it is another.
+            card: channel to the device's secure element, if it has one; whoever opened it closes it.
 
         Raises:
             NotPermitted: others than its owner may enter the directory.
@@ -62,6 +67,7 @@ class Enclave:
         self._algorithm = algorithm
         self._further_algorithms = dict(further_algorithms or {})
         self._first = self._slot(None)
+        self._card = card
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +124,18 @@ class Enclave:
         """Return the release token, or None as long as the device is not released."""
         content = self._folder.read(_TOKEN)
         return None if content is None else content.decode()
+
+    def card(self) -> CardChannel:
+        """Return the channel to the device's secure element.
+
+        Raises:
+            MalformedRequest: the device has none.
+        """
+        if self._card is None:
+            raise MalformedRequest(
+                f"the device in {self._folder.path} has no secure element: name its reader when you open it"
+            )
+        return self._card
 
     # --- the journal -----------------------------------------------------------------------------------
 
