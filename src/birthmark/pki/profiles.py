@@ -11,19 +11,17 @@ examples, so that an auditor reads in one place what was waived and what is refu
 
 import re
 import string
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self
 
-from birthmark.errors import MalformedRequest, NotFound, Unavailable
+from birthmark.errors import MalformedRequest, NotFound
 from birthmark.pki import der
 from birthmark.pki.constraints import Constraint, parse_constraint
 from birthmark.pki.keys import KeyAlgorithm
@@ -44,6 +42,7 @@ from birthmark.pki.profilelanguage import (
     TextTemplate,
     Waiver,
 )
+from birthmark.tomltable import SUFFIX, TomlTable, document_of, files_of
 
 __all__ = [
     "VARIABLES",
@@ -67,12 +66,10 @@ __all__ = [
 ]
 
 _DIRECTORY = files("birthmark.pki") / "profiles"
-_SUFFIX = ".toml"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _DURATION = re.compile(r"P(?=.)(?:(\d{1,5})D)?(?:T(?=.)(?:(\d{1,4})H)?(?:(\d{1,4})M)?)?")
 _NO_EXPIRY = "no-well-defined-expiry"
 _LONGEST_FILE = 65_536
-_MOST_FILES = 1024
 
 _EXTENDED_KEY_USAGES = {
     "server-auth": "1.3.6.1.5.5.7.3.1",
@@ -98,7 +95,7 @@ class Catalogue:
             Unavailable: the directory, or a file in it, cannot be read.
         """
         found = {name: load(name) for name in names()}
-        for file_name, octets in sorted(_files_of(directory).items()):
+        for file_name, octets in files_of(directory, "profile", _LONGEST_FILE).items():
             profile = parse(octets, file_name)
             if profile.name in found:
                 raise MalformedRequest(f"profile {file_name}: name: {profile.name!r} is a packaged profile")
@@ -107,7 +104,7 @@ class Catalogue:
             for issuer in profile.issued_by:
                 if issuer not in found or not found[issuer].is_ca:
                     raise MalformedRequest(
-                        f"profile {profile.name}{_SUFFIX}: issued-by: there is no authority's {issuer!r}"
+                        f"profile {profile.name}{SUFFIX}: issued-by: there is no authority's {issuer!r}"
                     )
         return cls(profiles=MappingProxyType(dict(sorted(found.items()))))
 
@@ -127,35 +124,11 @@ class Catalogue:
         return found
 
 
-def _files_of(directory: Path | None) -> dict[str, bytes]:
-    if directory is None:
-        return {}
-    try:
-        paths = sorted(path for path in directory.iterdir() if path.name.endswith(_SUFFIX))
-        if len(paths) > _MOST_FILES:
-            raise MalformedRequest(
-                f"profile directory {directory}: {len(paths)} files, at most {_MOST_FILES}"
-            )
-        return {path.name: _octets_of(path) for path in paths}
-    except OSError as failure:
-        raise Unavailable(
-            f"profile directory {directory}: {failure.strerror}: {failure.filename}"
-        ) from failure
-
-
-def _octets_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        octets = file.read(_LONGEST_FILE + 1)
-    if len(octets) > _LONGEST_FILE:
-        raise MalformedRequest(f"profile {path.name}: more than {_LONGEST_FILE} octets")
-    return octets
-
-
 @cache
 def names() -> tuple[str, ...]:
     """Return the names of the packaged profiles, sorted."""
     found = (entry.name for entry in _DIRECTORY.iterdir())
-    return tuple(sorted(name.removesuffix(_SUFFIX) for name in found if name.endswith(_SUFFIX)))
+    return tuple(sorted(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX)))
 
 
 def load(name: str) -> Profile:
@@ -171,7 +144,7 @@ def load(name: str) -> Profile:
 
 @cache
 def _packaged(name: str) -> Profile:
-    return parse((_DIRECTORY / f"{name}{_SUFFIX}").read_bytes(), f"{name}{_SUFFIX}")
+    return parse((_DIRECTORY / f"{name}{SUFFIX}").read_bytes(), f"{name}{SUFFIX}")
 
 
 def parse(octets: bytes, file_name: str) -> Profile:
@@ -180,11 +153,8 @@ def parse(octets: bytes, file_name: str) -> Profile:
     Raises:
         MalformedRequest: the file is no valid profile; the message names file and key.
     """
-    try:
-        document = tomllib.loads(octets.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise MalformedRequest(f"profile {file_name}: not a toml file: {error}") from error
-    table = _Table(document, f"profile {file_name}: ")
+    where = f"profile {file_name}: "
+    table = _Table(document_of(octets, where), where)
     validity = table.take("validity", str)
     profile = Profile(
         name=table.take("name", str),
@@ -224,7 +194,7 @@ def parse(octets: bytes, file_name: str) -> Profile:
         sha256=sha256(octets).hexdigest(),
     )
     table.finish()
-    for key, complaint in _contradictions(profile, file_name.removesuffix(_SUFFIX)):
+    for key, complaint in _contradictions(profile, file_name.removesuffix(SUFFIX)):
         table.refuse(key, complaint)
     return profile
 
@@ -320,85 +290,32 @@ def _wrong_references(profile: Profile) -> Iterator[tuple[str, str]]:
             yield "constraints", f"{constraint.rule}: the profile does not use {constraint.variable}"
 
 
-_T = TypeVar("_T", str, bool, int)
-_E = TypeVar("_E", bound=StrEnum)
+class _Table(TomlTable):
+    """A table that holds what only certificate profiles have."""
 
-
-class _Table:
-    """A TOML table that is emptied key by key; what is left over at the end is refused."""
-
-    __slots__ = ("_rest", "_where")
-
-    def __init__(self, content: Mapping[str, Any], where: str) -> None:
-        self._rest = dict(content)
-        self._where = where
-
-    def refuse(self, key: str, complaint: str) -> NoReturn:
-        raise MalformedRequest(f"{self._where}{key}: {complaint}")
-
-    def finish(self) -> None:
-        for key in self._rest:
-            self.refuse(key, "unknown key")
-
-    def take(self, key: str, kind: type[_T], *, default: _T | None = None) -> _T:
-        value = self._rest.pop(key, default)
-        if type(value) is not kind:  # exactly: true is no integer
-            complaint = "missing" if value is None else f"must be {_SPOKEN[kind]}"
-            raise MalformedRequest(f"{self._where}{key}: {complaint}")
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self._rest.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self.refuse(key, "must be a list of texts")
-        return list(value)
-
-    def plain_tables(self, key: str) -> list[dict[str, Any]]:
-        value = self._rest.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            self.refuse(key, "must be a list of tables")
-        return list(value)
-
-    def tables(self, key: str) -> list["_Table"]:
-        found = self.plain_tables(key)
-        return [_Table(item, f"{self._where}{key}[{index}].") for index, item in enumerate(found)]
-
-    def table(self, key: str) -> "_Table | None":
-        value = self._rest.pop(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            self.refuse(key, "must be a table")
-        return _Table(value, f"{self._where}{key}.")
-
-    def enum(self, kind: type[_E], key: str, text: str) -> _E:
-        try:
-            return kind(text)
-        except ValueError as error:
-            known = ", ".join(kind)
-            raise MalformedRequest(f"{self._where}{key}: {text!r} is none of {known}") from error
+    __slots__ = ()
 
     def oid(self, key: str, text: str) -> str:
         try:
             der.oid(text)
         except MalformedRequest as error:
-            raise MalformedRequest(f"{self._where}{key}: {error}") from error
+            raise MalformedRequest(f"{self.where}{key}: {error}") from error
         return text
 
     def constraint(self, key: str, content: Mapping[str, Any]) -> Constraint:
         try:
             return parse_constraint(content)
         except MalformedRequest as error:
-            raise MalformedRequest(f"{self._where}{key}: {error}") from error
+            raise MalformedRequest(f"{self.where}{key}: {error}") from error
 
     def template(self, key: str) -> TextTemplate | None:
-        return self.template_of(key, self.take(key, str)) if key in self._rest else None
+        return self.template_of(key, self.take(key, str)) if key in self else None
 
     def template_of(self, key: str, source: str) -> TextTemplate:
         try:
             pieces = list(string.Formatter().parse(source))
         except ValueError as error:
-            raise MalformedRequest(f"{self._where}{key}: {source!r}: {error}") from error
+            raise MalformedRequest(f"{self.where}{key}: {source!r}: {error}") from error
         for _, variable, specification, conversion in pieces:
             if variable is not None and (variable not in VARIABLES or specification or conversion):
                 known = ", ".join(VARIABLES)
@@ -410,9 +327,6 @@ class _Table:
             tuple((literal, variable) for literal, variable, _, _ in pieces),
             frozenset(variable for _, variable, _, _ in pieces if variable is not None),
         )
-
-
-_SPOKEN: Mapping[type, str] = {str: "a text", bool: "true or false", int: "an integer"}
 
 
 def _duration(text: str, table: _Table) -> timedelta:
