@@ -18,6 +18,8 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from birthmark import errors
+from birthmark.element.diversification import Derivation
+from birthmark.element.keyset import StaticKeys
 from birthmark.pki.articles import Finding
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade
 from birthmark.pki.crl_reading import Buffer
@@ -110,21 +112,59 @@ class KeyStore(Protocol):
         ...
 
     def generate_transport(self, label: KeyLabel) -> bytes:
-        """Generate a key pair to which others encrypt a KEK; return its SubjectPublicKeyInfo (DER).
+        """Generate a key pair to which others encrypt secret keys; return its SubjectPublicKeyInfo (DER).
 
         Raises:
             errors.IllegalTransition: the label is taken.
         """
         ...
 
-    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
-        """Take in a KEK that was encrypted to a transport key of this store, and return its check value.
+    def accept_secret(self, label: KeyLabel, kind: SecretKind, share: bytes, transport: KeyLabel) -> str:
+        """Take in a secret key that was encrypted to a transport key of this store; return its check value.
 
-        It opens wrapped keys; the token does not trust it to wrap any.
+        It may do what its kind says, and leaves the store no more.  A KEK opens wrapped keys; the token does
+        not trust it to wrap any.
+
+        Args:
+            label: not taken by any key of the store.
+            kind: what it is to be.
+            share: the key's octets, nothing else, under RSAES-OAEP (``TransportKind``).
+            transport: label of the transport key.
 
         Raises:
             errors.IllegalTransition: the label is taken.
-            errors.MalformedRequest: the share is not for this transport key.
+            errors.MalformedRequest: the share is not for this transport key, or is no key of this length.
+        """
+        ...
+
+    def derived_keys(self, master: KeyLabel, derivation: Derivation) -> StaticKeys:
+        """Return the key set of one element, whose keys are as long as the master key.
+
+        Asks about the master key once and is cheap from then on; the work is done by the methods of what it
+        returns, which may be called from any thread and raise like those of the store.  Under a master key of
+        a ``diversify-`` kind the keys come to be in the token and are wrapped there (``KeyRoute.IN_TOKEN``);
+        under one of a ``master-`` kind they are in this process for the length of a call
+        (``KeyRoute.SERVICE``), as all keys of a software store are.
+
+        A set takes in sets of its own store only.
+
+        Raises:
+            errors.PolicyRefused: rule ``key-route``: the key is none that others are derived from, or it
+                derives in the token and the scheme's messages are not of one block each.
+            errors.MalformedRequest: the context is not one for the scheme.
+        """
+        ...
+
+    def fixed_keys(self, labels: tuple[KeyLabel, KeyLabel, KeyLabel]) -> StaticKeys:
+        """Return the key set of these three keys, which a delivery of elements shares; as ``derived_keys``.
+
+        Its keys are not wrapped under another set's: it is there to be replaced.
+
+        Args:
+            labels: of K-ENC and K-MAC (kind ``master-aes-…``) and of K-DEK (``dek-aes-…``), of one length.
+
+        Raises:
+            errors.PolicyRefused: rule ``key-route``: they are of other kinds, or not of one length.
         """
         ...
 

@@ -33,6 +33,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from birthmark import errors
 from birthmark.adapters import softsecrets
 from birthmark.adapters.custody import read_private_file
+from birthmark.adapters.keyroutes import require_fixed_set, require_master, require_single_blocks
+from birthmark.element.diversification import Derivation
+from birthmark.element.keyset import SoftwareKeys
 from birthmark.pki.algorithms import PrivateKey as _PrivateKey
 from birthmark.pki.algorithms import maker, recognise, signature_by
 from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, SecretMade, TransportKind
@@ -62,13 +65,14 @@ class SoftwareKeyStore:
     Several processes may share a directory: each sees the others' new keys.
     """
 
-    __slots__ = ("_closed", "_directory", "_keys", "_loading", "_passphrase", "_public")
+    __slots__ = ("_closed", "_directory", "_keys", "_loading", "_passphrase", "_public", "_secrets")
 
     def __init__(self, directory: Path, passphrase: SecretBytes) -> None:
         self._directory = directory
         self._passphrase = passphrase
         self._keys: dict[KeyLabel, _PrivateKey] = {}
         self._public: dict[KeyLabel, bytes] = {}
+        self._secrets: dict[KeyLabel, tuple[SecretKind, SecretBytes]] = {}
         self._loading = threading.Lock()
         self._closed = False
 
@@ -114,6 +118,7 @@ class SoftwareKeyStore:
             self._closed = True
             self._keys.clear()
             self._public.clear()
+            self._secrets.clear()
             self._passphrase = SecretBytes(b"")
 
     def __repr__(self) -> str:
@@ -204,12 +209,26 @@ class SoftwareKeyStore:
         self._keep(label, _TRANSPORT_SUFFIX, _encrypted_pem(key, passphrase))
         return _public_der(key)
 
-    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
+    def accept_secret(self, label: KeyLabel, kind: SecretKind, share: bytes, transport: KeyLabel) -> str:
         """See ``ports.KeyStore``."""
         self._require_free(label)
-        key = softsecrets.open_share(self._transport(transport), share)
-        self._keep_secret(label, SecretKind.KEK, key)
-        return softsecrets.check_value(SecretKind.KEK, key)
+        key = softsecrets.open_share(self._transport(transport), kind, share)
+        self._keep_secret(label, kind, key)
+        return softsecrets.check_value(kind, key)
+
+    def derived_keys(self, master: KeyLabel, derivation: Derivation) -> SoftwareKeys:
+        """See ``ports.KeyStore``: the same rules as in a token, though the keys are in this process."""
+        kind, key = self._secret(master)
+        require_master(master, kind)
+        if "derive" in kind.uses:
+            require_single_blocks(master, derivation, kind.size)
+        return SoftwareKeys.derived(key, derivation)
+
+    def fixed_keys(self, labels: tuple[KeyLabel, KeyLabel, KeyLabel]) -> SoftwareKeys:
+        """See ``ports.KeyStore``."""
+        (enc_kind, enc), (mac_kind, mac), (dek_kind, dek) = (self._secret(label) for label in labels)
+        require_fixed_set(labels, (enc_kind, mac_kind, dek_kind))
+        return SoftwareKeys(enc=enc, mac=mac, dek=dek)
 
     def wrap(self, label: KeyLabel, kek: KeyLabel) -> bytes:
         """See ``ports.KeyStore``."""
@@ -245,14 +264,15 @@ class SoftwareKeyStore:
         kind: KeyAlgorithm | SecretKind | TransportKind | None
         with suppress(errors.NotFound):
             kind, key = softsecrets.open_secret(label, self._content(label, _SECRET_SUFFIX), passphrase)
-            uses = {"wrap", "unwrap"} if kind is SecretKind.KEK else {"sign"}
             return _file_attributes(
-                label, KeyClass.SECRET, kind, softsecrets.check_value(kind, key), uses, exportable=False
+                label, KeyClass.SECRET, kind, softsecrets.check_value(kind, key), kind.uses, exportable=False
             )
         with suppress(errors.NotFound):
             spki = _public_der(self._transport(label))
             kind, fingerprint = TransportKind.RSA_3072, sha256(spki).hexdigest()
-            return _file_attributes(label, KeyClass.PRIVATE, kind, fingerprint, {"unwrap"}, exportable=False)
+            return _file_attributes(
+                label, KeyClass.PRIVATE, kind, fingerprint, frozenset({"unwrap"}), exportable=False
+            )
         content = self._content(label, _SUFFIX)
         spki = _public_der(_decrypt(self._path(label, _SUFFIX), content, passphrase))
         return _file_attributes(
@@ -260,7 +280,7 @@ class SoftwareKeyStore:
             KeyClass.PRIVATE,
             recognise(spki),
             sha256(spki).hexdigest(),
-            {"sign"},
+            frozenset({"sign"}),
             exportable=content.startswith(_EXPORTABLE),
         )
 
@@ -299,10 +319,22 @@ class SoftwareKeyStore:
             raise errors.NotFound(f"there is no key {label!r}") from missing
 
     def _kek(self, label: KeyLabel) -> SecretBytes:
-        kind, key = softsecrets.open_secret(label, self._content(label, _SECRET_SUFFIX), self._require_open())
+        kind, key = self._secret(label)
         if kind is not SecretKind.KEK:
             raise errors.PolicyRefused("kek", f"{label!r} is no key-encryption key")
         return key
+
+    def _secret(self, label: KeyLabel) -> tuple[SecretKind, SecretBytes]:
+        self._require_open()
+        if (known := self._secrets.get(label)) is not None:
+            return known
+        check_label(label)
+        with self._loading:
+            passphrase = self._require_open()
+            if label not in self._secrets:
+                content = self._content(label, _SECRET_SUFFIX)
+                self._secrets[label] = softsecrets.open_secret(label, content, passphrase)
+            return self._secrets[label]
 
     def _transport(self, label: KeyLabel) -> rsa.RSAPrivateKey:
         content = self._content(label, _TRANSPORT_SUFFIX)
@@ -349,7 +381,7 @@ def _file_attributes(  # each says something else
     key_class: KeyClass,
     kind: KeyAlgorithm | SecretKind | TransportKind | None,
     fingerprint: str,
-    uses: set[str],
+    uses: frozenset[str],
     *,
     exportable: bool,
 ) -> KeyAttributes:
@@ -367,10 +399,10 @@ def _file_attributes(  # each says something else
         never_extractable=False,
         local=False,  # a file does not say where its key was made
         sign="sign" in uses,
-        derive=False,
+        derive="derive" in uses,
         wrap="wrap" in uses,
         unwrap="unwrap" in uses,
-        encrypt=False,
+        encrypt="encrypt" in uses,
         decrypt=False,
         wrap_with_trusted=exportable,
         trusted=False,

@@ -15,9 +15,8 @@ from contextlib import suppress
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.ciphers import algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from cryptography.hazmat.primitives.keywrap import (
     InvalidUnwrap,
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.keywrap import (
 )
 
 from birthmark import errors
+from birthmark.element.keyset import CHECKED_BLOCK, aes_cmac
 from birthmark.pki.attributes import CHECK_VALUE_OCTETS, SecretKind
 from birthmark.pki.certificates import from_pem, to_pem
 from birthmark.pki.der import SEQUENCE, only
@@ -57,10 +57,13 @@ _OAEP = padding.OAEP(
 def check_value(kind: SecretKind, key: SecretBytes) -> str:
     """Return the check value of a secret key, as ``pki.attributes`` defines it."""
     if kind is SecretKind.KEK:
-        return wrapped_under(key, SecretBytes(bytes(16)))[:CHECK_VALUE_OCTETS].hex()
-    mac = CMAC(algorithms.AES(key.reveal()))
-    mac.update(bytes(16))
-    return mac.finalize()[:CHECK_VALUE_OCTETS].hex()
+        made = wrapped_under(key, SecretBytes(bytes(16)))
+    elif "encrypt" in kind.uses:
+        encryptor = Cipher(algorithms.AES(key.reveal()), modes.CBC(bytes(16))).encryptor()
+        made = encryptor.update(CHECKED_BLOCK) + encryptor.finalize()
+    else:
+        made = aes_cmac(key, bytes(16))
+    return made[:CHECK_VALUE_OCTETS].hex()
 
 
 def wrapped_under(kek: SecretBytes, plain: SecretBytes) -> bytes:
@@ -118,18 +121,18 @@ def share_with(recipient: bytes, key: SecretBytes) -> bytes:
     return recipient_key(recipient).encrypt(key.reveal(), _OAEP)
 
 
-def open_share(transport: rsa.RSAPrivateKey, share: bytes) -> SecretBytes:
-    """Return the key-encryption key in a share.
+def open_share(transport: rsa.RSAPrivateKey, kind: SecretKind, share: bytes) -> SecretBytes:
+    """Return the secret key in a share.
 
     Raises:
-        errors.MalformedRequest: it was not encrypted to this key, or holds no AES-256 key.
+        errors.MalformedRequest: it was not encrypted to this key, or holds no key of this length.
     """
     try:
         key = SecretBytes(transport.decrypt(share, _OAEP))
     except ValueError as failure:
         raise errors.MalformedRequest("the share was not encrypted to this transport key") from failure
-    if len(key) != SecretKind.KEK.size:
-        raise errors.MalformedRequest("the share holds no AES-256 key")
+    if len(key) != kind.size:
+        raise errors.MalformedRequest(f"the share holds no key of {kind.size} octets, as {kind} is")
     return key
 
 

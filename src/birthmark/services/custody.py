@@ -219,7 +219,7 @@ class KeyCustody:
                 raise errors.IllegalTransition(
                     f"key {label} is on record with check value {known.fingerprint}"
                 )
-            found = keys.accept_kek(label, share, transport)
+            found = keys.accept_secret(label, SecretKind.KEK, share, transport)
             if found != check_value.lower():
                 raise errors.PolicyRefused(
                     "kek-check-value", f"key {label} has check value {found}, not {check_value[:16]}"
