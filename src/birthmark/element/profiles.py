@@ -1,17 +1,37 @@
 """Element profiles: what a type of secure element is like, and what is to be in it when it leaves.
 
 A profile is one TOML file.  A run's licence names it and pins its hash, as it does with certificate profiles.
-Labels of keys are those of the key store; no key and no PIN stands in a profile.
+Labels of keys are those of the key store; no key and no PIN stands in a profile.  ``catalogue`` reads the
+files.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 from birthmark.element.diversification import ContextSource, Scheme
 from birthmark.element.keyset import KeyBlockForm
 from birthmark.element.scp03 import Mode
 
-__all__ = ["DerivedKeys", "ElementProfile", "FixedKeys", "Replacement", "StoredObject", "TPMProfile"]
+__all__ = [
+    "AnyElementProfile",
+    "DerivedKeys",
+    "ElementKind",
+    "ElementProfile",
+    "FixedKeys",
+    "Replacement",
+    "StoredObject",
+    "TPMProfile",
+]
+
+
+class ElementKind(StrEnum):
+    """What a profile is of."""
+
+    SCP03 = "scp03"
+    """A secure element that gets a key set and data objects: ``ElementProfile``."""
+    TPM = "tpm"
+    """A TPM 2.0, which keeps the keys its maker put in: ``TPMProfile``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +113,11 @@ class ElementProfile:
     """How many dialogues may break off before the device is held."""
     objects: tuple[StoredObject, ...] = field(default=())
 
+    @property
+    def kind(self) -> ElementKind:
+        """What this profile is of."""
+        return ElementKind.SCP03
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TPMProfile:
@@ -105,3 +130,11 @@ class TPMProfile:
     """Certificates (DER) of the makers' authorities that are accepted as trust anchors."""
     intermediates: tuple[bytes, ...] = field(default=(), repr=False)
     """Certificates (DER) of authorities below them, for paths."""
+
+    @property
+    def kind(self) -> ElementKind:
+        """What this profile is of."""
+        return ElementKind.TPM
+
+
+AnyElementProfile: TypeAlias = ElementProfile | TPMProfile
