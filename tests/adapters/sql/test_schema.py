@@ -21,6 +21,7 @@ from birthmark.adapters.sql.tables import METADATA
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
+from birthmark.floor.elements import ElementUse, fresh
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
 from birthmark.floor.realm import Environment, Realm
 from birthmark.floor.recalls import Recall, RecallStatus
@@ -38,6 +39,7 @@ APPEND_ONLY = (
     "checkpoint",
     "identity_record",
     "key_use",
+    "element_use",
     "allowed_device",
     "shipped",
     "ceremony",
@@ -51,12 +53,14 @@ FROZEN = {
     "recall": "document",
     "key_asset": "fingerprint",
 }
-KEPT = ("head", "client", "device", "answer", "revocation")
+KEPT = ("head", "client", "device", "device_element", "answer", "revocation")
 KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
 KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
 
 
 REST = (
+    fresh("serial:D1", "a", element="e", master="m"),
+    ElementUse(id="m/00", device="serial:D1"),
     Shipped(device="serial:D1", consignment="C1", at=START),
     CeremonyRecord(
         id="c", file=b"x", file_sha256="", record=b"{}", record_sha256="", performed_at=START, leaf=0
@@ -124,7 +128,7 @@ def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
             version = (
                 connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
             )
-        assert version == ["0002"]
+        assert version == ["0003"]
         wanted = {
             table.name: (
                 [

@@ -17,6 +17,7 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
+from birthmark.floor.elements import DeviceElement, ElementUse
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
@@ -108,6 +109,8 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (Attempt, "attempt"),
         (DeviceCertificate, "device_certificate"),
         (KeyUse, "key_use"),
+        (DeviceElement, "device_element"),
+        (ElementUse, "element_use"),
         (IdentityRecord, "identity_record"),
         (Revocation, "revocation"),
         (Recall, "recall"),

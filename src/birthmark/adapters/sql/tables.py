@@ -4,9 +4,9 @@ Every table of values has one key, the first field of the value it holds: a text
 ``identity_record``, which is the number of its leaf.  Times are milliseconds since 1970 in UTC.
 
 By trigger (see the migrations) no table loses a row; the rows of ``realm``, ``leaf``, ``tile``,
-``checkpoint``, ``identity_record``, ``key_use``, ``allowed_device``, ``shipped`` and ``ceremony`` never
-change, and neither do the bytes of a certificate, the document of a run or recall, the device of an attempt
-and the fingerprint of a key.
+``checkpoint``, ``identity_record``, ``key_use``, ``element_use``, ``allowed_device``, ``shipped`` and
+``ceremony`` never change, and neither do the bytes of a certificate, the document of a run or recall, the
+device of an attempt and the fingerprint of a key.
 
 Ids and partitions compare by octets on both databases: a CRL is a walk along ``revocation.id``.
 """
@@ -234,6 +234,22 @@ Table(
     _text("backup_sha256", null=True),
 )
 Table("key_use", METADATA, _key("spki_sha256"), _text("device"))
+Table(
+    "device_element",
+    METADATA,
+    _key("device"),
+    _text("attempt"),
+    _text("element"),
+    _text("master"),
+    _text("phase"),
+    _bytes("kdd"),
+    _integer("initial_counter"),
+    _integer("final_counter"),
+    _integer("failures"),
+    _integer("tries"),
+    _text("reason", null=True),
+)
+Table("element_use", METADATA, _key("id"), _text("device"))
 Table(
     "identity_record",
     METADATA,

@@ -1,0 +1,88 @@
+"""Secure elements on the line: how far each has come, and whose it is (SPEC D1, D5).
+
+``DeviceElement`` is the journal: what is written here before a command goes out is what a dialogue that broke
+off is taken up with.  It is the element's, not the attempt's: a reworked device has the same chip.
+"""
+
+from dataclasses import dataclass, replace
+
+from birthmark.element.injection import KeySetPhase, KeySetState
+
+__all__ = ["DeviceElement", "ElementUse", "fresh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceElement:
+    """The secure element of one device, as far as we know."""
+
+    device: str
+    attempt: str
+    """The attempt under which it was last spoken to."""
+    element: str
+    """Name of its profile."""
+    master: str
+    """Label of the master key of its final set: which version of it the device was made with."""
+    phase: KeySetPhase
+    kdd: bytes
+    """Key diversification data as first seen, 10 octets; empty before."""
+    initial_counter: int
+    """Greatest sequence counter seen of the initial set; -1 for none."""
+    final_counter: int
+    failures: int
+    """EXTERNAL AUTHENTICATEs sent since the last that is known to have been accepted."""
+    tries: int
+    """Dialogues of this attempt that broke off."""
+    reason: str | None
+    """Why the last one did."""
+
+    @property
+    def state(self) -> KeySetState:
+        """Return what a dialogue is begun with."""
+        return KeySetState(
+            phase=self.phase,
+            key_diversification_data=self.kdd,
+            initial_counter=self.initial_counter,
+            final_counter=self.final_counter,
+            failures=self.failures,
+        )
+
+    def at(self, state: KeySetState) -> "DeviceElement":
+        """Return the row with another state."""
+        return replace(
+            self,
+            phase=state.phase,
+            kdd=state.key_diversification_data,
+            initial_counter=state.initial_counter,
+            final_counter=state.final_counter,
+            failures=state.failures,
+        )
+
+    def under(self, attempt: str) -> "DeviceElement":
+        """Return the row as an attempt finds it: a new one has all its tries."""
+        return self if attempt == self.attempt else replace(self, attempt=attempt, tries=0, reason=None)
+
+
+def fresh(device: str, attempt: str, *, element: str, master: str) -> DeviceElement:
+    """Return the row of an element nobody has spoken to."""
+    return DeviceElement(
+        device=device,
+        attempt=attempt,
+        element=element,
+        master=master,
+        phase=KeySetPhase.ABSENT,
+        kdd=b"",
+        initial_counter=-1,
+        final_counter=-1,
+        failures=0,
+        tries=0,
+        reason=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElementUse:
+    """Which device an element is in: no two devices have the same key set (SPEC C8)."""
+
+    id: str
+    """Label of the master key and the key diversification data (hex), joined by ``/``."""
+    device: str
