@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,36 @@ backend-path = ["."]
 name = "small"
 version = "1"
 """
+# What compiles the sources below: a back end that is a locked package itself.
+MAKER = """
+import pathlib, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    module = next(pathlib.Path().glob("made_*.py"))
+    wheel = f"{module.stem}-1-py3-none-any.whl"
+    info = f"{module.stem}-1.dist-info"
+    tags = "Wheel-Version: 1.0\\nGenerator: maker\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    with zipfile.ZipFile(f"{folder}/{wheel}", "w") as archive:
+        archive.writestr(module.name, module.read_text())
+        archive.writestr(f"{info}/METADATA", pathlib.Path("PKG-INFO").read_text())
+        archive.writestr(f"{info}/WHEEL", tags)
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+"""
+
+
+def source(folder: Path, name: str, backend: str = "maker") -> str:
+    """Write the source of a package of one module and return its line in a lock."""
+    path = folder / f"{name}-1.tar.gz"
+    files = {
+        f"{name}.py": "",
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        "pyproject.toml": f'[build-system]\nrequires = ["maker"]\nbuild-backend = "{backend}"\n',
+    }
+    with tarfile.open(path, "w:gz") as archive:
+        for file, text in files.items():
+            (folder / "part").write_text(text)
+            archive.add(folder / "part", f"{name}-1/{file}")
+    return f"{name}==1 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
 
 def wheel(folder: Path, name: str, content: str = "") -> str:
@@ -65,13 +96,20 @@ class Place:
         shutil.copytree(ROOT / "scripts/packages", folder / "scripts/packages")
         (folder / "pyproject.toml").write_text(PROJECT)
         (folder / "backend.py").write_text(BACKEND)
+        self.maker = wheel(self.wheels, "maker", MAKER)
+        self.requirements("compile", self.maker)
+        self.requirements("pcsc", source(self.wheels, "made_reader"))
+        self.requirements("tpm", source(self.wheels, "made_trust"))
+
+    def requirements(self, stem: str, *lines: str) -> None:
+        (self.folder / f"requirements/{stem}.txt").write_text("".join(lines))
 
     def lock(self, *lines: str) -> None:
-        for stem in ("dev", "runtime"):
-            (self.folder / f"requirements/{stem}.txt").write_text("".join(lines))
+        self.requirements("runtime", *lines)
+        self.requirements("dev", self.maker, *lines)
 
     def lock_peer(self, name: str, *lines: str) -> None:
-        (self.folder / f"requirements/peers/{name}.txt").write_text("".join(lines))
+        self.requirements(f"peers/{name}", *lines)
 
     def install(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
@@ -115,6 +153,7 @@ def test_it_installs_the_lock_and_then_has_nothing_to_do(place: Place) -> None:
     done = place.install()
     assert done.returncode == 0, done.stderr
     assert place.imports("first, second, small")
+    assert place.imports("made_reader, made_trust"), "development compiles the extras"
     again = place.install()
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert place.install("--runtime").stderr == "", "an environment for development serves the demo"
@@ -135,6 +174,43 @@ def test_a_file_that_is_not_the_locked_one_is_refused(place: Place) -> None:
     assert "DO NOT MATCH THE HASHES" in refused.stderr
     assert not place.imports("first")
     assert place.install().returncode != 0, "a failed installation is not taken for a finished one"
+
+
+def test_a_part_of_the_demo_that_needs_an_extra_gets_this_one(place: Place, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
+    place.lock(wheel(place.wheels, "first"))
+    assert place.install("--runtime").returncode == 0
+    assert not place.imports("made_reader"), "the product alone needs no compiler"
+    done = place.install("--runtime", "--with", "scp03", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert place.imports("made_reader")
+    assert not place.imports("made_trust")
+    again = place.install("--runtime", "--with", "scp03", PATH=path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_an_extra_that_cannot_be_compiled_is_left_out_of_development_and_stops_the_part_that_needs_it(
+    place: Place, tmp_path: Path
+) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
+    place.lock(wheel(place.wheels, "first"))
+    place.requirements("pcsc", source(place.wheels, "made_reader", backend="compiler_that_is_missing"))
+    place.requirements("tpm", f"made_trust==1 --hash=sha256:{'0' * 64}\n")
+    done = place.install(PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "requirements/pcsc.txt cannot be compiled here" in done.stderr
+    assert "going on without it" in done.stderr
+    assert "compiler_that_is_missing" in (place.folder / ".venv/pcsc.log").read_text()
+    assert "DO NOT MATCH THE HASHES" in (place.folder / ".venv/tpm.log").read_text()
+    assert place.imports("first")
+    assert not place.imports("made_trust")
+    refused = place.install("--with", "scp03", PATH=path)
+    assert refused.returncode == 1
+
+    # As soon as it can be compiled it is.
+    place.requirements("pcsc", source(place.wheels, "made_reader"))
+    assert place.install("--with", "scp03", PATH=path).returncode == 0
+    assert place.imports("made_reader")
 
 
 def commands(folder: Path, **scripts: str) -> str:
@@ -190,13 +266,14 @@ def test_a_checker_that_cannot_be_had_is_said_and_does_not_stop_the_rest(
     asking: Place, tmp_path: Path
 ) -> None:
     path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="echo installed")
-    asking.lock_peer("another", wheel(asking.wheels, "another"))
+    asking.lock_peer("another", wheel(asking.wheels, "another"), source(asking.wheels, "made_other"))
     asking.lock_peer("absent", f"absent==1 --hash=sha256:{'0' * 64}\n")
     done = asking.install("--system", PATH=path)
     assert done.returncode == 0, done.stderr
     assert "requirements/peers/absent.txt could not be installed" in done.stderr
     assert not (asking.folder / ".tools/peers/absent/.installed").exists()
-    assert asking.imports("another", ".tools/peers/another")
+    assert asking.imports("another, made_other", ".tools/peers/another")
+    assert not asking.imports("maker", ".tools/peers/another"), "it is compiled elsewhere"
 
 
 def test_a_part_of_the_demo_asks_only_for_its_own_packages(installed: Place, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def entries(lock: Path) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     logical = re.sub(r" *\\\n *", "\n", re.sub(r"(?m)^ *#.*\n?", "", lock.read_text()))
     name = ""
-    for line in logical.splitlines():
+    for line in filter(None, logical.splitlines()):
         if HASH.fullmatch(line.strip()):
             version, hashes = found[name]
             found[name] = (version, hashes + 1)
@@ -39,8 +39,8 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_there_is_a_lock_for_the_product_for_development_and_for_the_lock_itself() -> None:
-    assert [lock.stem for lock in OURS] == ["dev", "lock", "runtime"]
+def test_there_is_a_lock_for_the_product_its_extras_development_and_the_lock_itself() -> None:
+    assert [lock.stem for lock in OURS] == ["compile", "dev", "lock", "pcsc", "runtime", "tpm"]
 
 
 def test_every_checker_that_tests_run_has_a_lock_that_answers_what_is_asked_for() -> None:
@@ -87,8 +87,10 @@ def test_the_locks_answer_what_the_project_asks_for() -> None:
     groups = described["dependency-groups"]
     wanted = {
         "runtime": described["project"]["dependencies"] + groups["build"],
-        "dev": described["project"]["dependencies"] + groups["build"] + groups["dev"],
+        "dev": described["project"]["dependencies"] + groups["build"] + groups["compile"] + groups["dev"],
+        "compile": groups["compile"],
         "lock": groups["lock"],
+        **described["project"]["optional-dependencies"],
     }
     for stem, requirements in wanted.items():
         pins = entries(ROOT / "requirements" / f"{stem}.txt")
@@ -102,3 +104,18 @@ def test_what_builds_the_project_is_locked_too() -> None:
     described = project()
     built_with = {canonicalize_name(Requirement(text).name) for text in described["build-system"]["requires"]}
     assert built_with <= entries(ROOT / "requirements/runtime.txt").keys()
+
+
+def test_development_brings_all_that_compiles_an_extra_and_what_it_needs_but_not_the_extra_itself() -> None:
+    # A machine without a compiler could not install the lock for development otherwise.
+    dev = entries(ROOT / "requirements/dev.txt")
+    assert entries(ROOT / "requirements/compile.txt").items() <= dev.items()
+    for extra, requirements in project()["project"]["optional-dependencies"].items():
+        names = {canonicalize_name(Requirement(text).name) for text in requirements}
+        assert entries(ROOT / f"requirements/{extra}.txt").keys() == names
+        assert not names & dev.keys()
+
+
+def test_the_product_needs_no_compiler() -> None:
+    runtime = entries(ROOT / "requirements/runtime.txt")
+    assert not runtime.keys() & {"setuptools", "pyscard", "tpm2-pytss"}
