@@ -240,6 +240,8 @@ class Settings(_Table):
     log: LogSettings = LogSettings()
     profiles_directory: Path | None = None
     """Where this installation's own certificate profiles are; the packaged ones are always there."""
+    elements_directory: Path | None = None
+    """Likewise, the profiles of secure elements."""
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")

@@ -17,7 +17,11 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     copy = tmp_path_factory.mktemp("tree")
     shutil.copy(ROOT / "pyproject.toml", copy)
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for data in ("pki/profiles/planted.toml", "adapters/sql/migrations/versions/0000_planted.py"):
+    for data in (
+        "pki/profiles/planted.toml",
+        "element/packaged/planted.toml",
+        "adapters/sql/migrations/versions/0000_planted.py",
+    ):
         (copy / "src/birthmark" / data).parent.mkdir(parents=True, exist_ok=True)
         (copy / "src/birthmark" / data).touch()
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(copy / "dist")]
@@ -29,6 +33,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_profiles_migrations_and_the_typing_mark_are_in_the_wheel(names: list[str]) -> None:
     assert "birthmark/py.typed" in names
     assert "birthmark/pki/profiles/planted.toml" in names
+    assert "birthmark/element/packaged/planted.toml" in names
     assert "birthmark/adapters/sql/migrations/versions/0000_planted.py" in names
 
 

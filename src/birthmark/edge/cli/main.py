@@ -22,6 +22,7 @@ from birthmark.edge.cli.ceremonies import ceremonies
 from birthmark.edge.cli.clients import bootstraps, operators, stations
 from birthmark.edge.cli.configuration import config
 from birthmark.edge.cli.devices import devices
+from birthmark.edge.cli.elements import elements
 from birthmark.edge.cli.keys import keys
 from birthmark.edge.cli.logs import logs, read_notes
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
@@ -101,7 +102,8 @@ def command_tree() -> typer.Typer:
     tree.command("version")(version)
     people = (stations, operators, bootstraps, servers, responders)
     fleet = (runs, devices, recalls, shipments)
-    for group in (*fleet, *people, authorities, ceremonies, keys, profiles, logs, config, _database()):
+    judged = (profiles, elements)
+    for group in (*fleet, *people, authorities, ceremonies, keys, *judged, logs, config, _database()):
         tree.add_typer(group)
     return tree
 

@@ -5,7 +5,6 @@ It is judged before it is taken in: read, searched for contradictions, and a cer
 allows, which our rules and the inspector must accept.  The running service reads its profiles when it starts.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +15,8 @@ from birthmark import errors
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.inputs import pairs
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
+from birthmark.edge.cli.profile_files import put_in_place, read_whole
 from birthmark.edge.cli.session import Session, session_of
-from birthmark.edge.station.folder import flush_directory
 from birthmark.floor.runs import Run, RunLicence
 from birthmark.pki import profiles as packaged
 from birthmark.pki.profiles import Catalogue, Profile
@@ -119,7 +118,7 @@ def add_profile(
                     raise errors.IllegalTransition(
                         f"run {run.id} was signed for another profile {name}: give this one another name"
                     )
-    _write(directory, f"{profile.name}.toml", octets)
+    put_in_place(directory, f"{profile.name}.toml", octets)
     printing.line(
         f"profile {profile.name} is in {directory}; a running service knows it when it is started again"
     )
@@ -133,13 +132,7 @@ def _catalogue(settings: Path) -> Catalogue:
 
 
 def _read(file: Path) -> tuple[Profile, bytes]:
-    try:
-        with file.open("rb") as opened:
-            octets = opened.read(_LONGEST + 1)
-    except OSError as cause:
-        raise errors.NotFound(f"cannot read {file}: {cause.strerror}") from cause
-    if len(octets) > _LONGEST:
-        raise errors.TooLarge(f"{file} has more than {_LONGEST} octets")
+    octets = read_whole(file, _LONGEST)
     profile = packaged.parse(octets, file.name)
     if profile.name in packaged.names():
         raise errors.IllegalTransition(f"{profile.name} is a packaged profile: give this one another name")
@@ -155,21 +148,6 @@ def _judged(
     if unknown:
         raise errors.MalformedRequest(f"profile {profile.name} does not use {', '.join(unknown)}")
     return inspect_profile(catalogue, profile, factory.inspector(), given, factory.clock().now())
-
-
-def _write(directory: Path, name: str, octets: bytes) -> None:
-    """Put a file in place, whole or not at all."""
-    unfinished = directory / f".{name}.unfinished"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(octets)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(directory / name)
-    except OSError as cause:
-        raise errors.Unavailable(f"cannot write {directory / name}: {cause.strerror}") from cause
-    flush_directory(directory)
 
 
 def _summary(profile: Profile) -> dict[str, str]:
