@@ -20,6 +20,7 @@ several certificates; ``HasSecureElement``, if keys go into its secure element),
 
 from birthmark.edge.station.answers import (
     DeviceStatus,
+    ElementStep,
     FurtherStatus,
     Issued,
     IssuedCertificate,
@@ -28,21 +29,25 @@ from birthmark.edge.station.answers import (
     Release,
     RunStatus,
 )
+from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
 from birthmark.edge.station.client import Station
 from birthmark.edge.station.credentials import Credentials, read_station_directory, write_station_directory
 from birthmark.edge.station.element import DeviceElement, DeviceSlot, HasSecureElement, SeveralSlots
 from birthmark.edge.station.enclave import Enclave
+from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.pending import Journal, Pending, Phase
-from birthmark.edge.station.provisioning import IssueItem, ProofItem
 
 __all__ = [
+    "Carried",
     "Credentials",
     "DeviceElement",
     "DeviceSlot",
     "DeviceStatus",
+    "ElementStep",
     "Enclave",
     "FurtherStatus",
     "HasSecureElement",
+    "InjectItem",
     "IssueItem",
     "Issued",
     "IssuedCertificate",

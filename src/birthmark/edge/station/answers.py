@@ -6,16 +6,19 @@ Binary values are octets, certificates DER, times as the service spells them (RF
 """
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from birthmark.element.apdu import Batch, CommandAPDU, Guarded
 from birthmark.errors import IntegrityFailure, MalformedRequest
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 
 __all__ = [
     "DeviceStatus",
+    "ElementStep",
     "FurtherStatus",
     "Issued",
     "IssuedCertificate",
@@ -27,6 +30,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _Body = Mapping[str, Any]
+_HEX = re.compile("(?:[0-9A-Fa-f]{2})+")
 
 
 def take(body: _Body, name: str, kind: type[_T]) -> _T:
@@ -235,6 +239,58 @@ class IssuedCertificate:
         )
 
 
+def _octets(text: object) -> bytes:
+    """Return the octets of a hexadecimal text; none of anything else."""
+    return bytes.fromhex(text) if isinstance(text, str) and _HEX.fullmatch(text) else b""
+
+
+def _command(body: _Body) -> Guarded:
+    command = _octets(body.get("command"))
+    status_words = [_octets(word) for word in _texts(body, "status_words")]
+    digest = _optional(body, "response_sha256", str)
+    if not status_words or any(len(word) != 2 for word in status_words):
+        raise IntegrityFailure("the service's answer says nothing of the status words of a command")
+    if digest is not None and len(_octets(digest)) != 32:
+        raise IntegrityFailure("the service's answer foretells a response with a strange hash")
+    try:
+        CommandAPDU.decode(command)
+    except MalformedRequest as wrong:
+        raise IntegrityFailure(f"the service sent no command for a secure element: {wrong}") from wrong
+    return Guarded(
+        command=command,
+        status_words=tuple(int.from_bytes(word, "big") for word in status_words),
+        response_sha256=None if digest is None else digest.lower(),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElementStep:
+    """Commands for a secure element, each with what has to come back for the next one to be sent."""
+
+    step: int
+    """From 1 on: goes back with the responses."""
+    last: bool
+    """True if the responses go with the proof."""
+    batch: Batch = field(repr=False)
+
+    @classmethod
+    def read(cls, body: _Body) -> "ElementStep":
+        """Read a part of an answer."""
+        found = cls(
+            step=take(body, "step", int),
+            last=take(body, "last", bool),
+            batch=tuple(map(_command, _objects(body, "commands"))),
+        )
+        if found.step < 1 or not found.batch:
+            raise IntegrityFailure("the service's answer has no commands for the secure element")
+        return found
+
+    @classmethod
+    def of(cls, body: _Body) -> "ElementStep":
+        """Read the answer to an inject request."""
+        return cls.read(take(body, "element", dict))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issued:
     """A certificate to install, and the challenge to sign afterwards.  Nothing is verified yet."""
@@ -251,6 +307,8 @@ class Issued:
     """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
     further: tuple[IssuedCertificate, ...] = ()
     """For the run's further profiles, in their order: proved with the same challenge."""
+    element: ElementStep | None = None
+    """The first batch for the device's secure element, if the run puts a key set into it."""
 
     @classmethod
     def read(cls, body: _Body) -> "Issued":
@@ -259,6 +317,7 @@ class Issued:
             challenge = base64.b64decode(take(body, "challenge", str), validate=True)
         except ValueError as wrong:
             raise IntegrityFailure("the service's challenge is not base64") from wrong
+        element = _optional(body, "element", dict)
         return cls(
             device=take(body, "device", str),
             attempt=take(body, "attempt", str),
@@ -269,6 +328,7 @@ class Issued:
             further=tuple(map(IssuedCertificate.read, _objects(body, "further")))
             if "further" in body
             else (),
+            element=None if element is None else ElementStep.read(element),
         )
 
 

@@ -11,14 +11,24 @@ from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
 from birthmark.errors import IntegrityFailure, MalformedRequest
 from birthmark.ledger import proof
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki import der
-from birthmark.pki.certificates import Certificate
+from birthmark.pki.certificates import Certificate, from_pem
+from birthmark.secret import SecretBytes
 
-__all__ = ["Further", "VerifiedToken", "same_hardware_id", "verify_certificate", "verify_token"]
+__all__ = [
+    "Further",
+    "VerifiedToken",
+    "same_hardware_id",
+    "spki_of_key",
+    "spki_of_request",
+    "verify_certificate",
+    "verify_token",
+]
 
 Further = Sequence[tuple[str, str]]
 """Profile and fingerprint (hex) of each further certificate, in the order of the run's profiles."""
@@ -47,6 +57,36 @@ def same_hardware_id(asked: str, device: str) -> bool:
     if stored == asked:
         return True
     return kind in _FREE_SPELLING and asked.upper().replace("-", "").replace(":", "") == stored
+
+
+def spki_of_request(csr: str) -> bytes:
+    """Return the key (SubjectPublicKeyInfo, DER) that a certification request (PEM) is for.
+
+    Raises:
+        MalformedRequest: it cannot be read.
+    """
+    for label in ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"):
+        try:
+            request = x509.load_der_x509_csr(from_pem(csr, label)[0])
+            return request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        except (MalformedRequest, ValueError):
+            continue
+    raise MalformedRequest("the device's certification request cannot be read")
+
+
+def spki_of_key(key: SecretBytes | None) -> bytes:
+    """Return the public half (SubjectPublicKeyInfo, DER) of a delivered key.
+
+    Raises:
+        IntegrityFailure: it cannot be read.
+    """
+    try:
+        loaded = None if key is None else load_der_private_key(key.reveal(), password=None)
+    except (ValueError, TypeError):
+        loaded = None
+    if loaded is None:  # outside of except: no cause that saw the key
+        raise IntegrityFailure("the service sent a key that cannot be read")
+    return loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def verify_certificate(

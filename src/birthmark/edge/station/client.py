@@ -9,25 +9,43 @@ the service's certificate and name, the certificates it issues, the release toke
 changes its key nor shrinks.  What is not: the time.
 """
 
-import base64
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 from birthmark import errors
-from birthmark.edge.station.answers import DeviceStatus, Issued, Me, Proved, Release, RunStatus, take
+from birthmark.edge.station.answers import (
+    DeviceStatus,
+    ElementStep,
+    Issued,
+    Me,
+    Proved,
+    Release,
+    RunStatus,
+    take,
+)
+from birthmark.edge.station.bodies import (
+    InjectItem,
+    IssueItem,
+    ProofItem,
+    inject_body,
+    issue_body,
+    proof_body,
+    read_results,
+)
 from birthmark.edge.station.checks import Further, VerifiedToken, verify_token
 from birthmark.edge.station.credentials import Credentials, read_station_directory
 from birthmark.edge.station.element import DeviceElement
 from birthmark.edge.station.folder import Folder
+from birthmark.edge.station.gangs import Gang, Requests
+from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.pending import FolderJournal, Journal, MemoryJournal, Phase
-from birthmark.edge.station.provisioning import IssueItem, ProofItem, Work
+from birthmark.edge.station.provisioning import Work
 from birthmark.edge.station.records import StationRecords
-from birthmark.edge.station.transport import Entropy, OnWait, Transport, decode_object, refusal
+from birthmark.edge.station.transport import Entropy, OnWait, Transport, decode_object
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey
 
 __all__ = ["Station"]
@@ -199,6 +217,14 @@ class Station:
         """Ask for many identities; the results are in the order of the items."""
         return self._in_gangs(items, lambda gang: self._gang_issue(run, gang, self._next_seq()))
 
+    def inject(self, attempt: str, carried: Carried) -> ElementStep:
+        """Tell what a secure element answered, and ask for the next batch; ``Carried()`` begins anew."""
+        return self._inject(InjectItem(attempt=attempt, carried=carried))
+
+    def gang_inject(self, items: Sequence[InjectItem]) -> list[ElementStep | errors.Refusal]:
+        """Do that for many secure elements; the results are in the order of the items."""
+        return self._in_gangs(items, self._gang_inject)
+
     def prove(
         self,
         attempt: str,
@@ -206,6 +232,7 @@ class Station:
         signature: bytes,
         *,
         further: Sequence[tuple[str, bytes]] = (),
+        element: Carried | None = None,
         key: str | None = None,
     ) -> Proved:
         """Send one proof.  The token in the answer is not verified: see ``provision``.
@@ -215,6 +242,7 @@ class Station:
             certificate_sha256: of the certificate (DER) as read back from the device, hex.
             signature: the device's, over ``birthmark.pki.possession.proof_message``.
             further: fingerprint and signature for each further certificate, in their order.
+            element: what the secure element answered to the last batch, if the run puts keys into it.
             key: idempotency key; give one to be able to ask again for the same.
         """
         item = ProofItem(
@@ -223,6 +251,7 @@ class Station:
             signature=signature,
             key=key or self._new_key(),
             further=tuple(further),
+            element=element,
         )
         return self._prove(item, self._next_seq())
 
@@ -261,15 +290,18 @@ class Station:
             run: id of the run.
             hardware_id: as scanned.
             element: the device.  If the run gives each device several certificates, it has to be a
-                ``SeveralSlots`` too.
+                ``SeveralSlots`` too; if it puts keys into its secure element, a ``HasSecureElement``.
             delivered: True to have the service make the keys.
             further: profiles of the run's further certificates, in their order; None to ask the service.  Of
                 use only where an older service does not tell a bootstrap credential.
 
         Raises:
-            errors.MalformedRequest: the device cannot make a key, or has no place for all certificates.
+            errors.MalformedRequest: the device cannot make a key, has no place for all certificates, or has
+                no secure element where the run puts keys into it.
             errors.ProofFailed: the device did not prove that it holds its keys; the service holds it.
-            errors.Unavailable: the service was away longer than our patience: call again.
+            errors.Unavailable: the service was away longer than our patience, or the secure element or its
+                reader is gone: call again.
+            errors.Interrupted: the secure element keeps breaking off: look at its contacts, and call again.
             errors.IntegrityFailure: the service's answer is not to be believed: stop the line.
             errors.Refusal: the service refused; a later call is a new attempt.
         """
@@ -284,15 +316,17 @@ class Station:
                 work.issue_refused(refused)
                 raise
             work.accept(issued)
-        work.prepare(new_seq=self._next_seq)
-        try:
-            proved = self._prove(work.proof(), work.pending.prove_seq)
-        except errors.Refusal as refused:
-            release = work.prove_refused(refused)
-            if release is None:
-                raise
-            return release
-        return work.finish(proved)
+        release: Release | None = None
+        while release is None:
+            self._carry(work)
+            work.prepare(new_seq=self._next_seq)
+            try:
+                proved = self._prove(work.proof(), work.pending.prove_seq)
+            except errors.Refusal as refused:
+                release = work.prove_refused(refused)
+            else:
+                release = work.finish(proved)
+        return release
 
     def provision_gang(
         self,
@@ -312,56 +346,20 @@ class Station:
             A release or a refusal for each, in order.  Whatever a refusal stands for, the call can be made
             again.
         """
-        results: dict[int, Release | errors.Refusal] = {}
-        works: dict[int, Work] = {}
-        # One number for all that is asked for the first time; what was asked before keeps its own (SPEC E5).
-        fresh = _Once(self._next_seq)
-        profiles = _Once(partial(self._further_of, run, further))
-        for index, (hardware_id, element, delivered) in enumerate(devices):
-            with _noting(results, index):
-                work = self._work(run, hardware_id, element)
-                work.begin(delivered=delivered, further=profiles, new_seq=fresh)
-                works[index] = work
-        self._gang_issue_all(run, works, results)
-        self._gang_prove_all({i: work for i, work in works.items() if i not in results}, results)
-        return [results[index] for index in range(len(devices))]
-
-    def _gang_issue_all(
-        self, run: str, works: Mapping[int, Work], results: dict[int, Release | errors.Refusal]
-    ) -> None:
-        asking = {i: work for i, work in works.items() if work.pending.phase is Phase.ASKING}
-        for seq, gang in self._gangs(asking, lambda work: work.pending.issue_seq):
-            items = [works[index].request() for index in gang]
-            for index, issued in zip(
-                gang, _each(len(gang), partial(self._gang_issue, run, items, seq)), strict=True
-            ):
-                with _noting(results, index):
-                    if isinstance(issued, errors.Refusal):
-                        works[index].issue_refused(issued)
-                        raise issued
-                    works[index].accept(issued)
-
-    def _gang_prove_all(
-        self, works: Mapping[int, Work], results: dict[int, Release | errors.Refusal]
-    ) -> None:
-        fresh = _Once(self._next_seq)
-        for index, work in works.items():
-            with _noting(results, index):
-                work.prepare(new_seq=fresh)
-        proving = {i: work for i, work in works.items() if i not in results}
-        for seq, gang in self._gangs(proving, lambda work: work.pending.prove_seq):
-            items = [works[index].proof() for index in gang]
-            for index, proved in zip(
-                gang, _each(len(gang), partial(self._gang_prove, items, seq)), strict=True
-            ):
-                with _noting(results, index):
-                    if isinstance(proved, errors.Refusal):
-                        release = works[index].prove_refused(proved)
-                        if release is None:
-                            raise proved
-                        results[index] = release
-                    else:
-                        results[index] = works[index].finish(proved)
+        gang = Gang(
+            Requests(
+                new_seq=self._next_seq,
+                most=lambda: self._known_me().max_gang,
+                issue=partial(self._gang_issue, run),
+                inject=self._gang_inject,
+                prove=self._gang_prove,
+            )
+        )
+        return gang.provision(
+            [self._work(run, hardware_id, element) for hardware_id, element, _ in devices],
+            delivered=[delivered for _, _, delivered in devices],
+            further=partial(self._further_of, run, further),
+        )
 
     def abandon(self, hardware_id: str, element: DeviceElement) -> None:
         """Forget what is under way for a device, so that the next ``provision`` is a new attempt.
@@ -404,6 +402,16 @@ class Station:
             new_key=self._new_key,
         )
 
+    def _carry(self, work: Work) -> None:
+        """Stand between the service and a device's secure element until the proof is what comes next."""
+        while (item := work.carry()) is not None:
+            try:
+                step = self._inject(item)
+            except errors.Refusal as refused:
+                work.inject_refused(refused)
+            else:
+                work.take(step)
+
     def _further_of(self, run: str, told: Sequence[str] | None) -> tuple[str, ...]:
         """Return the profiles of a run's further certificates; asked once, since a licence never changes."""
         if told is not None:
@@ -426,19 +434,27 @@ class Station:
         return self._journals.setdefault(hardware_id, MemoryJournal())
 
     def _issue(self, run: str, item: IssueItem, seq: int) -> Issued:
-        return Issued.read(self._post(f"/v1/runs/{_segment(run)}/issue", _issue_body(item), seq))
+        return Issued.read(self._post(f"/v1/runs/{_segment(run)}/issue", issue_body(item), seq))
 
     def _prove(self, item: ProofItem, seq: int | None) -> Proved:
-        return Proved.read(self._post("/v1/prove", _proof_body(item), seq))
+        return Proved.read(self._post("/v1/prove", proof_body(item), seq))
+
+    def _inject(self, item: InjectItem) -> ElementStep:
+        # No number: it leaves no entry in the log, until it fails.
+        return ElementStep.of(self._post("/v1/inject", inject_body(item), None))
 
     def _gang_issue(self, run: str, items: Sequence[IssueItem], seq: int) -> list[Issued | errors.Refusal]:
-        body = {"devices": [_issue_body(item) for item in items]}
+        body = {"devices": [issue_body(item) for item in items]}
         answer = self._post(f"/v1/runs/{_segment(run)}/gang-issue", body, seq)
-        return _results(answer, len(items), Issued.read)
+        return read_results(answer, len(items), Issued.read)
+
+    def _gang_inject(self, items: Sequence[InjectItem]) -> list[ElementStep | errors.Refusal]:
+        answer = self._post("/v1/gang-inject", {"dialogues": [inject_body(item) for item in items]}, None)
+        return read_results(answer, len(items), ElementStep.of)
 
     def _gang_prove(self, items: Sequence[ProofItem], seq: int | None) -> list[Proved | errors.Refusal]:
-        body = {"proofs": [_proof_body(item) for item in items]}
-        return _results(self._post("/v1/gang-prove", body, seq), len(items), Proved.read)
+        body = {"proofs": [proof_body(item) for item in items]}
+        return read_results(self._post("/v1/gang-prove", body, seq), len(items), Proved.read)
 
     def _dispose(self, device: str, act: str, reason: str, key: str | None) -> DeviceStatus:
         body = {"reason": reason, "idempotency_key": key or self._new_key()}
@@ -452,19 +468,6 @@ class Station:
         for start in range(0, len(items), size):
             results += ask(items[start : start + size])
         return results
-
-    def _gangs(
-        self, works: Mapping[int, Work], seq_of: Callable[[Work], int | None]
-    ) -> Iterator[tuple[int, list[int]]]:
-        """Split devices into gangs, each with the request number its devices were given."""
-        by_seq: dict[int, list[int]] = {}
-        for index, work in works.items():
-            by_seq.setdefault(seq_of(work) or 0, []).append(index)
-        size = self._known_me().max_gang if works else 1
-        for seq, indices in by_seq.items():
-            for start in range(0, len(indices), size):
-                # More devices than one request takes: the second and further gangs are requests of their own.
-                yield (seq if start == 0 else self._next_seq()), indices[start : start + size]
 
     def _known_me(self) -> Me:
         return self._me or self.me()
@@ -492,80 +495,6 @@ class Station:
             headers["Birthmark-Seq"] = str(seq)
         _, answer = self._transport.request("POST", path, headers, json.dumps(body).encode())
         return decode_object(answer)
-
-
-class _Once(Generic[_T]):
-    """What is asked for when the first one wants it, and shared by the others; a refusal is shared too."""
-
-    def __init__(self, ask: Callable[[], _T]) -> None:
-        self._ask = ask
-        self._answers: list[_T | errors.Refusal] = []
-
-    def __call__(self) -> _T:
-        if not self._answers:
-            try:
-                self._answers.append(self._ask())
-            except errors.Refusal as refused:
-                self._answers.append(refused)
-        (answer,) = self._answers
-        if isinstance(answer, errors.Refusal):
-            raise answer
-        return answer
-
-
-@contextmanager
-def _noting(results: dict[int, Release | errors.Refusal], index: int) -> Iterator[None]:
-    """Make a refusal the result of one device, so that the others go on."""
-    try:
-        yield
-    except errors.Refusal as refused:
-        results[index] = refused
-
-
-def _each(count: int, ask: Callable[[], Iterable[_T | errors.Refusal]]) -> Iterable[_T | errors.Refusal]:
-    """Ask for a gang; a refusal of the whole request is each one's."""
-    try:
-        return ask()
-    except errors.Refusal as refused:
-        return [refused] * count
-
-
-def _results(
-    body: Mapping[str, Any], count: int, read: Callable[[Mapping[str, Any]], _T]
-) -> list[_T | errors.Refusal]:
-    items = take(body, "results", list)
-    if len(items) != count:
-        raise errors.IntegrityFailure(f"asked for {count} devices, the service answered for {len(items)}")
-    results: list[_T | errors.Refusal] = []
-    for item in items:
-        if not isinstance(item, dict):
-            raise errors.IntegrityFailure("a result of the service is no json object")
-        results.append(refusal(item) if "code" in item else read(item))
-    return results
-
-
-def _issue_body(item: IssueItem) -> dict[str, Any]:
-    body: dict[str, Any] = {"hardware_id": item.hardware_id, "idempotency_key": item.key}
-    if item.csr is not None:
-        body["csr"] = item.csr
-    if item.further_csrs:
-        body["further_csrs"] = list(item.further_csrs)
-    return body
-
-
-def _proof_body(item: ProofItem) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "attempt": item.attempt,
-        **_shown(item.certificate_sha256, item.signature),
-        "idempotency_key": item.key,
-    }
-    if item.further:
-        body["further"] = [_shown(digest, signature) for digest, signature in item.further]
-    return body
-
-
-def _shown(certificate_sha256: str, signature: bytes) -> dict[str, str]:
-    return {"certificate_sha256": certificate_sha256, "signature": base64.b64encode(signature).decode()}
 
 
 def _segment(text: str) -> str:

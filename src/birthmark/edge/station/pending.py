@@ -2,11 +2,14 @@
 
 A station may lose its power between any two steps.  ``Pending`` holds what it takes to go on as if nothing
 had happened: the idempotency keys, the request numbers, and everything random that was part of a request
-(the certification request, the signature), because the same key with another request is refused.  It holds
-no secret.
+(the certification request, the signature, what a secure element answered last), because the same key with
+another request is refused.  It holds no secret.
 
 Phases: ``asking`` (the identity is asked for), ``installed`` (the device has it), ``proving`` (the proof is
-sent; the outcome is unknown until it is answered), ``released``.
+sent; the outcome is unknown until it is answered), ``released``.  A device whose secure element gets a key
+set stays ``installed`` until all of that is carried: after a break the dialogue is begun anew, as only the
+service and the element know how far they came.  What the element answered to the last batch is part of the
+proof, and written down with it.
 
 A ``Journal`` keeps it.  A device element that can keep it itself is one (see ``Enclave``); for any other the
 station's directory does, or, for a station without a directory, its memory.
@@ -21,7 +24,15 @@ from typing import Protocol, runtime_checkable
 from birthmark.edge.station.folder import Folder
 from birthmark.errors import IntegrityFailure
 
-__all__ = ["FolderJournal", "FurtherPending", "Journal", "MemoryJournal", "Pending", "Phase"]
+__all__ = [
+    "ElementPending",
+    "FolderJournal",
+    "FurtherPending",
+    "Journal",
+    "MemoryJournal",
+    "Pending",
+    "Phase",
+]
 
 
 class Phase(StrEnum):
@@ -44,6 +55,26 @@ class FurtherPending:
     """Of the certificate that was installed (DER), hex."""
     signature: str | None = field(default=None, repr=False)
     """The proof exactly as sent (hex); from ``proving`` on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElementPending:
+    """What is under way for a device's secure element."""
+
+    step: int = 0
+    """Number of the last batch; from ``proving`` on."""
+    responses: tuple[str, ...] = field(default=(), repr=False)
+    """What the element answered to it, exactly as sent with the proof (hex); from ``proving`` on."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is of another type: it is read from a file.
+
+        Raises:
+            TypeError: it is.
+        """
+        object.__setattr__(self, "responses", tuple(self.responses))
+        if type(self.step) is not int or not all(isinstance(response, str) for response in self.responses):
+            raise TypeError("a step is a number and responses are texts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +107,16 @@ class Pending:
     """The proof exactly as sent (hex); from ``proving`` on."""
     further: tuple[FurtherPending, ...] = ()
     """For the run's further certificates, in their order."""
+    element: ElementPending | None = None
+    """For the device's secure element, if the run puts a key set into it; from ``installed`` on."""
 
     def encode(self) -> bytes:
-        """Return it as JSON, one line; nothing of further certificates where there are none."""
+        """Return it as JSON, one line; nothing of further certificates or an element where there are none."""
         value = asdict(self)
         if not self.further:
             del value["further"]
+        if self.element is None:
+            del value["element"]
         return json.dumps(value, sort_keys=True).encode() + b"\n"
 
     @classmethod
@@ -95,7 +130,10 @@ class Pending:
             value = json.loads(octets)
             value["phase"] = Phase(value["phase"])
             further = tuple(FurtherPending(**one) for one in value.pop("further", ()))
-            pending = cls(**value, further=further)
+            element = value.pop("element", None)
+            if element is not None:
+                element = ElementPending(**element)
+            pending = cls(**value, further=further, element=element)
             if not all(isinstance(one.profile, str) for one in further):
                 raise TypeError("a profile has no name")
         except (ValueError, TypeError, KeyError, AttributeError) as wrong:
@@ -103,7 +141,9 @@ class Pending:
         parts: tuple[Pending | FurtherPending, ...] = (pending, *further)
         for part in parts:
             for item in fields(part):
-                if item.name != "further" and not isinstance(getattr(part, item.name), str | int | None):
+                if item.name not in {"further", "element"} and not isinstance(
+                    getattr(part, item.name), str | int | None
+                ):
                     raise IntegrityFailure(f"what is written down as under way has a strange {item.name}")
         if pending.phase is not Phase.ASKING and None in (
             pending.device,
@@ -113,6 +153,9 @@ class Pending:
             *(one.certificate_sha256 for one in further),
         ):
             raise IntegrityFailure(f"what is written down as {pending.phase} names no attempt")
+        shown = pending.phase in {Phase.PROVING, Phase.RELEASED}
+        if pending.element is not None and shown != (pending.element.step > 0):
+            raise IntegrityFailure(f"what is written down as {pending.phase} has a strange element")
         return pending
 
 

@@ -5,6 +5,7 @@ taken; who asks (one device a request, or a gang) is the client's business.
 
     begin     what is under way is picked up; else the device makes its keys, and the intent is written down
     accept    the certificates are checked and installed
+    carry     if keys go into its secure element: the service and the element talk (``injecting``)
     prepare   the device reads its certificates back and signs; the proofs are written down
     finish    the token is checked and stored
 
@@ -15,6 +16,7 @@ the run's profiles.
 What a refusal means for what is written down, so that the same call is always the right thing to do next:
 
 - the outcome is unknown (unavailable, unauthenticated, a fault of the service): everything stays;
+- the dialogue with the secure element broke off (interrupted): it is begun anew, within the same call;
 - the proof may not be sent by us now (not-permitted and the like): the identity stays, the next proof is a
   new request;
 - anything else: closed, and the next call is a new attempt.  Before that, if the device was proved already
@@ -22,52 +24,49 @@ What a refusal means for what is written down, so that the same call is always t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
-
 from birthmark import errors
-from birthmark.edge.station.answers import DeviceStatus, Issued, IssuedCertificate, Proved, Release
-from birthmark.edge.station.checks import Further, VerifiedToken, verify_certificate
-from birthmark.edge.station.element import DeviceElement, DeviceSlot, SeveralSlots
-from birthmark.edge.station.pending import FurtherPending, Journal, Pending, Phase
-from birthmark.pki.certificates import Certificate, fingerprint, from_pem, to_pem
+from birthmark.edge.station.answers import (
+    DeviceStatus,
+    ElementStep,
+    Issued,
+    IssuedCertificate,
+    Proved,
+    Release,
+)
+from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
+from birthmark.edge.station.checks import (
+    Further,
+    VerifiedToken,
+    spki_of_key,
+    spki_of_request,
+    verify_certificate,
+)
+from birthmark.edge.station.element import (
+    DeviceElement,
+    DeviceSlot,
+    HasSecureElement,
+    SeveralSlots,
+)
+from birthmark.edge.station.injecting import Carried, Dialogue
+from birthmark.edge.station.pending import ElementPending, FurtherPending, Journal, Pending, Phase
+from birthmark.element.apdu import CardChannel
+from birthmark.pki.certificates import Certificate, fingerprint, to_pem
 from birthmark.pki.possession import proof_message
 from birthmark.secret import SecretBytes
 
-__all__ = ["IssueItem", "ProofItem", "Service", "Work"]
+__all__ = ["Service", "Work"]
 
-_UNKNOWN_OUTCOME = (errors.Unavailable, errors.Unauthenticated, errors.IntegrityFailure, errors.Fault)
+_UNKNOWN_OUTCOME = (
+    errors.Unavailable,
+    errors.Unauthenticated,
+    errors.IntegrityFailure,
+    errors.Fault,
+    errors.Interrupted,
+)
 _ASK_ANOTHER_WAY = (errors.NotPermitted, errors.MalformedRequest, errors.TooLarge, errors.PolicyRefused)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssueItem:
-    """An issue request for one device."""
-
-    hardware_id: str
-    key: str
-    """Idempotency key."""
-    csr: str | None = field(default=None, repr=False)
-    """PKCS#10 (PEM), or None to have the key delivered."""
-    further_csrs: tuple[str, ...] = field(default=(), repr=False)
-    """The same for the run's further profiles, in their order; none if keys are delivered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProofItem:
-    """A proof for one device."""
-
-    attempt: str
-    certificate_sha256: str
-    """Hex."""
-    signature: bytes
-    key: str
-    """Idempotency key."""
-    further: tuple[tuple[str, bytes], ...] = ()
-    """Fingerprint (hex) and signature for each further certificate, in the order of the run's profiles."""
 
 
 class Service(Protocol):
@@ -110,6 +109,8 @@ class Work:
         self._anchors = anchors
         self._new_key = new_key
         self._now: Pending | None = None
+        self._dialogue: Dialogue | None = None
+        self._carried: Carried | None = None
 
     @property
     def pending(self) -> Pending:
@@ -173,6 +174,8 @@ class Work:
 
         Raises:
             errors.IntegrityFailure: it is not what was asked for; nothing was installed.
+            errors.MalformedRequest: keys go into a secure element, and the device has none; likewise.
+            errors.Unavailable: the secure element is not there; likewise.
         """
         now = self.pending
         slots = self._slots([one.profile for one in now.further])
@@ -191,6 +194,7 @@ class Work:
             raise errors.IntegrityFailure(f"the service sent {issued.device} one key for two certificates")
         # Refuses a strange attempt or challenge before anything is installed.
         _message(issued.attempt, certificates[0].fingerprint, issued.challenge)
+        dialogue = None if issued.element is None else Dialogue(self.card(), issued.element)
         for slot, one in zip(slots, certified, strict=True):
             slot.install(certificate=one.certificate, chain=issued.chain, private_key=one.private_key)
         self._remember(
@@ -205,8 +209,10 @@ class Work:
                     replace(one, certificate_sha256=certificate.fingerprint)
                     for one, certificate in zip(now.further, certificates[1:], strict=True)
                 ),
+                element=None if dialogue is None else ElementPending(),
             )
         )
+        self._dialogue = dialogue
 
     def _verified_certificate(
         self, issued: Issued, certificate: bytes, private_key: SecretBytes | None, csr: str | None
@@ -219,8 +225,74 @@ class Work:
             anchors=self._anchors,
             device=issued.device,
             hardware_id=self.pending.hardware_id,
-            public_key=_spki_of_request(csr) if csr else _spki_of_key(private_key),
+            public_key=spki_of_request(csr) if csr else spki_of_key(private_key),
         )
+
+    @property
+    def carries(self) -> bool:
+        """Return whether there is something to carry to the device's secure element before the proof."""
+        now = self.pending
+        return now.phase is Phase.INSTALLED and now.element is not None and self._carried is None
+
+    def card(self) -> CardChannel:
+        """Return the channel to the device's secure element.
+
+        Raises:
+            errors.MalformedRequest: it has none.
+            errors.Unavailable: it is not there.
+        """
+        if not isinstance(self._element, HasSecureElement):
+            raise errors.MalformedRequest(
+                f"run {self._run} puts keys into each device's secure element: this device has none"
+            )
+        return self._element.card()
+
+    def carry(self) -> InjectItem | None:
+        """Carry the next batch to the secure element.
+
+        Returns:
+            What to ask the service next; None if the proof is what comes next.
+
+        Raises:
+            errors.Unavailable: the element, or its reader, is gone.
+            errors.MalformedRequest: the device has no secure element, or its reader cannot carry this.
+        """
+        if not self.carries:
+            return None
+        if self._dialogue is None:
+            self._dialogue = Dialogue(self.card())
+        ends = self._dialogue.ends
+        carried = self._dialogue.carry()
+        if ends:
+            self._carried = carried
+            return None
+        return InjectItem(attempt=str(self.pending.attempt), carried=carried)
+
+    def take(self, step: ElementStep) -> None:
+        """Take what the service wants to be carried next.
+
+        Raises:
+            errors.IntegrityFailure: the service does not come to an end.
+        """
+        self._in_dialogue().take(step)
+
+    def inject_refused(self, refusal: errors.Refusal) -> None:
+        """Have the dialogue begun anew if it broke off.
+
+        Raises:
+            errors.Refusal: ``refusal``, if it is another; what it means is written down.
+        """
+        if isinstance(refusal, errors.Interrupted):
+            self._in_dialogue().begin_anew(refusal)
+            return
+        if not _is_unknown(refusal) and not isinstance(refusal, _ASK_ANOTHER_WAY):
+            self._journal.forget()
+        raise refusal
+
+    def _in_dialogue(self) -> Dialogue:
+        if self._dialogue is None:
+            raise RuntimeError("nothing was carried")
+        return self._dialogue
 
     def prepare(self, *, new_seq: Callable[[], int]) -> None:
         """Have the device read its certificates back and sign for each, and write the proofs down.
@@ -260,7 +332,15 @@ class Work:
                     replace(one, certificate_sha256=digest, signature=signature)
                     for one, digest, signature in zip(now.further, read_back[1:], signatures[1:], strict=True)
                 ),
+                element=None if now.element is None else self._shown(),
             )
+        )
+
+    def _shown(self) -> ElementPending:
+        if self._carried is None:
+            raise RuntimeError("the secure element was not asked")
+        return ElementPending(
+            step=self._carried.step, responses=tuple(response.hex() for response in self._carried.responses)
         )
 
     def proof(self) -> ProofItem:
@@ -278,6 +358,9 @@ class Work:
             further=tuple(
                 (str(one.certificate_sha256), bytes.fromhex(str(one.signature))) for one in now.further
             ),
+            element=None
+            if now.element is None
+            else Carried(step=now.element.step, responses=tuple(map(bytes.fromhex, now.element.responses))),
         )
 
     def finish(self, proved: Proved) -> Release:
@@ -299,32 +382,52 @@ class Work:
             self._journal.forget()
 
     def prove_refused(self, refusal: errors.Refusal) -> Release | None:
-        """Write down what a refused proof means; return the release if there was one after all."""
-        if _is_unknown(refusal):
+        """Write down what a refused proof means.
+
+        Returns:
+            The release, if there was one after all; None if the dialogue with the secure element has to be
+            begun anew.
+
+        Raises:
+            errors.Refusal: ``refusal``, in any other case.
+        """
+        if isinstance(refusal, errors.Interrupted) and self.pending.element is not None:
+            self._prove_anew()
+            if self._dialogue is None:
+                self._dialogue = Dialogue(self.card())
+            self._dialogue.begin_anew(refusal)
             return None
         if isinstance(refusal, _ASK_ANOTHER_WAY):
-            further = tuple(replace(one, signature=None) for one in self.pending.further)
-            self._remember(
-                replace(
-                    self.pending,
-                    phase=Phase.INSTALLED,
-                    prove_key=None,
-                    prove_seq=None,
-                    signature=None,
-                    further=further,
-                )
-            )
-            return None
+            self._prove_anew()
+            raise refusal
+        if _is_unknown(refusal):
+            raise refusal
         if isinstance(refusal, errors.IllegalTransition | errors.KeyReused):
             try:
                 released = self._is_released()
             except errors.NotPermitted:
                 # A bootstrap credential may not ask: everything stays, until somebody abandons it.
-                return None
+                raise refusal from None
             if released:
                 return self._store(self._service.token(str(self.pending.device)))
         self._journal.forget()
-        return None
+        raise refusal
+
+    def _prove_anew(self) -> None:
+        """Write down that the next proof is a new request."""
+        now = self.pending
+        self._carried = None
+        self._remember(
+            replace(
+                now,
+                phase=Phase.INSTALLED,
+                prove_key=None,
+                prove_seq=None,
+                signature=None,
+                further=tuple(replace(one, signature=None) for one in now.further),
+                element=None if now.element is None else ElementPending(),
+            )
+        )
 
     def _is_released(self) -> bool:
         now = self.pending
@@ -416,30 +519,14 @@ def _message(attempt: str, certificate_sha256: str, challenge: bytes) -> bytes:
 
 
 def _request_pem(request: bytes) -> str:
-    """Return a certification request in PEM, whichever way the device spelled it."""
+    """Return a certification request in PEM, whichever way the device spelled it.
+
+    Raises:
+        MalformedRequest: it cannot be read.
+    """
     if not request.startswith(b"-----"):
         return to_pem(request, "CERTIFICATE REQUEST")
     try:
         return request.decode("ascii")
     except UnicodeDecodeError as wrong:
         raise errors.MalformedRequest("the device's certification request is not pem") from wrong
-
-
-def _spki_of_request(csr: str) -> bytes:
-    for label in ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"):
-        try:
-            request = x509.load_der_x509_csr(from_pem(csr, label)[0])
-            return request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        except (errors.MalformedRequest, ValueError):
-            continue
-    raise errors.MalformedRequest("the device's certification request cannot be read")
-
-
-def _spki_of_key(key: SecretBytes | None) -> bytes:
-    try:
-        loaded = None if key is None else load_der_private_key(key.reveal(), password=None)
-    except (ValueError, TypeError):
-        loaded = None
-    if loaded is None:  # outside of except: no cause that saw the key
-        raise errors.IntegrityFailure("the service sent a key that cannot be read")
-    return loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
