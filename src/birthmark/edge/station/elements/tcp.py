@@ -7,8 +7,8 @@ to reset (ISO/IEC 7816-3, 8), empty if there is no element.  Anything longer is 
 its response.
 
 After connecting, and to ``reset``, this end sends 00, 01 and 04.  After anything that went wrong, a timeout
-for one, the connection is closed, since a late response would be taken for the next one's; ``reset`` then connects
-again.
+for one, the connection is closed, since a late response would be taken for the next one's; ``reset`` then
+connects again.
 
 The connection is neither encrypted nor authenticated, and need not be for what goes over it: SCP03 protects
 commands and responses end to end.  Whoever is in between can break a dialogue off, as anybody can who holds
