@@ -150,7 +150,11 @@ class ResponseAPDU:
 
 
 def chained(command: CommandAPDU) -> tuple[CommandAPDU, ...]:
-    """Split a command into short ones with command chaining (ISO/IEC 7816-4 section 5.3.3)."""
+    """Split a command into short ones with command chaining (ISO/IEC 7816-4 section 5.3.3).
+
+    A C-MAC stays right where the data alone make the command long: the element puts them together again and
+    finds the same Lc.
+    """
     if not command.is_extended:
         return (command,)
     pieces = [command.data[at : at + 0xFF] for at in range(0, len(command.data), 0xFF)] or [b""]

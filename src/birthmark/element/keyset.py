@@ -260,9 +260,11 @@ def decode_put_key(data: bytes) -> tuple[int, tuple[LoadedKey, ...]]:
         size = len(block)
         if len(block) % BLOCK == 1:
             size, block = block[0], block[1:]
-        kcv, rest = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
-        if size not in KEY_SIZES or len(block) != size + -size % BLOCK or len(kcv) not in (0, KCV_OCTETS):
+        announced, kcv, rest = rest[0], rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
+        if size not in KEY_SIZES or len(block) != size + -size % BLOCK:
             raise errors.MalformedRequest("a key block of PUT KEY contradicts itself")
+        if len(kcv) != announced or announced not in (0, KCV_OCTETS):
+            raise errors.MalformedRequest("the check value of a key in PUT KEY has 3 octets, or is left out")
         keys.append(LoadedKey(ciphertext=block, size=size, check_value=kcv or None))
     if not keys:
         raise errors.MalformedRequest("PUT KEY holds no key")

@@ -293,14 +293,24 @@ class SecureChannel:
     # --- the host's side -----------------------------------------------------------------------------------
 
     def wrap(self, command: CommandAPDU) -> "tuple[CommandAPDU, SecureChannel]":
-        """Protect a command (sections 6.2.4 and 6.2.6); the channel returned reads its response."""
+        """Protect a command (sections 6.2.4 and 6.2.6); the channel returned reads its response.
+
+        Le becomes as great as it can, unless responses come as they are: a protected one is longer.
+
+        Raises:
+            MalformedRequest: its class is neither 00 nor 80: it is of another logical channel than the basic
+                one, part of a chain (chaining comes after protection), or protected already.
+        """
+        if command.cla not in (0x00, 0x80):
+            raise errors.MalformedRequest(f"a command of class {command.cla:02X} is not protected here")
         if self.level is SecurityLevel.NONE:
             return command, self
         following = self._next(command)
         data = command.data
         if self.level & 0x02 and data:
             data = _encrypted(self.session, following.command_icv, data)
-        bare = replace(command, cla=(command.cla & 0xFC) | 0x04, data=data)
+        le = max(command.le, 0x100) if command.le is not None and self.level & 0x10 else command.le
+        bare = replace(command, cla=command.cla | 0x04, data=data, le=le)
         mac = following.command_mac(bare)
         wrapped = replace(bare, data=data + mac[: self.session.mode])
         return wrapped, replace(following, mac_chaining_value=mac)
@@ -367,7 +377,10 @@ class SecureChannel:
     # --- pieces --------------------------------------------------------------------------------------------
 
     def command_mac(self, bare: CommandAPDU) -> bytes:
-        """Return the whole C-MAC (16 octets) of a command without it; Lc counts the MAC (section 6.2.4)."""
+        """Return the whole C-MAC (16 octets) of a command without it (section 6.2.4).
+
+        Lc counts the MAC, in the form it has on the wire.
+        """
         lc = bare.length_field(len(bare.data) + self.session.mode)
         return aes_cmac(self.session.s_mac, self.mac_chaining_value + bare.header + lc + bare.data)
 
