@@ -74,7 +74,8 @@ class ElementChannel:
         """Commands that were sent so far, those included that were not carried out."""
         self._of_ins: dict[int, int] = {}
         self._powered = True
-        self._dead = False
+        self.dead = False
+        """It will never answer again."""
 
     def transmit(self, command: bytes) -> bytes:
         """Send one command and return the response.
@@ -82,7 +83,7 @@ class ElementChannel:
         Raises:
             Unavailable: a fault happened, or the element has no power since one did.
         """
-        if self._dead or not self._powered:
+        if self.dead or not self._powered:
             raise errors.Unavailable("the virtual element does not answer")
         self.commands += 1
         ins = command[1] if len(command) > 1 else -1
@@ -97,7 +98,7 @@ class ElementChannel:
         if fault.kind in (FaultKind.TEAR_BEFORE, FaultKind.TEAR_AFTER):
             self.element.reset()
             self._powered = False
-        self._dead = fault.kind in (FaultKind.DEAD, FaultKind.DEAD_AFTER)
+        self.dead = fault.kind in (FaultKind.DEAD, FaultKind.DEAD_AFTER)
         raise errors.Unavailable(
             f"the virtual element does not answer: {fault.kind} at command {self.commands}"
         )
@@ -108,7 +109,7 @@ class ElementChannel:
         Raises:
             Unavailable: it is dead.
         """
-        if self._dead:
+        if self.dead:
             raise errors.Unavailable("the virtual element does not answer any more")
         self.element.reset()
         self._powered = True

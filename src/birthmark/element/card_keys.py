@@ -37,6 +37,34 @@ class Dishonesty:
     wrong_check_values: bool = False
     """It answers check values that are not those of the keys."""
 
+    @classmethod
+    def parse(cls, text: str) -> "Dishonesty":
+        """Read ``echo`` (it stores nothing), ``wrong-check-values``, ``lack:KEYS`` or ``garble:KEYS``.
+
+        KEYS are of ``enc``, ``mac`` and ``dek``, joined with commas.
+
+        Raises:
+            MalformedRequest: it is something else.
+        """
+        how, colon, names = text.partition(":")
+        roles = {role.name.lower(): role for role in KeyRole}
+        keys = names.split(",") if colon else []
+        if not set(keys) <= set(roles) or bool(keys) != (how in ("lack", "garble")):
+            how = ""
+        meant = frozenset(roles[key] for key in keys) if how else frozenset()
+        match how:
+            case "echo":
+                return cls(lacks=frozenset(KeyRole), echoes=True)
+            case "wrong-check-values":
+                return cls(wrong_check_values=True)
+            case "lack":
+                return cls(lacks=meant)
+            case "garble":
+                return cls(garbles=meant)
+        raise errors.MalformedRequest(
+            f"a lie is echo, wrong-check-values, lack:KEYS or garble:KEYS, e.g. garble:enc,dek; not {text!r}"
+        )
+
 
 HONEST = Dishonesty()
 

@@ -15,6 +15,7 @@ from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
 from birthmark.edge.cli.profile_files import put_in_place, read_whole
 from birthmark.edge.cli.session import session_of
+from birthmark.edge.cli.virtual_elements import virtual
 from birthmark.element import catalogue as packaged
 from birthmark.element.catalogue import LONGEST_FILE, ElementCatalogue
 from birthmark.element.profiles import AnyElementProfile, DerivedKeys, ElementProfile, FixedKeys, TPMProfile
@@ -27,6 +28,7 @@ __all__ = ["elements"]
 elements = typer.Typer(
     name="element", no_args_is_help=True, help="Element profiles: what a secure element is like and gets."
 )
+elements.command("virtual")(virtual)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="Named as the profile is, with .toml.")]
 
