@@ -122,7 +122,7 @@ def test_a_share_is_for_one_recipient(same: Sites) -> None:
     same.here.generate_transport(TRANSPORT)
     for share in (made.shares[0], made.shares[0][:-1], b"", bytes(384)):
         with pytest.raises(errors.MalformedRequest):
-            same.here.accept_kek(KeyLabel("kek2"), share, TRANSPORT)
+            same.here.accept_secret(KeyLabel("kek2"), SecretKind.KEK, share, TRANSPORT)
     assert same.here.labels() == (KEK, TRANSPORT)
 
 
@@ -163,7 +163,13 @@ def test_attributes_say_what_a_secret_key_may_do(same: Sites, kind: SecretKind) 
     assert found.key_class is KeyClass.SECRET
     assert found.kind is kind
     assert found.fingerprint == made.check_value
-    assert found.uses == ({"wrap", "unwrap"} if kind is SecretKind.KEK else {"sign"})
+    uses = {
+        "kek": {"wrap", "unwrap"},
+        "master": {"sign"},
+        "diversify": {"derive"},
+        "dek": {"wrap", "encrypt"},
+    }
+    assert found.uses == uses[kind.partition("-")[0]]
     assert found.development is same.here.development
     assert same.here.inventory() == (found,)
     assert same.here.labels() == (KEK,)
@@ -200,7 +206,7 @@ def test_keys_that_are_not_there_are_not_found(same: Sites) -> None:
     attempts: tuple[Callable[[], object], ...] = (
         lambda: same.here.attributes(nobody),
         lambda: same.here.wrap(nobody, KEK),
-        lambda: same.mirror.accept_kek(CA, bytes(384), nobody),
+        lambda: same.mirror.accept_secret(CA, SecretKind.KEK, bytes(384), nobody),
         lambda: same.here.sign(KEK, b"a secret key signs nothing here"),
     )
     for attempt in attempts:
@@ -221,3 +227,5 @@ def test_check_values_are_those_of_the_definition() -> None:
     assert check_value(SecretKind.MASTER_AES_256, SecretBytes(key)) == mac.finalize()[:5].hex()
     # 16 zero octets under 000102…1f: openssl enc -id-aes256-wrap-pad -iv A65959A6 (OpenSSL 3.0.19).
     assert check_value(SecretKind.KEK, SecretBytes(key)) == "8269b98bae"
+    # The development keys 40…4F: their check value on a card is 504A77 (GlobalPlatformPro and others).
+    assert check_value(SecretKind.DEK_AES_128, SecretBytes(bytes(range(0x40, 0x50)))).startswith("504a77")

@@ -319,7 +319,7 @@ def test_no_secret_key_shows_itself_on_its_way() -> None:
     kind, opened = softsecrets.open_secret(LABEL, sealed, PASSPHRASE)
     transport = rsa.generate_private_key(65537, softsecrets.TRANSPORT_BITS)
     public = transport.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    taken = softsecrets.open_share(transport, softsecrets.share_with(public, opened))
+    taken = softsecrets.open_share(transport, SecretKind.KEK, softsecrets.share_with(public, opened))
     pkcs8 = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         Encoding.DER, PrivateFormat.PKCS8, NoEncryption()
     )

@@ -318,7 +318,7 @@ def test_the_value_of_a_kek_is_not_on_the_disk(tmp_path: Path) -> None:
         made = share_kek(place)
         assert isinstance(place.mirror, SoftwareKeyStore)
         assert place.token is not None
-        value = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001  # what the test is about lies inside
+        value = open_share(place.mirror._transport(TRANSPORT), SecretKind.KEK, made.shares[0])  # noqa: SLF001  # what the test is about lies inside
         files = [path.read_bytes() for path in place.token.tokens.rglob("*") if path.is_file()]
     assert len(files) > 3
     assert not [content for content in files if value.reveal() in content]
@@ -371,7 +371,7 @@ def test_softhsm_pads_a_key_before_it_wraps_it(tmp_path: Path) -> None:
         place.here.generate(CA, KeyAlgorithm.EC_P256, exportable=True)
         wrapped = place.here.wrap(CA, KEK)
         assert isinstance(place.mirror, SoftwareKeyStore)
-        kek = open_share(place.mirror._transport(TRANSPORT), made.shares[0])  # noqa: SLF001  # what the test is about lies inside
+        kek = open_share(place.mirror._transport(TRANSPORT), SecretKind.KEK, made.shares[0])  # noqa: SLF001  # what the test is about lies inside
     plain = aes_key_unwrap_with_padding(kek.reveal(), wrapped)
     assert len(plain) == 72
     assert plain[1] + 2 == 67

@@ -59,5 +59,5 @@ def share_kek(place: Sites) -> SecretMade:
     """Make a KEK here and take it in at the mirror."""
     spki = place.mirror.generate_transport(TRANSPORT)
     made = place.here.generate_secret(KEK, SecretKind.KEK, recipients=[spki], officer=place.officer)
-    assert place.mirror.accept_kek(KEK, made.shares[0], TRANSPORT) == made.check_value
+    assert place.mirror.accept_secret(KEK, SecretKind.KEK, made.shares[0], TRANSPORT) == made.check_value
     return made

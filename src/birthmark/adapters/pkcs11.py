@@ -11,19 +11,19 @@ more; ``errors.Unavailable`` is said only when that fails, too, and for a second
 token.  A refused PIN is never sent twice, because tokens lock after a few: the store must be opened again.
 
 Threads are ``tokenworker``'s; a store must be opened in the process that uses it, after every fork.  Left to
-others: keys that sign (``tokensigning``), secret keys and keys that travel (``tokenkeys``), reading the PIN
-(``custody``), PINs that a token wants for each use (CKA_ALWAYS_AUTHENTICATE).
+others: keys that sign (``tokensigning``), secret keys and keys that travel (``tokenkeys``), what is made with
+secret keys (``tokenkeysets``), reading the PIN (``custody``), PINs that a token wants for each use
+(CKA_ALWAYS_AUTHENTICATE).
 """
 
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Self, TypeVar
 
-from pkcs11 import Attribute, KeyType, Mechanism, Object, ObjectClass, Session, SignMixin
+from pkcs11 import Attribute, KeyType, Mechanism, Object, ObjectClass, Session
 from pkcs11 import exceptions as foreign
 from pkcs11.exceptions import PKCS11Error
 
@@ -31,6 +31,8 @@ from birthmark import errors
 from birthmark.adapters import tokenkeys
 from birthmark.adapters.ecpoint import PublicPart
 from birthmark.adapters.softsecrets import recipient_key
+from birthmark.adapters.tokenattributes import attributes_of, secret_complaints, transport_public
+from birthmark.adapters.tokenkeysets import MECHANISMS_OF_SECRETS, KeySets
 from birthmark.adapters.tokensigning import (
     KEPT_CLASSES,
     MECHANISMS,
@@ -47,6 +49,8 @@ from birthmark.adapters.tokensigning import (
     to_be_signed,
 )
 from birthmark.adapters.tokenworker import TokenWorker
+from birthmark.element.diversification import Derivation
+from birthmark.element.keyset import StaticKeys
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.attributes import KeyAttributes, SecretKind, SecretMade, TransportKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
@@ -111,6 +115,9 @@ class PKCS11KeyStore:
         self._down_until = 0.0
         self._down_because = ""
         self._pin_refused = ""
+        self._key_sets = KeySets(
+            self._ask, lambda session, label: self._one(session, label, ObjectClass.SECRET_KEY)
+        )
 
     @classmethod
     def open(
@@ -244,7 +251,7 @@ class PKCS11KeyStore:
         if kind is not SecretKind.KEK:
             if recipients:
                 raise errors.MalformedRequest("only a key-encryption key is shared")
-            return self._ask(lambda session: self._generate_master(session, label, kind), repeat=False)
+            return self._ask(lambda session: self._generate_secret(session, label, kind), repeat=False)
         if officer is None:
             raise errors.PolicyRefused(
                 "token-trust", "only the token's security officer makes a trusted KEK: its PIN is needed"
@@ -267,23 +274,28 @@ class PKCS11KeyStore:
                 tokenkeys.MODE_OF_TRANSPORT,
             )
             public, _private = tokenkeys.generate_transport(session, label)
-            return tokenkeys.transport_public(public)
+            return transport_public(public)
 
         return self._ask(generate, repeat=False)
 
-    def accept_kek(self, label: KeyLabel, share: bytes, transport: KeyLabel) -> str:
+    def accept_secret(self, label: KeyLabel, kind: SecretKind, share: bytes, transport: KeyLabel) -> str:
         """See ``ports.KeyStore``; never tried twice."""
         check_label(label)
         check_label(transport)
+        return self._ask(
+            lambda session: self._accept_secret(session, label, kind, share, transport), repeat=False
+        )
 
-        def accept(session: Session) -> str:
-            self._require_free(session, label)
-            taker = self._one(session, transport, ObjectClass.PRIVATE_KEY)
-            with _still_there(session):
-                kek = tokenkeys.accept_kek(taker, label, share)
-            return tokenkeys.check_value(session, kek, SecretKind.KEK)
+    def derived_keys(self, master: KeyLabel, derivation: Derivation) -> StaticKeys:
+        """See ``ports.KeyStore``."""
+        check_label(master)
+        return self._key_sets.derived(master, derivation)
 
-        return self._ask(accept, repeat=False)
+    def fixed_keys(self, labels: tuple[KeyLabel, KeyLabel, KeyLabel]) -> StaticKeys:
+        """See ``ports.KeyStore``."""
+        for label in labels:
+            check_label(label)
+        return self._key_sets.fixed(labels)
 
     def wrap(self, label: KeyLabel, kek: KeyLabel) -> bytes:
         """See ``ports.KeyStore``."""
@@ -312,14 +324,14 @@ class PKCS11KeyStore:
     def attributes(self, label: KeyLabel) -> KeyAttributes:
         """Ask the token; what is known by heart is not looked at."""
         check_label(label)
-        return self._ask(lambda session: self._attributes(session, self._one(session, label, *KEPT_CLASSES)))
+        return self._ask(lambda session: attributes_of(session, self._one(session, label, *KEPT_CLASSES)))
 
     def inventory(self) -> tuple[KeyAttributes, ...]:
         """See ``ports.KeyStore``."""
 
         def read(session: Session) -> tuple[KeyAttributes, ...]:
             require_alive(session)
-            found = [self._attributes(session, key) for key in kept(session)]
+            found = [attributes_of(session, key) for key in kept(session)]
             return tuple(sorted(found, key=lambda key: (key.label, key.key_class, key.fingerprint)))
 
         return self._ask(read)
@@ -491,16 +503,33 @@ class PKCS11KeyStore:
             )
         return found[0]
 
-    def _generate_master(self, session: Session, label: KeyLabel, kind: SecretKind) -> SecretMade:
+    def _generate_secret(self, session: Session, label: KeyLabel, kind: SecretKind) -> SecretMade:
         self._require_free(session, label)
-        self._require_offered(session, kind, Mechanism.AES_KEY_GEN, Mechanism.AES_CMAC)
-        key = tokenkeys.generate_master(session, label, kind)
+        self._require_offered(session, kind, Mechanism.AES_KEY_GEN, *MECHANISMS_OF_SECRETS[kind])
+        key = tokenkeys.generate_secret(session, label, kind)
+        return SecretMade(check_value=self._approved(session, key, label, kind, local=True), shares=())
+
+    def _accept_secret(
+        self, session: Session, label: KeyLabel, kind: SecretKind, share: bytes, transport: KeyLabel
+    ) -> str:
+        self._require_free(session, label)
+        taker = self._one(session, transport, ObjectClass.PRIVATE_KEY)
+        needed = (tokenkeys.MODE_OF_TRANSPORT, *tokenkeys.SCALE, *MECHANISMS_OF_SECRETS[kind])
+        self._require_offered(session, kind, *needed)
+        with _still_there(session):
+            key = tokenkeys.accept_secret(session, taker, label, kind, share)
+        return self._approved(session, key, label, kind, local=False)
+
+    def _approved(
+        self, session: Session, key: Object, label: KeyLabel, kind: SecretKind, *, local: bool
+    ) -> str:
+        """Return the check value of a secret key that is new here, or destroy it if it is not as asked."""
         with destroyed_on_failure(key):
-            made = self._attributes(session, key)
-            self._refuse_if(label, tokenkeys.secret_complaints(made, kind))
+            made = attributes_of(session, key)
+            self._refuse_if(label, secret_complaints(made, kind, local=local))
             if len(labelled(session, label, *KEPT_CLASSES)) != 1:
                 raise errors.IllegalTransition(f"key {label!r} was made twice at once; try again")
-        return SecretMade(check_value=made.fingerprint, shares=())
+        return made.fingerprint
 
     def _make_kek(
         self, session: Session, label: KeyLabel, recipients: Sequence[bytes], officer: SecretBytes
@@ -513,8 +542,8 @@ class PKCS11KeyStore:
         self._session = trusted.session
         kek = self._one(self._session, label, ObjectClass.SECRET_KEY)
         with destroyed_on_failure(kek):
-            made = self._attributes(self._session, kek)
-            self._refuse_if(label, tokenkeys.secret_complaints(made, SecretKind.KEK))
+            made = attributes_of(self._session, kek)
+            self._refuse_if(label, secret_complaints(made, SecretKind.KEK))
         return SecretMade(check_value=made.fingerprint, shares=trusted.shares)
 
     def _unwrap(  # all that must be known of the key
@@ -540,24 +569,6 @@ class PKCS11KeyStore:
                     raise errors.IntegrityFailure(f"the token shows another public key of {label!r}")
         self._keys[label] = key
         self._public[label] = key.public
-
-    def _attributes(self, session: Session, key: Object) -> KeyAttributes:
-        if key[Attribute.CLASS] is ObjectClass.SECRET_KEY:
-            kind = tokenkeys.kind_of_secret(key)
-            return tokenkeys.read_attributes(key, kind, tokenkeys.check_value(session, key, kind))
-        label = key[Attribute.LABEL]
-        publics = labelled(session, label, ObjectClass.PUBLIC_KEY)
-        if len(publics) != 1:
-            return tokenkeys.read_attributes(key, None, "")
-        if not isinstance(key, SignMixin):
-            return tokenkeys.transport_attributes(key, publics[0])
-        try:
-            part = matched(label, publics[0], key).public
-        except (errors.IntegrityFailure, foreign.AttributeTypeInvalid):
-            return tokenkeys.read_attributes(key, None, "")
-        return tokenkeys.read_attributes(
-            key, part.algorithm, sha256(part.subject_public_key_info).hexdigest()
-        )
 
 
 def _require_text(pin: SecretBytes, token_label: str) -> None:

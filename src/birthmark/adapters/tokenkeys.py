@@ -1,4 +1,4 @@
-"""Keys of a PKCS#11 token that do not sign: what they may do, how they are made, and how keys travel.
+"""Keys of a PKCS#11 token that do not sign: how they are made, and how keys travel.
 
 Everything here runs in the worker of ``tokenworker`` and gets the session it uses.  How it is made safe:
 
@@ -7,14 +7,16 @@ Everything here runs in the worker of ``tokenworker`` and gets the session it us
   some tokens' storage.  It is encrypted to the recipients, under public keys the officer makes trusted for
   the length of that session.  The user then copies it into the token: private, not extractable, and fixed.
 - Private keys are wrapped with CKM_AES_KEY_WRAP_PAD (RFC 5649) and only if CKA_WRAP_WITH_TRUSTED guards them.
-- A key that comes in gets a template that allows its one use, and is tried before it is kept.
+- A key that comes in gets a template that allows its one use, and is tried before it is kept.  A secret key
+  comes in twice: first as an object of the session, which is wrapped to learn how long it is.
 
-Left to ``pkcs11``: sessions, names, keys that sign.
+Left to ``pkcs11``: sessions, names, keys that sign; to ``tokenattributes``: what a key may do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import sha256
+from functools import partial, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives import serialization
@@ -28,7 +30,6 @@ from pkcs11 import (
     Object,
     ObjectClass,
     Session,
-    SignMixin,
     Token,
     UnwrapMixin,
     WrapMixin,
@@ -39,44 +40,41 @@ from pkcs11.exceptions import PKCS11Error
 
 from birthmark import errors
 from birthmark.adapters.softsecrets import TRANSPORT_BITS, recipient_key
-from birthmark.pki.attributes import CHECK_VALUE_OCTETS, KeyAttributes, KeyClass, SecretKind, TransportKind
+from birthmark.adapters.tokenattributes import declared_id, flag
+from birthmark.adapters.tokenderiving import encrypted
+from birthmark.adapters.tokensigning import FIXED
+from birthmark.element.keyset import CHECKED_BLOCK
+from birthmark.pki.attributes import SecretKind
 from birthmark.pki.der import OCTET_STRING, encode
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.keys import KeyLabel
 from birthmark.secret import SecretBytes
 
 __all__ = [
-    "FIXED",
     "MODE_OF_TRANSPORT",
+    "SCALE",
     "Trusted",
-    "accept_kek",
-    "check_value",
-    "generate_master",
+    "accept_secret",
+    "generate_secret",
     "generate_transport",
-    "kind_of_secret",
     "make_trusted_kek",
     "public_template",
-    "read_attributes",
-    "secret_complaints",
-    "transport_attributes",
-    "transport_public",
     "unwrap_private",
     "wrap_private",
 ]
 
 MODE_OF_TRANSPORT = Mechanism.RSA_PKCS_OAEP
+SCALE = (Mechanism.AES_KEY_GEN, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_ECB)
+"""What it takes to find out how long a key is that comes in."""
 _OAEP = (Mechanism.SHA_1, MGF.SHA1, None)
 """SoftHSM 2.6 takes no other hash; ``TransportKind`` says why this one will do."""
 
-FIXED: Mapping[Attribute, bool] = {Attribute.MODIFIABLE: False, Attribute.COPYABLE: False}
-"""Nobody, not even its user, gives the key another use later.  Tokens differ in whether they know these."""
-
-_HIDDEN: Mapping[Attribute, bool] = {
+_HIDDEN = {
     Attribute.PRIVATE: True,
     Attribute.SENSITIVE: True,
     Attribute.EXTRACTABLE: False,
 }
 _WRAPPING = MechanismFlag.WRAP | MechanismFlag.UNWRAP
-_KEY_CLASSES = {ObjectClass.PRIVATE_KEY: KeyClass.PRIVATE, ObjectClass.SECRET_KEY: KeyClass.SECRET}
+_WRAPPING_OVERHEAD = 8  # RFC 5649 section 3
 _NOT_OPENED = (
     foreign.GeneralError,  # SoftHSM, when the integrity check of RFC 5649 fails
     foreign.FunctionFailed,  # SoftHSM, when what was inside is no PKCS#8 of this type
@@ -84,6 +82,11 @@ _NOT_OPENED = (
     foreign.WrappedKeyLenRange,
     foreign.EncryptedDataInvalid,
     foreign.EncryptedDataLenRange,
+)
+_NO_AES_KEY = (
+    foreign.GeneralError,
+    foreign.KeySizeRange,
+    foreign.MechanismInvalid,  # SoftHSM, for a key of 20 octets
 )
 
 
@@ -95,137 +98,25 @@ class Trusted(NamedTuple):
     shares: tuple[bytes, ...]
 
 
-# --- what a key may do
-
-
-def read_attributes(
-    key: Object,
-    kind: KeyAlgorithm | SecretKind | TransportKind | None,
-    fingerprint: str,
-) -> KeyAttributes:
-    """Ask the token for all that ``KeyAttributes`` names."""
-    return KeyAttributes(
-        label=str(key[Attribute.LABEL]),
-        key_class=_KEY_CLASSES[key[Attribute.CLASS]],
-        kind=kind,
-        fingerprint=fingerprint,
-        development=False,
-        token=flag(key, Attribute.TOKEN),
-        private=flag(key, Attribute.PRIVATE),
-        sensitive=flag(key, Attribute.SENSITIVE),
-        always_sensitive=flag(key, Attribute.ALWAYS_SENSITIVE),
-        extractable=flag(key, Attribute.EXTRACTABLE, unknown=True),
-        never_extractable=flag(key, Attribute.NEVER_EXTRACTABLE),
-        local=flag(key, Attribute.LOCAL),
-        sign=flag(key, Attribute.SIGN),
-        derive=flag(key, Attribute.DERIVE),
-        wrap=flag(key, Attribute.WRAP),
-        unwrap=flag(key, Attribute.UNWRAP),
-        encrypt=flag(key, Attribute.ENCRYPT),
-        decrypt=flag(key, Attribute.DECRYPT),
-        wrap_with_trusted=flag(key, Attribute.WRAP_WITH_TRUSTED),
-        trusted=flag(key, Attribute.TRUSTED),
-        modifiable=flag(key, Attribute.MODIFIABLE, unknown=True),
-        copyable=flag(key, Attribute.COPYABLE, unknown=True),
-        destroyable=flag(key, Attribute.DESTROYABLE, unknown=True),
-    )
-
-
-def flag(key: Object, attribute: Attribute, *, unknown: bool = False) -> bool:
-    """Return a boolean attribute, or ``unknown`` where the token does not know it for this key."""
-    try:
-        return bool(key[attribute])
-    except foreign.AttributeTypeInvalid:
-        return unknown
-
-
-def transport_attributes(key: Object, public: Object) -> KeyAttributes:
-    """Ask the token for a private key that does not sign; one of a kind that is not ours is ``None``."""
-    try:
-        subject_public_key_info = transport_public(public)
-        recipient_key(subject_public_key_info)
-    except (errors.MalformedRequest, foreign.AttributeTypeInvalid, ValueError):
-        return read_attributes(key, None, "")
-    return read_attributes(key, TransportKind.RSA_3072, sha256(subject_public_key_info).hexdigest())
-
-
-def secret_complaints(made: KeyAttributes, kind: SecretKind) -> tuple[str, ...]:
-    """Return how a secret key differs from one made in its token for its one use; empty is good."""
-    uses = {"wrap", "unwrap"} if kind is SecretKind.KEK else {"sign"}
-    wanted = {"token": True, "private": True, "sensitive": True, "always_sensitive": True, "local": True}
-    wanted |= {"extractable": False, "trusted": kind is SecretKind.KEK}
-    complaints = [
-        f"CKA_{name.upper()} is {str(not value).lower()}"
-        for name, value in wanted.items()
-        if getattr(made, name) is not value
-    ]
-    if made.uses != uses:
-        complaints.append(f"it may {', '.join(sorted(made.uses)) or 'nothing'}")
-    return tuple(complaints)
-
-
-def kind_of_secret(key: Object) -> SecretKind | None:
-    """Say which of our kinds a secret key is, from its type, its uses and its length."""
-    if key[Attribute.KEY_TYPE] is not KeyType.AES:
-        return None
-    if flag(key, Attribute.WRAP) or flag(key, Attribute.UNWRAP):
-        # No length: SoftHSM answers 0 for a key that was unwrapped.
-        return SecretKind.KEK
-    if flag(key, Attribute.SIGN):
-        by_size = {kind.size: kind for kind in SecretKind if kind is not SecretKind.KEK}
-        return by_size.get(int(key[Attribute.VALUE_LEN]))
-    return None
-
-
-def check_value(session: Session, key: Object, kind: SecretKind | None) -> str:
-    """Compute a secret key's check value as ``pki.attributes`` has it; empty if it may not be computed."""
-    if kind is SecretKind.KEK and isinstance(key, WrapMixin):
-        zeros = session.create_object(
-            {
-                Attribute.CLASS: ObjectClass.SECRET_KEY,
-                Attribute.KEY_TYPE: KeyType.AES,
-                Attribute.VALUE: bytes(16),
-                Attribute.TOKEN: False,
-                Attribute.SENSITIVE: False,
-                Attribute.EXTRACTABLE: True,
-            }
-        )
-        try:
-            wrapped = key.wrap_key(zeros, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]  # the stub knows no such mechanism
-        finally:
-            zeros.destroy()
-        return wrapped[:CHECK_VALUE_OCTETS].hex()
-    if kind is not None and kind is not SecretKind.KEK and isinstance(key, SignMixin):
-        return bytes(key.sign(bytes(16), mechanism=Mechanism.AES_CMAC))[:CHECK_VALUE_OCTETS].hex()
-    return ""
-
-
-def transport_public(public: Object) -> bytes:
-    """Return the SubjectPublicKeyInfo (DER) of a transport key."""
-    exponent = int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big")
-    modulus = int.from_bytes(public[Attribute.MODULUS], "big")
-    return (
-        rsa.RSAPublicNumbers(exponent, modulus)
-        .public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-
-
 # --- making them
 
 
-def generate_master(session: Session, label: KeyLabel, kind: SecretKind) -> Object:
-    """Generate a master key: AES-CMAC and nothing else."""
+def generate_secret(session: Session, label: KeyLabel, kind: SecretKind) -> Object:
+    """Generate a secret key for the uses of its kind and nothing else; no KEK, see ``make_trusted_kek``."""
     return session.generate_key(
         KeyType.AES,
         kind.size * 8,
         id=label.encode(),
         label=label,
         store=True,
-        capabilities=MechanismFlag.SIGN,
+        capabilities=_capabilities(kind),
         mechanism=Mechanism.AES_KEY_GEN,
         template={**_HIDDEN, **FIXED},
     )
+
+
+def _capabilities(kind: SecretKind) -> MechanismFlag:
+    return reduce(or_, (MechanismFlag[use.upper()] for use in kind.uses))
 
 
 def generate_transport(session: Session, label: KeyLabel) -> tuple[Object, Object]:
@@ -356,31 +247,69 @@ def _share(session: Session, kek: Object, recipient: bytes) -> bytes:
         public.destroy()
 
 
-def accept_kek(transport: Object, label: KeyLabel, share: bytes) -> Object:
-    """Take a KEK in.
+def accept_secret(
+    session: Session, transport: Object, label: KeyLabel, kind: SecretKind, share: bytes
+) -> Object:
+    """Take a secret key in, for the uses of its kind.
 
     Raises:
-        errors.MalformedRequest: it was not encrypted to this transport key.
+        errors.MalformedRequest: it was not encrypted to this transport key, or is no key of this length.
     """
     if not isinstance(transport, UnwrapMixin):
         raise errors.PolicyRefused(
             "kek", f"a transport key that may not unwrap: {transport[Attribute.LABEL]!r}"
         )
+    take_in = partial(
+        transport.unwrap_key,
+        ObjectClass.SECRET_KEY,
+        KeyType.AES,
+        share,
+        mechanism=MODE_OF_TRANSPORT,
+        mechanism_param=_OAEP,  # type: ignore[arg-type]  # the stub knows no such mechanism
+    )
     try:
-        return transport.unwrap_key(
-            ObjectClass.SECRET_KEY,
-            KeyType.AES,
-            share,
-            id=label.encode(),
+        measured = take_in(
+            store=False,
+            capabilities=MechanismFlag.ENCRYPT,
+            template={**_HIDDEN, Attribute.EXTRACTABLE: True},
+        )
+        try:
+            found = _octets(session, measured)
+        finally:
+            measured.destroy()
+        if found != kind.size:
+            raise errors.MalformedRequest(
+                f"the share holds no key of {kind.size} octets, as {kind} is, but of {found}"
+            )
+        return take_in(
+            id=declared_id(label, kind),
             label=label,
             store=True,
-            capabilities=_WRAPPING,
-            mechanism=MODE_OF_TRANSPORT,
-            mechanism_param=_OAEP,  # type: ignore[arg-type]  # the stub knows no such mechanism
+            capabilities=_capabilities(kind),
             template={**_HIDDEN, Attribute.MODIFIABLE: False},
         )
     except _NOT_OPENED as failure:
         raise errors.MalformedRequest("the share was not encrypted to this transport key") from failure
+
+
+def _octets(session: Session, key: Object) -> int:
+    """Say how long a key is by wrapping it: SoftHSM answers 0 for CKA_VALUE_LEN of one that was unwrapped.
+
+    Raises:
+        errors.MalformedRequest: it is no AES key; SoftHSM takes it in, and wraps it padded.
+    """
+    try:
+        encrypted(key, CHECKED_BLOCK, Mechanism.AES_ECB)
+    except _NO_AES_KEY as failure:
+        raise errors.MalformedRequest("the share holds no key of 16, 24 or 32 octets") from failure
+    scale = session.generate_key(KeyType.AES, 256, capabilities=MechanismFlag.WRAP, template=_HIDDEN)
+    try:
+        if not isinstance(scale, WrapMixin):
+            raise errors.IntegrityFailure("the token gave a key other uses than asked")
+        wrapped = scale.wrap_key(key, mechanism=Mechanism.AES_KEY_WRAP_PAD)  # type: ignore[arg-type]  # the stub knows no such mechanism
+        return len(wrapped) - _WRAPPING_OVERHEAD
+    finally:
+        scale.destroy()
 
 
 # --- private keys that travel

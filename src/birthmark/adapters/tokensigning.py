@@ -7,7 +7,7 @@ key whose two halves were not seen to belong together is not used; what a token 
 ``ecpoint``'s to read.  Left to ``pkcs11``: sessions, names, and what is known by heart.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -30,7 +30,6 @@ from pkcs11 import exceptions as foreign
 from pkcs11.exceptions import PKCS11Error
 
 from birthmark import errors
-from birthmark.adapters import tokenkeys
 from birthmark.adapters.ecpoint import (
     CURVE_NAMES,
     RSA_BITS,
@@ -43,6 +42,7 @@ from birthmark.pki.algorithms import ALGORITHMS, verify
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 
 __all__ = [
+    "FIXED",
     "KEPT_CLASSES",
     "MECHANISMS",
     "TokenKey",
@@ -57,6 +57,9 @@ __all__ = [
     "sign_with",
     "to_be_signed",
 ]
+
+FIXED: Mapping[Attribute, bool] = {Attribute.MODIFIABLE: False, Attribute.COPYABLE: False}
+"""Nobody, not even its user, gives the key another use later.  Tokens differ in whether they know these."""
 
 _KEY_TRIAL = b"birthmark: does this private key belong to this public key?"
 
@@ -210,7 +213,7 @@ def generate_pair(
     failure: PKCS11Error | None = None
     curves = CURVE_NAMES.get(algorithm, (b"",))
     # A token that does not know the fixing attributes makes the key without them.
-    for curve, fixed in ((curve, fixed) for fixed in (tokenkeys.FIXED, {}) for curve in curves):
+    for curve, fixed in ((curve, fixed) for fixed in (FIXED, {}) for curve in curves):
         generate = _generator(session, key_type, algorithm, curve)
         try:
             return generate(
