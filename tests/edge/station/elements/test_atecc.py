@@ -171,7 +171,7 @@ def test_wires_that_carry_nothing_right_are_given_up(bench: ATECCBench) -> None:
         ATECCElement(SimulatedBus(bench.memory, garble=lambda: True), str(bench.beside))
 
 
-def test_a_chip_that_was_left_awake_is_put_to_sleep_first(bench: ATECCBench) -> None:
+def test_a_chip_that_was_left_awake_is_woken_anew(bench: ATECCBench) -> None:
     bus = SimulatedBus(bench.memory)
     bus.chip.wake()
     bus.chip.read(4)

@@ -28,7 +28,7 @@ __all__ = [
     "encode_command",
 ]
 
-_RESET, _SLEEP, _IDLE, _COMMAND = b"\x00", b"\x01", b"\x02", b"\x03"
+_RESET, _IDLE, _COMMAND = b"\x00", b"\x02", b"\x03"
 """Word addresses."""
 _AWAKE = b"\x11"
 _MOST = 155
@@ -222,7 +222,7 @@ class Chip:
         return None
 
     def _wake(self) -> None:
-        """Wake the chip; if another program left it awake, put it to sleep first."""
+        """Wake the chip; if it is awake already, have it idle first, which keeps TempKey."""
         for _ in range(_TRIES):
             self._bus.wake()
             octets = self._bus.read(4)
@@ -231,6 +231,6 @@ class Chip:
                     return
             except MalformedRequest:
                 pass
-            self._bus.write(_SLEEP)
+            self._bus.write(_IDLE)
             self._bus.pause(0.002)
         raise Unavailable("there is no chip: nothing answers when it is woken")
