@@ -136,6 +136,8 @@ class RunStatus:
     """``born``, ``delivered``: how its devices may come by their keys."""
     further_profiles: tuple[str, ...] = ()
     """Profiles of the further certificates that each device gets, for a key of its own each."""
+    element: str | None = None
+    """Profile of the secure element that each device has; None for none."""
 
     @classmethod
     def read(cls, body: _Body) -> "RunStatus":
@@ -156,6 +158,7 @@ class RunStatus:
             hardware_id_kind=take(body, "hardware_id_kind", str),
             origins=_texts(body, "origins"),
             further_profiles=_texts(body, "further_profiles") if "further_profiles" in body else (),
+            element=_optional(body, "element", str),
         )
 
 
@@ -272,14 +275,17 @@ class ElementStep:
     last: bool
     """True if the responses go with the proof."""
     batch: Batch = field(repr=False)
+    attempt: str | None = None
+    """The attempt it belongs to; None in the answer to an issue request, which names it."""
 
     @classmethod
-    def read(cls, body: _Body) -> "ElementStep":
+    def read(cls, body: _Body, *, attempt: str | None = None) -> "ElementStep":
         """Read a part of an answer."""
         found = cls(
             step=take(body, "step", int),
             last=take(body, "last", bool),
             batch=tuple(map(_command, _objects(body, "commands"))),
+            attempt=attempt,
         )
         if found.step < 1 or not found.batch:
             raise IntegrityFailure("the service's answer has no commands for the secure element")
@@ -288,7 +294,7 @@ class ElementStep:
     @classmethod
     def of(cls, body: _Body) -> "ElementStep":
         """Read the answer to an inject request."""
-        return cls.read(take(body, "element", dict))
+        return cls.read(take(body, "element", dict), attempt=take(body, "attempt", str))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +314,8 @@ class Issued:
     further: tuple[IssuedCertificate, ...] = ()
     """For the run's further profiles, in their order: proved with the same challenge."""
     element: ElementStep | None = None
-    """The first batch for the device's secure element, if the run puts a key set into it."""
+    """The first batch for the device's secure element; None if the run puts nothing into it, or the dialogue
+    has to be begun by a request of its own."""
 
     @classmethod
     def read(cls, body: _Body) -> "Issued":
@@ -369,3 +376,5 @@ class Release:
     """C2SP ``.tlog-proof``: checked offline with the log's public key."""
     further: tuple[tuple[str, str], ...] = ()
     """Profile and fingerprint (hex) of each further certificate, likewise read back."""
+    key_set: Mapping[str, object] | None = field(default=None, repr=False)
+    """What the token says of the key set in the device's secure element; None if the run puts none there."""

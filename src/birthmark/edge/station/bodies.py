@@ -97,7 +97,7 @@ def proof_body(item: ProofItem) -> dict[str, Any]:
 
 def inject_body(item: InjectItem) -> dict[str, Any]:
     """Return what asks for the next batch for a secure element."""
-    return {"attempt": item.attempt, **_carried(item.carried)}
+    return {"attempt": item.attempt, "element": _carried(item.carried)}
 
 
 def _carried(carried: Carried) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def verify_token(
     attempt: str,
     certificate_sha256: str,
     further: Further = (),
+    key_set: bool = False,
 ) -> VerifiedToken:
     """Return what a release token proves, if it is this device's.
 
@@ -159,6 +160,7 @@ def verify_token(
     2. The entry is a release.
     3. Its record names this device, this attempt and this certificate.
     4. It names these further certificates, in this order, and no others.
+    5. It says that a key set was proved in the device's secure element, or that there is none.
 
     Raises:
         IntegrityFailure: it is not.
@@ -182,6 +184,11 @@ def verify_token(
             raise IntegrityFailure(f"the release token of {device} names another {name}")
     if _further(record) != list(further):
         raise IntegrityFailure(f"the release token of {device} names other further certificates")
+    if key_set != isinstance(record.get("key_set"), dict):
+        raise IntegrityFailure(
+            f"the release token of {device} says {'nothing of' if key_set else 'something of'} a key set"
+            " in its secure element"
+        )
     return VerifiedToken(leaf=text.index, record=record, checkpoint_note=text.checkpoint_note)
 
 

@@ -12,6 +12,7 @@ changes its key nor shrinks.  What is not: the time.
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -43,7 +44,7 @@ from birthmark.edge.station.folder import Folder
 from birthmark.edge.station.gangs import Gang, Requests
 from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.pending import FolderJournal, Journal, MemoryJournal, Phase
-from birthmark.edge.station.provisioning import Work
+from birthmark.edge.station.provisioning import Wanted, Work
 from birthmark.edge.station.records import StationRecords
 from birthmark.edge.station.transport import Entropy, OnWait, Transport, decode_object
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey
@@ -113,7 +114,7 @@ class Station:
         self._records = StationRecords(self._folder, keep_checkpoints=keep_checkpoints)
         self._me: Me | None = None
         self._journals: dict[str, Journal] = {}
-        self._further: dict[str, tuple[str, ...]] = {}
+        self._wanted: dict[str, Wanted] = {}
         self._transport = Transport(
             self._url,
             credentials.tls_context(),
@@ -306,9 +307,7 @@ class Station:
             errors.Refusal: the service refused; a later call is a new attempt.
         """
         work = self._work(run, hardware_id, element)
-        work.begin(
-            delivered=delivered, further=partial(self._further_of, run, further), new_seq=self._next_seq
-        )
+        work.begin(delivered=delivered, wanted=partial(self._wanted_by, run, further), new_seq=self._next_seq)
         if work.pending.phase is Phase.ASKING:
             try:
                 issued = self._issue(run, work.request(), work.pending.issue_seq)
@@ -358,7 +357,7 @@ class Station:
         return gang.provision(
             [self._work(run, hardware_id, element) for hardware_id, element, _ in devices],
             delivered=[delivered for _, _, delivered in devices],
-            further=partial(self._further_of, run, further),
+            wanted=partial(self._wanted_by, run, further),
         )
 
     def abandon(self, hardware_id: str, element: DeviceElement) -> None:
@@ -370,7 +369,14 @@ class Station:
         self._journal(hardware_id, element).forget()
 
     def verified(
-        self, token: str, *, device: str, attempt: str, certificate_sha256: str, further: Further = ()
+        self,
+        token: str,
+        *,
+        device: str,
+        attempt: str,
+        certificate_sha256: str,
+        further: Further = (),
+        key_set: bool = False,
     ) -> VerifiedToken:
         """Check a release token against the pinned key, and take notice of its checkpoint.
 
@@ -384,6 +390,7 @@ class Station:
             attempt=attempt,
             certificate_sha256=certificate_sha256,
             further=further,
+            key_set=key_set,
         )
         self._records.see(verified.checkpoint_note)
         return verified
@@ -412,19 +419,18 @@ class Station:
             else:
                 work.take(step)
 
-    def _further_of(self, run: str, told: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the profiles of a run's further certificates; asked once, since a licence never changes."""
-        if told is not None:
-            return tuple(told)
-        known = self._further.get(run)
+    def _wanted_by(self, run: str, further: Sequence[str] | None) -> Wanted:
+        """Return what a run wants of its devices; asked once, since a licence never changes."""
+        known = self._wanted.get(run)
         if known is None:
             try:
-                known = self.run(run).further_profiles
+                status = self.run(run)
+                known = Wanted(further=status.further_profiles, element=status.element is not None)
             except errors.NotPermitted:
                 # A bootstrap credential for something else, or of an older service's: it refuses the request.
-                known = ()
-            self._further[run] = known
-        return known
+                known = Wanted()
+            self._wanted[run] = known
+        return known if further is None else replace(known, further=tuple(further))
 
     def _journal(self, hardware_id: str, element: DeviceElement) -> Journal:
         if isinstance(element, Journal):
@@ -440,7 +446,8 @@ class Station:
         return Proved.read(self._post("/v1/prove", proof_body(item), seq))
 
     def _inject(self, item: InjectItem) -> ElementStep:
-        # No number: it leaves no entry in the log, until it fails.
+        # No number.  A dialogue that broke off with the station would leave gaps in its numbers (SPEC E5),
+        # unless each were written down before it is used; what a dialogue comes to has the proof's number.
         return ElementStep.of(self._post("/v1/inject", inject_body(item), None))
 
     def _gang_issue(self, run: str, items: Sequence[IssueItem], seq: int) -> list[Issued | errors.Refusal]:

@@ -15,7 +15,7 @@ from birthmark import errors
 from birthmark.edge.station.answers import ElementStep, Issued, Proved, Release
 from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
 from birthmark.edge.station.pending import Phase
-from birthmark.edge.station.provisioning import Work
+from birthmark.edge.station.provisioning import Wanted, Work
 
 __all__ = ["Gang", "Requests"]
 
@@ -50,23 +50,23 @@ class Gang:
         self._results: dict[int, Release | errors.Refusal] = {}
 
     def provision(
-        self, works: Sequence[Work], *, delivered: Sequence[bool], further: Callable[[], Sequence[str]]
+        self, works: Sequence[Work], *, delivered: Sequence[bool], wanted: Callable[[], Wanted]
     ) -> list[Release | errors.Refusal]:
         """Take the devices from wherever they are to their release tokens.
 
         Args:
             works: the devices.
             delivered: True for those whose keys the service makes.
-            further: returns the profiles of the run's further certificates.
+            wanted: returns what the run wants of its devices.
 
         Returns:
             A release or a refusal for each, in order.
         """
         # One number for all that is asked for the first time; what was asked before keeps its own (SPEC E5).
-        fresh, profiles = _Once(self._requests.new_seq), _Once(further)
+        fresh, once = _Once(self._requests.new_seq), _Once(wanted)
         for index, (work, is_delivered) in enumerate(zip(works, delivered, strict=True)):
             with self._noting(index):
-                work.begin(delivered=is_delivered, further=profiles, new_seq=fresh)
+                work.begin(delivered=is_delivered, wanted=once, new_seq=fresh)
                 self._works[index] = work
         self._issue_all()
         while self._left():

@@ -83,11 +83,11 @@ class Dialogue:
             )
         self._next = step
 
-    def begin_anew(self, why: errors.Interrupted) -> None:
+    def begin_anew(self, why: errors.Refusal) -> None:
         """Have the dialogue begun anew by the next ``carry``.
 
         Raises:
-            Interrupted: it was begun too often in this call; ``why``.
+            Refusal: it was begun too often in this call; ``why``.
         """
         self._next, self._steps = None, 0
         self._begun += 1

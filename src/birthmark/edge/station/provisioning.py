@@ -24,7 +24,7 @@ What a refusal means for what is written down, so that the same call is always t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from birthmark import errors
@@ -57,7 +57,7 @@ from birthmark.pki.certificates import Certificate, fingerprint, to_pem
 from birthmark.pki.possession import proof_message
 from birthmark.secret import SecretBytes
 
-__all__ = ["Service", "Work"]
+__all__ = ["Service", "Wanted", "Work"]
 
 _UNKNOWN_OUTCOME = (
     errors.Unavailable,
@@ -67,6 +67,17 @@ _UNKNOWN_OUTCOME = (
     errors.Interrupted,
 )
 _ASK_ANOTHER_WAY = (errors.NotPermitted, errors.MalformedRequest, errors.TooLarge, errors.PolicyRefused)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a run wants of its devices."""
+
+    further: tuple[str, ...] = ()
+    """Profiles of further certificates, in their order."""
+    element: bool = False
+    """True if each device has an element that the run knows of.  Whether something is carried to it is for
+    the service to say: an element that makes its own keys (a TPM) is asked otherwise."""
 
 
 class Service(Protocol):
@@ -79,7 +90,14 @@ class Service(Protocol):
         """Return a released device's token."""
 
     def verified(
-        self, token: str, *, device: str, attempt: str, certificate_sha256: str, further: Further = ()
+        self,
+        token: str,
+        *,
+        device: str,
+        attempt: str,
+        certificate_sha256: str,
+        further: Further = (),
+        key_set: bool = False,
     ) -> VerifiedToken:
         """Check a release token."""
 
@@ -121,26 +139,29 @@ class Work:
 
     # --- the steps -------------------------------------------------------------------------------------
 
-    def begin(
-        self, *, delivered: bool, further: Callable[[], Sequence[str]], new_seq: Callable[[], int]
-    ) -> None:
+    def begin(self, *, delivered: bool, wanted: Callable[[], Wanted], new_seq: Callable[[], int]) -> None:
         """Pick up what is under way, or write down the intent to ask for an identity.
 
         Args:
             delivered: True if the service makes the keys.
-            further: returns the profiles of the run's further certificates.
+            wanted: returns what the run wants of its devices.
             new_seq: takes a request number.
 
         Raises:
             errors.IllegalTransition: something else is under way in this device, or it has its identity.
             errors.MalformedRequest: the device makes no key of its own and none is to be delivered, or it
-                has no place for the run's further certificates.
+                has no place for the run's further certificates, or no secure element.
+            errors.Unavailable: its secure element is not there.
         """
         self._now = self._journal.pending()
         if self._now is not None:
             self._check_same(self._now, delivered=delivered)
             return
-        profiles = tuple(further())
+        demands = wanted()
+        profiles = demands.further
+        carries = demands.element and isinstance(self._element, HasSecureElement)
+        if carries:
+            self.card()  # refuses before anything is asked for
         slots = self._slots(profiles)
         csrs = [None if delivered else self._request_of(slot) for slot in slots]
         self._remember(
@@ -156,6 +177,7 @@ class Work:
                     FurtherPending(profile=profile, csr=csr)
                     for profile, csr in zip(profiles, csrs[1:], strict=True)
                 ),
+                element=ElementPending() if carries else None,
             )
         )
 
@@ -194,7 +216,8 @@ class Work:
             raise errors.IntegrityFailure(f"the service sent {issued.device} one key for two certificates")
         # Refuses a strange attempt or challenge before anything is installed.
         _message(issued.attempt, certificates[0].fingerprint, issued.challenge)
-        dialogue = None if issued.element is None else Dialogue(self.card(), issued.element)
+        carries = issued.element is not None or now.element is not None
+        dialogue = Dialogue(self.card(), issued.element) if carries else None
         for slot, one in zip(slots, certified, strict=True):
             slot.install(certificate=one.certificate, chain=issued.chain, private_key=one.private_key)
         self._remember(
@@ -272,8 +295,12 @@ class Work:
         """Take what the service wants to be carried next.
 
         Raises:
-            errors.IntegrityFailure: the service does not come to an end.
+            errors.IntegrityFailure: it is another device's, or the service does not come to an end.
         """
+        if step.attempt != self.pending.attempt:
+            raise errors.IntegrityFailure(
+                f"asked for {self.pending.device}, the service answered for another attempt"
+            )
         self._in_dialogue().take(step)
 
     def inject_refused(self, refusal: errors.Refusal) -> None:
@@ -282,7 +309,9 @@ class Work:
         Raises:
             errors.Refusal: ``refusal``, if it is another; what it means is written down.
         """
-        if isinstance(refusal, errors.Interrupted):
+        if isinstance(refusal, errors.Interrupted) or (
+            isinstance(refusal, errors.IllegalTransition) and self._waits(refusal)
+        ):
             self._in_dialogue().begin_anew(refusal)
             return
         if not _is_unknown(refusal) and not isinstance(refusal, _ASK_ANOTHER_WAY):
@@ -392,10 +421,7 @@ class Work:
             errors.Refusal: ``refusal``, in any other case.
         """
         if isinstance(refusal, errors.Interrupted) and self.pending.element is not None:
-            self._prove_anew()
-            if self._dialogue is None:
-                self._dialogue = Dialogue(self.card())
-            self._dialogue.begin_anew(refusal)
+            self._begin_anew(refusal)
             return None
         if isinstance(refusal, _ASK_ANOTHER_WAY):
             self._prove_anew()
@@ -403,13 +429,11 @@ class Work:
         if _is_unknown(refusal):
             raise refusal
         if isinstance(refusal, errors.IllegalTransition | errors.KeyReused):
-            try:
-                released = self._is_released()
-            except errors.NotPermitted:
-                # A bootstrap credential may not ask: everything stays, until somebody abandons it.
-                raise refusal from None
-            if released:
+            if self._is_released(refusal):
                 return self._store(self._service.token(str(self.pending.device)))
+            if self.pending.element is not None and self._waits(refusal):
+                self._begin_anew(refusal)
+                return None
         self._journal.forget()
         raise refusal
 
@@ -429,9 +453,26 @@ class Work:
             )
         )
 
-    def _is_released(self) -> bool:
-        now = self.pending
-        status = self._service.device(str(now.device))
+    def _begin_anew(self, why: errors.Refusal) -> None:
+        self._prove_anew()
+        if self._dialogue is None:
+            self._dialogue = Dialogue(self.card())
+        self._dialogue.begin_anew(why)
+
+    def _status(self, refusal: errors.Refusal) -> DeviceStatus:
+        try:
+            return self._service.device(str(self.pending.device))
+        except errors.NotPermitted:
+            # A bootstrap credential may not ask: everything stays, until somebody abandons it.
+            raise refusal from None
+
+    def _waits(self, refusal: errors.Refusal) -> bool:
+        """Return whether the service still waits for this attempt's proof."""
+        status = self._status(refusal)
+        return status.state == "issued" and status.attempt == self.pending.attempt
+
+    def _is_released(self, refusal: errors.Refusal) -> bool:
+        now, status = self.pending, self._status(refusal)
         return status.state == "released" and (status.attempt, status.certificate_sha256) == (
             now.attempt,
             now.certificate_sha256,
@@ -485,7 +526,9 @@ class Work:
             attempt=str(now.attempt),
             certificate_sha256=str(now.certificate_sha256),
             further=further,
+            key_set=now.element is not None,
         )
+        key_set = verified.record.get("key_set")
         return Release(
             device=str(now.device),
             hardware_id=now.hardware_id,
@@ -495,6 +538,7 @@ class Work:
             leaf=verified.leaf,
             token=token,
             further=further,
+            key_set=key_set if isinstance(key_set, dict) else None,
         )
 
     def _store(self, token: str) -> Release:
