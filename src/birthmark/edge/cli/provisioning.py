@@ -1,5 +1,7 @@
 """``birthmark provision``: take one device through the line from here, over the wire like any station."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +9,9 @@ import typer
 
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import AsJson
-from birthmark.edge.station import Enclave, Station
+from birthmark.edge.station import DeviceElement, Enclave, Station
+from birthmark.edge.station.elements import CHANNELS, opened, opened_channel, schemes, split
+from birthmark.errors import MalformedRequest
 
 __all__ = ["provision"]
 
@@ -23,12 +27,21 @@ def provision(
     run: Annotated[str, typer.Option(metavar="ID", help="The run it belongs to.")],
     hardware_id: Annotated[str, typer.Option(metavar="ID", help="As scanned, e.g. 1M8GDM9AXKP042788.")],
     enclave: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="DIR",
             help="The device: a directory that keeps its keys and certificates; made if missing.",
         ),
-    ],
+    ] = None,
+    element: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="With --enclave, the device's secure element: pcsc:READER (its name, a part of it, or its"
+            " number) or tcp:HOST:PORT.  Without, a device that keeps its keys and certificates itself; see"
+            " docs/elements.md.",
+        ),
+    ] = None,
     delivered: Annotated[
         bool, typer.Option("--delivered", help="The service makes the keys, instead of the device.")
     ] = False,
@@ -56,12 +69,14 @@ def provision(
 
     Where the run gives each device several certificates, it gets all of them, and one token.
 
+    Where it puts a key set into the device's secure element, the service speaks with that through here.
+
     The same command again goes on where it was, whatever was lost in between, and never makes a second
     identity.
     """
     with (
         Station(station, url, operator=operator, patience_seconds=patience, on_wait=_say_why) as client,
-        Enclave(str(enclave)) as device,
+        _device(enclave, element) as device,
     ):
         release = client.provision(run, hardware_id, device, delivered=delivered, further=further or None)
     shown: dict[str, object] = {
@@ -71,8 +86,13 @@ def provision(
         "attempt": release.attempt,
         "certificate_sha256": release.certificate_sha256,
         "leaf": release.leaf,
-        "enclave": str(enclave),
     }
+    if enclave is not None:
+        shown["enclave"] = str(enclave)
+    if release.key_set is not None:
+        shown["key_set"] = release.key_set.get("profile")
+    elif enclave is not None and element is not None:
+        printing.warn(f"run {release.run} puts no key set into a secure element: nothing was done with it")
     if as_json:
         printing.line(printing.json_text({**shown, "further": dict(release.further), "token": release.token}))
     else:
@@ -81,3 +101,26 @@ def provision(
 
 def _say_why(reason: str, seconds: float) -> None:
     printing.warn(f"waiting {seconds:.1f} s: {printing.shown(reason)}")
+
+
+@contextmanager
+def _device(enclave: Path | None, url: str | None) -> Iterator[DeviceElement]:
+    """Open the device, and close it afterwards."""
+    if enclave is None:
+        if url is None:
+            raise MalformedRequest("say which device it is: --enclave DIR, --element URL, or both")
+        with opened(url) as device:
+            yield device
+    elif url is None:
+        with Enclave(str(enclave)) as device:
+            yield device
+    else:
+        carriers = schemes(CHANNELS)
+        if (scheme := split(url)[0]) not in carriers:
+            known = ", ".join(f"{name}:" for name in carriers)
+            raise MalformedRequest(
+                f"{scheme}: is no reader for the secure element of a device in a directory; {known} are. An"
+                " element that is a device itself is named without --enclave"
+            )
+        with opened_channel(url) as card, Enclave(str(enclave), card=card) as device:
+            yield device
