@@ -8,10 +8,11 @@ credential that only the TPM of the endorsement key could open.
 """
 
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
+from typing import TypeAlias
 
 from birthmark import errors
 from birthmark.element.profiles import TPMProfile
@@ -22,7 +23,10 @@ from birthmark.ports import Facts, Look, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.runs import RunContext
 
-__all__ = ["Attested", "attested_said", "judged", "recalled", "spend"]
+__all__ = ["Attested", "Known", "attested_said", "judged", "keys_in", "recalled", "require_key", "spend"]
+
+Known: TypeAlias = Mapping[str, Attestation]
+"""Attestations by their ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class Attested:
         return sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()
 
 
-def recalled(context: RunContext, answers: Iterable[Attested | None]) -> UseCase[Mapping[str, Attestation]]:
+def recalled(context: RunContext, answers: Iterable[Attested | None]) -> UseCase[Known]:
     """Return the attestations that are answered, by their ids; a run without TPMs looks nothing up."""
     ids = [] if not isinstance(context.element, TPMProfile) else [one.attestation for one in answers if one]
     if not ids:
@@ -54,19 +58,12 @@ def recalled(context: RunContext, answers: Iterable[Attested | None]) -> UseCase
     return {one.id: one for one in found if one is not None}
 
 
-def judged(
-    context: RunContext,
-    device: str,
-    answer: Attested | None,
-    known: Mapping[str, Attestation],
-    keys: Sequence[bytes],
-) -> Attestation | None:
-    """Return a device's attestation with its answer, if that proves that its TPM holds these keys.
+def judged(context: RunContext, device: str, answer: Attested | None, known: Known) -> Attestation | None:
+    """Return a device's attestation with its answer, if that proves that its TPM holds both keys.
 
     1. The attestation was asked of this device in this run.
     2. The secret came back: the attestation key, restricted and fixed, is in the TPM of the endorsement key.
     3. The attestation key certified the identity key, which is fixed to the same TPM, for our nonce.
-    4. The keys to certify are the identity key and, if there is a second, the attestation key.
 
     What both keys may do was judged when the attestation began: the Names stand for it.
 
@@ -75,14 +72,12 @@ def judged(
         device: kind and hardware id.
         answer: of its TPM.
         known: from ``recalled``.
-        keys: SubjectPublicKeyInfo (DER) of the certification requests, in the order of the run's profiles.
 
     Returns:
         None for a run without TPMs.
 
     Raises:
-        errors.PolicyRefused: names the rule: ``tpm-attestation``, ``tpm-activation``, ``tpm-certify``,
-            ``certified-keys``.
+        errors.PolicyRefused: names the rule: ``tpm-attestation``, ``tpm-activation``, ``tpm-certify``.
         errors.MalformedRequest: the answer cannot be read, or there is one where nobody asked.
     """
     if not isinstance(context.element, TPMProfile):
@@ -103,21 +98,47 @@ def judged(
         raise errors.PolicyRefused(
             "tpm-activation", "the secret is not the one that the endorsement key's tpm could read"
         )
-    iak, idevid = Public.decode(asked.iak), Public.decode(asked.idevid)
     check_certified(
-        iak=iak,
-        certified=idevid,
+        iak=Public.decode(asked.iak),
+        certified=Public.decode(asked.idevid),
         attest=Attest.decode(answer.certify_info),
         signature=Signature.decode(answer.certify_signature),
         nonce=asked.nonce,
     )
-    in_tpm = (idevid.subject_public_key_info, iak.subject_public_key_info)
-    if tuple(keys) not in (in_tpm[:1], in_tpm):
-        raise errors.PolicyRefused(
-            "certified-keys",
-            "the certification requests are not for the identity key and the attestation key, in this order",
-        )
     return replace(asked, certify_info=answer.certify_info, certify_signature=answer.certify_signature)
+
+
+def keys_in(answered: Attestation | None, count: int) -> tuple[bytes | None, ...]:
+    """Return the keys (SubjectPublicKeyInfo, DER) that so many certificates have to be for, in their order.
+
+    Returns:
+        None for each certificate whose key nobody attested.
+
+    Raises:
+        errors.PolicyRefused: a TPM has no keys for so many (rule ``attested-key``).
+    """
+    if answered is None:
+        return (None,) * count
+    if count > 2:
+        raise errors.PolicyRefused(
+            "attested-key",
+            f"a tpm has an identity key and an attestation key: no keys for {count} certificates",
+        )
+    return tuple(
+        Public.decode(one).subject_public_key_info for one in (answered.idevid, answered.iak)[:count]
+    )
+
+
+def require_key(wanted: bytes | None, key: bytes) -> None:
+    """Refuse to certify another key than the one that was attested; None for any.
+
+    Raises:
+        errors.PolicyRefused: it is another (rule ``attested-key``).
+    """
+    if wanted is not None and key != wanted:
+        raise errors.PolicyRefused(
+            "attested-key", "the certification request is not for the key that the tpm was shown to hold"
+        )
 
 
 def spend(facts: Facts, answered: Attestation | None, at: datetime) -> None:
