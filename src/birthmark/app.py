@@ -16,6 +16,7 @@ from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
 from birthmark.edge.application import Application, PublicApplication
+from birthmark.element.catalogue import ElementCatalogue
 from birthmark.floor.realm import Realm
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Catalogue
@@ -23,6 +24,8 @@ from birthmark.ports import Clock, Entropy, KeyStore, Publication
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
 from birthmark.services.challenges import Challenges
+from birthmark.services.dialogues import Dialogues
+from birthmark.services.injection import InjectDevices
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
@@ -107,7 +110,9 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
         catalogue, inspector = Catalogue.read(settings.profiles_directory), PkilintInspector()
-        runs, challenges = Runs(realm, catalogue), Challenges()
+        elements = ElementCatalogue.read(settings.elements_directory)
+        runs, challenges = Runs(realm, catalogue, elements), Challenges()
+        dialogues = Dialogues(keys, entropy)
         return Application(
             settings=settings,
             realm=realm,
@@ -119,9 +124,10 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             catalogue=catalogue,
             inspector=inspector,
             runs=runs,
-            opening=OpenRuns(runs, inspector),
-            issue=IssueDevices(runs, challenges, keys, clock, entropy),
-            prove=ProveDevices(runs, challenges),
+            opening=OpenRuns(runs, inspector, keys),
+            issue=IssueDevices(runs, challenges, dialogues, keys, clock, entropy),
+            inject=InjectDevices(runs, challenges, dialogues),
+            prove=ProveDevices(runs, challenges, dialogues),
             publish=_publish(settings, realm, store, keys, clock),
             publication=_publication(settings),
             responders=Responders(

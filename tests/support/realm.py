@@ -36,6 +36,7 @@ from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.adapters.system import SystemEntropy
+from birthmark.element.catalogue import ElementCatalogue
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceCertificate, DeviceEvent, KeyOrigin
@@ -60,7 +61,9 @@ from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Progress
 from birthmark.services.ceremony_templates import Head, Issuing, realm_file
 from birthmark.services.challenges import Challenges
+from birthmark.services.dialogues import Dialogues
 from birthmark.services.disposition import Disposed, dispose
+from birthmark.services.injection import InjectDevices
 from birthmark.services.issue import Issued, IssueDevices, IssueRequest
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices, ProveRequest, Released
@@ -180,6 +183,7 @@ class Service:
     store: SQLStore
     runs: Runs
     issue: IssueDevices
+    inject: InjectDevices
     prove: ProveDevices
     authorise: Authorise
     opening: OpenRuns
@@ -196,20 +200,23 @@ def open_service(
     wrap: Callable[[Database], Database] | None = None,
     *,
     catalogue: Catalogue | None = None,
+    elements: ElementCatalogue | None = None,
     inspector: Inspector = INSPECTOR,
 ) -> Service:
     """Open what one process holds on a database that has its realm."""
     database = open_database(libpq(url))
     store = SQLStore(database if wrap is None else wrap(database), clock, lambda body: keys.sign(LOG, body))
     catalogue = catalogue or Catalogue.read()
-    runs, challenges = Runs(store.realm, catalogue), Challenges()
+    runs, challenges = Runs(store.realm, catalogue, elements or ElementCatalogue.read()), Challenges()
+    dialogues = Dialogues(keys, SystemEntropy())
     return Service(
         store=store,
         runs=runs,
-        issue=IssueDevices(runs, challenges, keys, clock, SystemEntropy()),
-        prove=ProveDevices(runs, challenges),
+        issue=IssueDevices(runs, challenges, dialogues, keys, clock, SystemEntropy()),
+        inject=InjectDevices(runs, challenges, dialogues),
+        prove=ProveDevices(runs, challenges, dialogues),
         authorise=Authorise(store.realm, keys, clock, SystemEntropy(), catalogue),
-        opening=OpenRuns(runs, inspector),
+        opening=OpenRuns(runs, inspector, keys),
     )
 
 

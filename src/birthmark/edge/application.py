@@ -14,6 +14,7 @@ from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Clock, Entropy, Inspector, KeyStore, Log, Publication, SignedAnswer, Store
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Authorise
+from birthmark.services.injection import InjectDevices
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
@@ -43,6 +44,7 @@ class Application:
     runs: Runs
     opening: OpenRuns
     issue: IssueDevices
+    inject: InjectDevices
     prove: ProveDevices
     authorise: Authorise
     recalls: Recalls

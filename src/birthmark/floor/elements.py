@@ -1,6 +1,6 @@
 """Secure elements on the line: how far each has come, and whose it is (SPEC D1, D5).
 
-``DeviceElement`` is the journal: what is written here before a command goes out is what a dialogue that broke
+``ElementJournal`` is the journal: what is written here before a command goes out is what a dialogue that broke
 off is taken up with.  It is the element's, not the attempt's: a reworked device has the same chip.
 """
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from birthmark.element.injection import KeySetPhase, KeySetState
 
-__all__ = ["DeviceElement", "ElementUse", "fresh"]
+__all__ = ["ElementJournal", "ElementUse", "fresh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceElement:
+class ElementJournal:
     """The secure element of one device, as far as we know."""
 
     device: str
@@ -46,7 +46,7 @@ class DeviceElement:
             failures=self.failures,
         )
 
-    def at(self, state: KeySetState) -> "DeviceElement":
+    def at(self, state: KeySetState) -> "ElementJournal":
         """Return the row with another state."""
         return replace(
             self,
@@ -57,14 +57,14 @@ class DeviceElement:
             failures=state.failures,
         )
 
-    def under(self, attempt: str) -> "DeviceElement":
+    def under(self, attempt: str) -> "ElementJournal":
         """Return the row as an attempt finds it: a new one has all its tries."""
         return self if attempt == self.attempt else replace(self, attempt=attempt, tries=0, reason=None)
 
 
-def fresh(device: str, attempt: str, *, element: str, master: str) -> DeviceElement:
+def fresh(device: str, attempt: str, *, element: str, master: str) -> ElementJournal:
     """Return the row of an element nobody has spoken to."""
-    return DeviceElement(
+    return ElementJournal(
         device=device,
         attempt=attempt,
         element=element,

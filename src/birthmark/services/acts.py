@@ -177,7 +177,14 @@ def _is_kept(refusal: errors.Refusal) -> bool:
     # tomorrow.
     if refusal.retryable:
         return False
-    passing = errors.Unauthenticated | errors.IntegrityFailure | errors.Fault | errors.KeyReused
+    # So may be what became of a dialogue with an element, which is begun anew.
+    passing = (
+        errors.Unauthenticated
+        | errors.IntegrityFailure
+        | errors.Fault
+        | errors.KeyReused
+        | errors.Interrupted
+    )
     return not isinstance(refusal, passing)
 
 

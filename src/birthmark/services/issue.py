@@ -10,6 +10,7 @@ proved is revoked in the same commit.  A delivered key is of the first algorithm
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
+from birthmark.floor.attestations import Attestation
 from birthmark.floor.authorities import Authority, count_issuance
 from birthmark.floor.clients import Capability, Client, Role
 from birthmark.floor.devices import (
@@ -32,6 +34,7 @@ from birthmark.floor.devices import (
     KeyUse,
     move,
 )
+from birthmark.floor.elements import ElementJournal
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence, admit
 from birthmark.pki.algorithms import maker
@@ -41,8 +44,9 @@ from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, UseCase
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, UseCase
 from birthmark.secret import SecretBytes
+from birthmark.services import attestations
 from birthmark.services.acts import (
     Caller,
     answer_key,
@@ -51,7 +55,9 @@ from birthmark.services.acts import (
     live_client,
     refuse,
 )
+from birthmark.services.attestations import Attested, Known
 from birthmark.services.challenges import Challenged, Challenges, Provable
+from birthmark.services.dialogues import Commands, Dialogues, element_of, journal_of
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs
 
@@ -71,12 +77,16 @@ class IssueRequest:
     """Idempotency key, 1 to 64 characters chosen by the client."""
     further_csrs: tuple[bytes, ...] = ()
     """Certification requests for the run's further profiles, in their order; none if keys are delivered."""
+    attested: Attested | None = None
+    """What the device's TPM answered, for a run of devices with a TPM."""
 
     def digest(self, run: str) -> str:
         """Return what tells this request from another under the same key."""
         asked: tuple[object, ...] = ("issue", run, self.hardware_id, self.csr)
         if self.further_csrs:
             asked += self.further_csrs
+        if self.attested is not None:
+            asked += (self.attested.digest(),)
         return sha256(repr(asked).encode()).hexdigest()
 
 
@@ -106,6 +116,13 @@ class Issued:
     """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
     further: tuple[IssuedCertificate, ...] = ()
     """One for each further profile of the run: proved with the same challenge, released with the first."""
+    element: Commands | None = field(default=None, repr=False)
+    """What the device's secure element is told first, if a key set is put into it and it can be begun now."""
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """Return all certificates (DER), in the order of the run's profiles."""
+        return (self.certificate, *(one.certificate for one in self.further))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +156,8 @@ class _Prepared:
     challenge: bytes = field(repr=False)
     first: _Certified
     further: tuple[_Certified, ...]
+    attestation: Attestation | None
+    """Of the device's TPM, with its answer."""
 
     @property
     def origin(self) -> KeyOrigin:
@@ -169,11 +188,18 @@ class IssueDevices:
     """Admit and issue."""
 
     def __init__(
-        self, runs: Runs, challenges: Challenges, keys: KeyStore, clock: Clock, entropy: Entropy
+        self,
+        runs: Runs,
+        challenges: Challenges,
+        dialogues: Dialogues,
+        keys: KeyStore,
+        clock: Clock,
+        entropy: Entropy,
     ) -> None:
         """Issue under the runs' licences, signing with the authorities' keys in ``keys``."""
         self._runs = runs
         self._challenges = challenges
+        self._dialogues = dialogues
         self._keys = keys
         self._clock = clock
         self._entropy = entropy
@@ -187,14 +213,36 @@ class IssueDevices:
             errors.NotFound: there is no such run.
         """
         context = yield from self._runs.context(run)
-        ready = [self._prepare_or_refuse(context, request) for request in requests]
+        known = yield from attestations.recalled(context, (one.attested for one in requests))
+        ready = [self._prepare_or_refuse(context, request, known) for request in requests]
         committed: list[Committed[Any]] = yield [
             self._issue_act(caller, context, request, prepared)
             for request, prepared in zip(requests, ready, strict=True)
         ]
-        return [
+        results = [
             self._issued(context, prepared, item) for prepared, item in zip(ready, committed, strict=True)
         ]
+        return (yield from self._begun(context, results))
+
+    def _begun(
+        self, context: RunContext, results: list[Issued | errors.Refusal]
+    ) -> UseCase[list[Issued | errors.Refusal]]:
+        """Begin the dialogues with the devices' secure elements, if they have any.
+
+        Where it cannot be begun now the station asks again, and gets the refusal on record.
+        """
+        profile = element_of(context)
+        if profile is None:
+            return results
+        devices = [result.device for result in results if isinstance(result, Issued)]
+        facts: Facts = yield Look({ElementJournal: devices})
+        for index, result in enumerate(results):
+            if isinstance(result, Issued):
+                with suppress(errors.Refusal):
+                    journal = journal_of(facts, result.device, result.attempt, profile)
+                    begun = self._dialogues.begin(context, profile, journal, result.certificates)
+                    results[index] = replace(result, element=begun)
+        return results
 
     def _issued(
         self, context: RunContext, prepared: _Prepared | errors.Refusal, item: Committed[Any]
@@ -208,8 +256,7 @@ class IssueDevices:
         if isinstance(prepared, _Prepared) and prepared.first.certificate == issued.certificate:
             proved = tuple(Provable(one.serial, one.sha256, one.spki) for one in prepared.all)
         else:  # a repeated request was answered with the certificates on record
-            ders = (issued.certificate, *(one.certificate for one in issued.further))
-            proved = tuple(Provable.of(Certificate.from_der(der)) for der in ders)
+            proved = tuple(Provable.of(Certificate.from_der(der)) for der in issued.certificates)
         self._challenges.remember(
             issued.attempt,
             Challenged(
@@ -218,9 +265,11 @@ class IssueDevices:
         )
         return issued
 
-    def _prepare_or_refuse(self, context: RunContext, request: IssueRequest) -> _Prepared | errors.Refusal:
+    def _prepare_or_refuse(
+        self, context: RunContext, request: IssueRequest, known: Known
+    ) -> _Prepared | errors.Refusal:
         try:
-            return self._prepare(context, request)
+            return self._prepare(context, request, known)
         except errors.Refusal as refusal:
             return refusal
 
@@ -256,7 +305,7 @@ class IssueDevices:
             reads=reads,
         )
 
-    def _prepare(self, context: RunContext, request: IssueRequest) -> _Prepared:
+    def _prepare(self, context: RunContext, request: IssueRequest, known: Known) -> _Prepared:
         """Vet, build, lint and sign; nothing here is known to anybody yet."""
         licence = context.licence
         hardware_id = licence.hardware_id.parse(request.hardware_id)
@@ -272,20 +321,27 @@ class IssueDevices:
             )
         csrs = (request.csr, *(request.further_csrs or (None,) * len(context.further)))
         templates = (context.template, *context.further)
+        device = f"{hardware_id.kind}:{hardware_id.text}"
+        attestation = attestations.judged(context, device, request.attested, known)
+        keys = attestations.keys_in(attestation, len(templates))
         certified = [
-            self._certify(template, csr, hardware_id) for template, csr in zip(templates, csrs, strict=True)
+            self._certify(template, csr, hardware_id, key)
+            for template, csr, key in zip(templates, csrs, keys, strict=True)
         ]
         if len({one.spki_sha256 for one in certified}) != len(certified):
             raise errors.PolicyRefused("key-is-unique", "each certificate of a device needs a key of its own")
         return _Prepared(
-            device=f"{hardware_id.kind}:{hardware_id.text}",
-            attempt=self._entropy.token(16).hex(),
+            device=device,
+            attempt=self._entropy.token(16).hex() if attestation is None else attestation.id,
             challenge=self._entropy.token(CHALLENGE_SIZE),
             first=certified[0],
             further=tuple(certified[1:]),
+            attestation=attestation,
         )
 
-    def _certify(self, template: Template, csr: bytes | None, hardware_id: HardwareId) -> _Certified:
+    def _certify(
+        self, template: Template, csr: bytes | None, hardware_id: HardwareId, wanted: bytes | None
+    ) -> _Certified:
         private_key: SecretBytes | None = None
         if csr is None:
             made = maker(template.profile.subject_key_algorithms[0])()
@@ -300,6 +356,7 @@ class IssueDevices:
                         "csr-names-the-device",
                         f"the certification request names {name}, not {hardware_id.text}",
                     )
+        attestations.require_key(wanted, spki)
         tbs = template.fill(
             serial_number=serial_number(self._entropy.token(20)),
             subject_public_key_info=spki,
@@ -356,6 +413,7 @@ class IssueDevices:
         elif device.run != run.id:
             raise errors.IllegalTransition(f"{device.id} belongs to run {device.run}: it is {device.state}")
         state = move(device.id, device.state, DeviceEvent.ISSUE)
+        attestations.spend(facts, prepared.attestation, at)
         _certify(facts, context, client, prepared, prepared.attempt, at)
         facts.put(
             replace(device, state=state, attempt=prepared.attempt, attempts=device.attempts + 1, reason=None)
@@ -456,22 +514,26 @@ class IssueDevices:
     ) -> dict[str, Any]:
         licence = context.licence
         further = [one.said() for one in prepared.further]
-        return ({"further": further} if further else {}) | {
-            "device": prepared.device,
-            "attempt": attempt,
-            "attempt_number": number,
-            "run": licence.id,
-            "batch": licence.batch,
-            "product": licence.product,
-            "profile": licence.profile,
-            "authority": licence.authority,
-            "partition": licence.partition,
-            "certificate": prepared.first.serial,
-            "certificate_sha256": prepared.first.sha256,
-            "spki_sha256": prepared.first.spki_sha256,
-            "origin": str(prepared.origin),
-            "key_store": "development" if self._keys.development else "token",
-        }
+        return (
+            attestations.attested_said(prepared.attestation)
+            | ({"further": further} if further else {})
+            | {
+                "device": prepared.device,
+                "attempt": attempt,
+                "attempt_number": number,
+                "run": licence.id,
+                "batch": licence.batch,
+                "product": licence.product,
+                "profile": licence.profile,
+                "authority": licence.authority,
+                "partition": licence.partition,
+                "certificate": prepared.first.serial,
+                "certificate_sha256": prepared.first.sha256,
+                "spki_sha256": prepared.first.spki_sha256,
+                "origin": str(prepared.origin),
+                "key_store": "development" if self._keys.development else "token",
+            }
+        )
 
 
 def _certify(

@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
+from birthmark.element.catalogue import ElementCatalogue
+from birthmark.element.profiles import ElementProfile
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.hardware_ids import HardwareId
@@ -27,8 +29,9 @@ from birthmark.ledger.entry import ENTRY_LIMIT, canonical, time_text
 from birthmark.pki.articles import article, subject_algorithms
 from birthmark.pki.constraints import Constraint, NegativeTest, check, negative_tests
 from birthmark.pki.profiles import Profile, ProfileKind
-from birthmark.ports import Act, Committed, Decision, Facts, Inspector, Look, Scan, UseCase
+from birthmark.ports import Act, Committed, Decision, Facts, Inspector, KeyStore, Look, Scan, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.services.dialogues import check_objects, object_variables, rehearse
 from birthmark.services.inspection import RULE, inspect_article
 from birthmark.services.runs import (
     Runs,
@@ -58,10 +61,17 @@ class _Judged:
 class OpenRuns:
     """The use cases by which a run comes to admit devices."""
 
-    def __init__(self, runs: Runs, inspector: Inspector) -> None:
-        """Open runs that ``runs`` will know, having their first articles inspected."""
+    def __init__(self, runs: Runs, inspector: Inspector, keys: KeyStore) -> None:
+        """Open runs that ``runs`` will know, having their first articles inspected.
+
+        Args:
+            runs: of the realm.
+            inspector: of first articles.
+            keys: with the master keys of the key sets that are put into secure elements.
+        """
         self._runs = runs
         self._inspector = inspector
+        self._keys = keys
 
     def open(
         self, caller: Caller, licence: RunLicence, signature: bytes, *, sample: str | None = None
@@ -168,7 +178,9 @@ class OpenRuns:
         check(constraints, licence.variables)
         device = yield from self._device(licence, constraints, sample)
         tests = negative_tests(constraints, {**licence.variables, VARIABLE: device.text})
+        rehearsed = self._rehearse(licence, f"{device.kind}:{device.text}")
         evidence = {
+            **rehearsed,
             "hardware_id": f"{device.kind}:{device.text}",
             "inspections": [self._inspect(licence, profile, chain, device) for profile in profiles],
             **_told(constraints, tests),
@@ -199,6 +211,30 @@ class OpenRuns:
                 RULE, f"no {licence.hardware_id.kind} could be made up that the run would take: give a sample"
             )
         return found
+
+    def _rehearse(self, licence: RunLicence, device: str) -> Mapping[str, Any]:
+        """Make a key set for an element that there is not, as the run will for each of its own (SPEC D3).
+
+        Raises:
+            errors.PolicyRefused: the licence does not pin the element's profile (rule ``element``), or its
+                keys cannot be made in this key store (``key-route`` and others).
+            errors.NotFound: there is no such profile, or no such key.
+        """
+        if not licence.element:
+            if licence.element_sha256:
+                raise errors.PolicyRefused("element", "the licence pins an element's profile and names none")
+            return {}
+        profile = self._runs.elements.load(licence.element)
+        if profile.sha256 != licence.element_sha256:
+            raise errors.PolicyRefused(
+                "element", f"the licence is for another profile {profile.name} than the one there is"
+            )
+        said = {"element": profile.name, "element_sha256": profile.sha256}
+        if not isinstance(profile, ElementProfile):
+            return said
+        check_objects(profile, licence)
+        route = rehearse(self._keys, profile, device)
+        return {**said, "master": profile.final.master, "scheme": str(profile.final.scheme), "route": route}
 
     def _inspect(
         self, licence: RunLicence, profile: Profile, chain: Sequence[Authority], device: HardwareId
@@ -264,7 +300,7 @@ class OpenRuns:
         profiles = tuple(self._runs.catalogue.load(name) for name in names)
         for profile in profiles:
             _check_profile(profile)
-        _check_variables(licence, profiles)
+        _check_variables(licence, profiles, self._runs.elements)
         _check_partitioning(licence, profiles)
         for profile, (_, pinned) in zip(profiles, licence.profiles, strict=True):
             if profile.sha256 != pinned:
@@ -294,12 +330,15 @@ def _check_issuer(profile: Profile, authority: Authority) -> None:
         )
 
 
-def _check_variables(licence: RunLicence, profiles: Sequence[Profile]) -> None:
+def _check_variables(licence: RunLicence, profiles: Sequence[Profile], elements: ElementCatalogue) -> None:
     if VARIABLE in licence.variables:
         raise errors.PolicyRefused("variables", "hardware_id is each device's own, not the run's")
     names = " and ".join(profile.name for profile in profiles)
     required = frozenset[str]().union(*(profile.required_variables for profile in profiles))
     used = frozenset[str]().union(*(profile.variables for profile in profiles))
+    if licence.element and isinstance(element := elements.load(licence.element), ElementProfile):
+        asked = object_variables(element)
+        required, used = required | asked, used | asked
     missing = sorted(required - licence.variables.keys() - {VARIABLE})
     unknown = sorted(licence.variables.keys() - used)
     if missing:

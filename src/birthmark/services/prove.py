@@ -15,6 +15,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
+from birthmark.floor.attestations import Attestation
 from birthmark.floor.clients import Capability, Client
 from birthmark.floor.devices import (
     Attempt,
@@ -24,6 +25,7 @@ from birthmark.floor.devices import (
     IdentityRecord,
     move,
 )
+from birthmark.floor.elements import ElementJournal
 from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import canonical
@@ -37,7 +39,10 @@ from birthmark.services.acts import (
     live_client,
     refuse,
 )
+from birthmark.services.attestations import attested_said
 from birthmark.services.challenges import Challenged, Challenges
+from birthmark.services.dialogues import Dialogues, Moved, Responses, element_of
+from birthmark.services.injection import judge_element, outcome_of
 from birthmark.services.issue import check_scope
 from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import RunContext, Runs
@@ -58,12 +63,16 @@ class ProveRequest:
     """Idempotency key."""
     further: tuple[tuple[str, bytes], ...] = ()
     """Fingerprint and signature for each further certificate, in the order of the run's profiles."""
+    element: Responses | None = None
+    """What the device's secure element answered to the last commands, if a key set was put into it."""
 
     def digest(self) -> str:
         """Return what tells this request from another under the same key."""
         asked: tuple[object, ...] = ("prove", self.attempt, self.certificate_sha256, self.signature)
         if self.further:
             asked += self.further
+        if self.element is not None:
+            asked += (self.element.digest(),)
         return sha256(repr(asked).encode()).hexdigest()
 
 
@@ -80,10 +89,11 @@ class Released:
 class ProveDevices:
     """Prove and release."""
 
-    def __init__(self, runs: Runs, challenges: Challenges) -> None:
+    def __init__(self, runs: Runs, challenges: Challenges, dialogues: Dialogues) -> None:
         """Release under the runs' licences."""
         self._runs = runs
         self._challenges = challenges
+        self._dialogues = dialogues
 
     def __call__(
         self, caller: Caller, requests: Sequence[ProveRequest]
@@ -104,11 +114,15 @@ class ProveDevices:
             if isinstance(answer, _StaleChallenge):
                 self._challenges.forget(request.attempt)
                 results += yield from self(caller, [request])
+            elif isinstance(answer, errors.ProofFailed | errors.Interrupted):
+                self._dialogues.forget(request.attempt)
+                results.append(answer)
             elif isinstance(answer, errors.Refusal):
                 results.append(answer)
             elif isinstance(answer, Exception):
                 raise answer
             elif item.leaves and item.leaves[0].index == answer.release_leaf:
+                self._dialogues.forget(request.attempt)
                 results.append(_released(answer, item.token(item.leaves[0].index)))
             else:
                 results.append(_released(answer, (yield ProofOf(answer.release_leaf))))
@@ -122,6 +136,7 @@ class ProveDevices:
         request: ProveRequest,
     ) -> Act[Attempt | errors.ProofFailed]:
         failure = None if challenged is None else _check_proof(challenged, request)
+        moved = None if challenged is None else self._moved(contexts[challenged.run], request)
         digest = request.digest()
         reads = client_reads(caller)
         reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
@@ -132,6 +147,8 @@ class ProveDevices:
                 Run: (challenged.run,),
                 DeviceCertificate: challenged.serials,
             }
+            if isinstance(moved, Moved):
+                reads[ElementJournal] = (challenged.device,)
             licence = contexts[challenged.run].licence
             reads[Revocation] = [
                 revocation_key(licence.authority, licence.partition, serial) for serial in challenged.serials
@@ -141,10 +158,26 @@ class ProveDevices:
             actor=caller.client.id,
             seq=caller.seq,
             operator=caller.operator,
-            decide=partial(self._decide_prove, caller, contexts, challenged, request, failure),
+            decide=partial(self._decide_prove, caller, contexts, challenged, request, failure, moved),
             refuse=refuse(caller, "prove", fields, key=request.key, request_sha256=digest),
             reads=reads,
         )
+
+    def _moved(self, context: RunContext, request: ProveRequest) -> Moved | errors.Refusal | None:
+        """Return what the element's last responses come to; None for a device that has no element."""
+        try:
+            if element_of(context) is None:
+                if request.element is not None:
+                    raise errors.MalformedRequest(f"run {context.licence.id} puts no key set into an element")
+                return None
+            if request.element is None:
+                raise errors.IllegalTransition(
+                    f"run {context.licence.id} puts a key set into each device's secure element: the proof"
+                    " comes with its last responses"
+                )
+            return outcome_of(self._dialogues, request.attempt, request.element)
+        except errors.Refusal as refusal:
+            return refusal
 
     def _decide_prove(
         self,
@@ -153,6 +186,7 @@ class ProveDevices:
         challenged: Challenged | None,
         request: ProveRequest,
         failure: errors.ProofFailed | None,
+        moved: Moved | errors.Refusal | None,
         facts: Facts,
         at: datetime,
     ) -> Decision[Any]:
@@ -181,11 +215,21 @@ class ProveDevices:
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
         _require_good(facts, attempt)
+        if isinstance(moved, errors.Refusal):
+            raise moved
+        key_set: dict[str, Any] | None = None
+        if moved is not None:
+            judged = judge_element(facts, context, device, attempt, moved)
+            if isinstance(judged, Decision):
+                if isinstance(judged.answer, errors.ProofFailed):
+                    facts.put(_prove_answer(caller, request, attempt.id, at, judged.answer))
+                return judged
+            key_set = judged
         state = move(device.id, proved, DeviceEvent.RELEASE)
         released = replace(
             attempt, state=state, proof=request.signature, released_at=at, release_leaf=facts.next_leaf
         )
-        record = _record(facts, context, client, caller, released, challenged, request, at)
+        record = _record(facts, context, client, caller, released, challenged, request, key_set, at)
         facts.put(replace(device, state=state))
         facts.put(replace(run, released=run.released + 1))
         facts.put(released)
@@ -289,6 +333,7 @@ def _record(
     attempt: Attempt,
     challenged: Challenged,
     request: ProveRequest,
+    key_set: dict[str, Any] | None,
     at: datetime,
 ) -> IdentityRecord:
     licence = context.licence
@@ -305,6 +350,10 @@ def _record(
             licence.further_profiles, others, request.further, strict=True
         )
     ]
+    besides: dict[str, Any] = {"further": further} if further else {}
+    if key_set is not None:
+        besides["key_set"] = key_set
+    besides |= attested_said(facts.get(Attestation, attempt.id))
     return IdentityRecord(
         leaf=facts.next_leaf,
         device=attempt.device,
@@ -328,5 +377,5 @@ def _record(
         released_at=at,
         challenge=attempt.challenge,
         proof=attempt.proof or b"",
-        further=canonical({"further": further}).decode() if further else "",
+        further=canonical(besides).decode() if besides else "",
     )

@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from birthmark import errors
-from birthmark.element.profiles import ElementProfile, TPMProfile
+from birthmark.element.catalogue import ElementCatalogue
+from birthmark.element.profiles import AnyElementProfile
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, Credential
 from birthmark.floor.realm import Realm
@@ -66,8 +67,20 @@ class RunContext:
     """Ids of the authority, those above it, the root last."""
     constraints: tuple[Constraint, ...] = field(repr=False)
     """What a device's hardware id must keep; the run's own values were judged when it was opened."""
-    element: ElementProfile | TPMProfile | None = None
-    """The secure element each device has; None for none."""
+    equipment: AnyElementProfile | errors.Refusal | None = None
+    """The secure element each device has, or why it is not known; None for none."""
+
+    @property
+    def element(self) -> AnyElementProfile | None:
+        """Return the profile of the secure element each device has; None for none.
+
+        Raises:
+            errors.IntegrityFailure: the profile is not the one that was signed for.
+            errors.Unavailable: this process was started before the profile was added.
+        """
+        if isinstance(self.equipment, errors.Refusal):
+            raise self.equipment
+        return self.equipment
 
     @property
     def templates(self) -> tuple[Template, ...]:
@@ -239,10 +252,11 @@ def _never_opened(run: Run) -> bool:
 class Runs:
     """The runs of a realm."""
 
-    def __init__(self, realm: Realm, catalogue: Catalogue) -> None:
+    def __init__(self, realm: Realm, catalogue: Catalogue, elements: ElementCatalogue) -> None:
         """Know the runs of this realm, and no others, and the profiles their licences name."""
         self.realm = realm
         self.catalogue = catalogue
+        self.elements = elements
         self._contexts: dict[str, RunContext] = {}
 
     def context(self, run: str) -> UseCase[RunContext]:
@@ -316,8 +330,14 @@ class Runs:
             )
         except errors.Refusal as refusal:
             compiled = refusal
+        equipment: AnyElementProfile | errors.Refusal | None
+        try:
+            equipment = self.pinned_element(licence)
+        except errors.Refusal as refusal:
+            equipment = refusal
         return RunContext(
             licence=licence,
+            equipment=equipment,
             compiled=compiled,
             chain=tuple(authority.der for authority in chain[:-1]),
             authorities=tuple(authority.id for authority in chain),
@@ -345,6 +365,27 @@ class Runs:
                 )
             found.append(profile)
         return tuple(found)
+
+    def pinned_element(self, licence: RunLicence) -> AnyElementProfile | None:
+        """Return the profile of a licence's secure element, if it is the one that was signed for.
+
+        Raises:
+            errors.Unavailable: this process was started before the profile was added.
+            errors.IntegrityFailure: it is another.
+        """
+        if not licence.element:
+            return None
+        try:
+            profile = self.elements.load(licence.element)
+        except errors.NotFound as cause:
+            raise errors.Unavailable(
+                f"this process does not know element {licence.element} of run {licence.id}: start it again"
+            ) from cause
+        if profile.sha256 != licence.element_sha256:
+            raise errors.IntegrityFailure(
+                f"element {profile.name} is not the one that run {licence.id} was signed for: it has changed"
+            )
+        return profile
 
     def admitting(self, facts: Facts, context: RunContext, client: Client, at: datetime) -> Run:
         """Return the run's row if it admits devices from this client at this moment.

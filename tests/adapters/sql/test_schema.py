@@ -53,7 +53,7 @@ FROZEN = {
     "recall": "document",
     "key_asset": "fingerprint",
 }
-KEPT = ("head", "client", "device", "device_element", "answer", "revocation")
+KEPT = ("head", "client", "device", "element_journal", "answer", "revocation")
 KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
 KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
 

@@ -17,7 +17,7 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
-from birthmark.floor.elements import DeviceElement, ElementUse
+from birthmark.floor.elements import ElementJournal, ElementUse
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
@@ -109,7 +109,7 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (Attempt, "attempt"),
         (DeviceCertificate, "device_certificate"),
         (KeyUse, "key_use"),
-        (DeviceElement, "device_element"),
+        (ElementJournal, "element_journal"),
         (ElementUse, "element_use"),
         (IdentityRecord, "identity_record"),
         (Revocation, "revocation"),

@@ -235,7 +235,7 @@ Table(
 )
 Table("key_use", METADATA, _key("spki_sha256"), _text("device"))
 Table(
-    "device_element",
+    "element_journal",
     METADATA,
     _key("device"),
     _text("attempt"),

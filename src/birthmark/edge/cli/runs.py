@@ -52,6 +52,8 @@ def document(run: Run) -> dict[str, object]:
         "profile": licence.profile,
         "further_profiles": list(licence.further_profiles),
         "profile_sha256": licence.profile_sha256,
+        "element": licence.element or None,
+        "element_sha256": licence.element_sha256 or None,
         "partition": licence.partition,
         "authority": licence.authority,
         "quantity": run.quantity,
@@ -89,7 +91,15 @@ def _evidence(application: Application, run: Run) -> Mapping[str, Any]:
         return {}
     (item,) = application.log.entries(run.opening, run.opening + 1)
     entry = decode(item.entry)
-    names = ("inspections", "constraints", "negative_tests", "negative_tests_done")
+    names = (
+        "inspections",
+        "constraints",
+        "negative_tests",
+        "negative_tests_done",
+        "master",
+        "scheme",
+        "route",
+    )
     return {"opening": {"entry": run.opening, **{name: entry[name] for name in names if name in entry}}}
 
 
@@ -123,6 +133,14 @@ def open_run(
             rich_help_panel=_CERTIFICATES,
         ),
     ] = None,
+    element: Annotated[
+        str,
+        typer.Option(
+            metavar="ELEMENT",
+            help="The secure element that each device has; see 'birthmark element list'.",
+            rich_help_panel=_CERTIFICATES,
+        ),
+    ] = "",
     partition: Annotated[
         Partitioning | None,
         typer.Option(
@@ -251,6 +269,8 @@ def open_run(
             site=site,
             region=region,
             further_profiles=tuple(further or ()),
+            element=element,
+            element_sha256=application.runs.elements.load(element).sha256 if element else "",
         )
         licence = _completed(application, licence, partition)
         signature = operator.sign(licence.encode())

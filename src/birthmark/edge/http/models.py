@@ -13,9 +13,16 @@ from birthmark.floor.devices import DeviceState
 __all__ = [
     "Checkpoint",
     "DeviceStatus",
+    "Dialogue",
+    "DialogueStep",
     "Disposal",
+    "ElementCommand",
+    "ElementCommands",
+    "ElementResponses",
     "FurtherCertificate",
     "FurtherProof",
+    "GangInject",
+    "GangInjectResult",
     "GangIssue",
     "GangIssueResult",
     "GangProve",
@@ -105,6 +112,42 @@ class FurtherCertificate(_Body):
     private_key: str | None = Field(default=None, description="PKCS#8 PEM of a delivered key.")
 
 
+MOST_RESPONSES = 128
+Hex = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
+StepNumber = Annotated[int, Field(ge=0, le=100)]
+
+
+class ElementCommand(_Body):
+    """A command for a secure element, and what has to come back for the next one to be sent."""
+
+    command: Hex = Field(description="C-APDU (ISO/IEC 7816-4).")
+    status_words: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}$")]] = Field(description="One of these.")
+    response_sha256: Sha256 | None = Field(
+        default=None, description="And the R-APDU, status word included, has this hash; null for any."
+    )
+
+
+class ElementCommands(_Body):
+    """One step of the dialogue with a secure element."""
+
+    step: StepNumber
+    commands: list[ElementCommand]
+    last: bool = Field(description="The responses come with the proof.")
+
+
+class ElementResponses(_Body):
+    """What a secure element answered to one step."""
+
+    step: StepNumber = Field(description="Of the commands; 0, without responses, begins the dialogue anew.")
+    responses: Annotated[
+        list[Annotated[Hex, Field(min_length=4, max_length=2 * 65538)]],
+        Field(
+            max_length=MOST_RESPONSES,
+            description="R-APDUs, as many as there were before the element stopped.",
+        ),
+    ]
+
+
 class IssueResult(_Body):
     """A certificate to install, and the challenge to sign afterwards."""
 
@@ -123,6 +166,11 @@ class IssueResult(_Body):
     further: list[FurtherCertificate] = Field(
         default=[],
         description="For the run's further profiles, in their order; each is proved with the same challenge.",
+    )
+    element: ElementCommands | None = Field(
+        default=None,
+        description="The first commands for the device's secure element, if a key set is put into it; null if"
+        " it has none, or its dialogue is to be begun by /v1/inject.",
     )
 
 
@@ -152,7 +200,24 @@ class Prove(_Body):
         list[FurtherProof],
         Field(max_length=MOST_FURTHER, description="One for each further certificate, in their order."),
     ] = []
+    element: ElementResponses | None = Field(
+        default=None, description="For a run that puts a key set into a secure element: to its last commands."
+    )
     idempotency_key: IdempotencyKey
+
+
+class Dialogue(_Body):
+    """Carry on the dialogue with a device's secure element."""
+
+    attempt: AttemptId
+    element: ElementResponses
+
+
+class DialogueStep(_Body):
+    """What to send to the element next."""
+
+    attempt: AttemptId
+    element: ElementCommands
 
 
 class ProveResult(_Body):
@@ -176,6 +241,18 @@ class GangProve(_Body):
     """Prove many devices at once; each succeeds or fails alone."""
 
     proofs: Annotated[list[Prove], Field(min_length=1, max_length=512)]
+
+
+class GangInject(_Body):
+    """Carry on many dialogues at once; each succeeds or fails alone."""
+
+    dialogues: Annotated[list[Dialogue], Field(min_length=1, max_length=512)]
+
+
+class GangInjectResult(_Body):
+    """One result for each dialogue, in the order of the request."""
+
+    results: list[DialogueStep | Problem]
 
 
 class GangIssueResult(_Body):
@@ -257,6 +334,9 @@ class RunStatusView(_Body):
     origins: list[str]
     further_profiles: list[str] = Field(
         description="Each device gets one more certificate of each of these, for a key of its own."
+    )
+    element: str | None = Field(
+        default=None, description="Profile of the secure element that each device has; null for none."
     )
 
 

@@ -31,7 +31,9 @@ from birthmark.floor.devices import DeviceEvent
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
+from birthmark.services.dialogues import Commands, Responses
 from birthmark.services.disposition import dispose
+from birthmark.services.injection import InjectRequest
 from birthmark.services.issue import Issued, IssueRequest
 from birthmark.services.prove import ProveRequest, Released
 
@@ -194,6 +196,30 @@ class StationPlane:
             )
         )
 
+    async def inject(self, request: Request, body: models.Dialogue) -> Response:
+        """Carry on the dialogue with one device's secure element, or begin it anew."""
+        caller = await self.caller(request)
+        (result,) = await self.border.carry(self._app.inject(caller, [_inject_request(body)]))
+        if isinstance(result, errors.Refusal):
+            raise result
+        return _json(_dialogue_step(result))
+
+    async def gang_inject(self, request: Request, body: models.GangInject) -> Response:
+        """Carry on many dialogues; each succeeds or fails alone."""
+        caller = await self.caller(request)
+        self._check_gang([item.attempt for item in body.dialogues])
+        results = await self.border.carry(
+            self._app.inject(caller, [_inject_request(item) for item in body.dialogues])
+        )
+        return _json(
+            models.GangInjectResult.model_construct(
+                results=[
+                    self._problem(result) if isinstance(result, errors.Refusal) else _dialogue_step(result)
+                    for result in results
+                ]
+            )
+        )
+
     async def prove(self, request: Request, body: models.Prove) -> Response:
         """Check one device's proof and release it, or hold it."""
         caller = await self.caller(request)
@@ -258,6 +284,7 @@ class StationPlane:
                 )
                 for one in issued.further
             ],
+            element=None if issued.element is None else _commands(issued.element),
         )
 
     # --- refusing
@@ -343,8 +370,36 @@ def _prove_request(body: models.Prove) -> ProveRequest:
         certificate_sha256=body.certificate_sha256,
         signature=base64.b64decode(body.signature),
         further=tuple((one.certificate_sha256, base64.b64decode(one.signature)) for one in body.further),
+        element=None if body.element is None else _responses_of(body.element),
         key=body.idempotency_key,
     )
+
+
+def _responses_of(body: models.ElementResponses) -> Responses:
+    return Responses(step=body.step, responses=tuple(bytes.fromhex(text) for text in body.responses))
+
+
+def _inject_request(body: models.Dialogue) -> InjectRequest:
+    return InjectRequest(attempt=body.attempt, element=_responses_of(body.element))
+
+
+def _commands(commands: Commands) -> models.ElementCommands:
+    return models.ElementCommands.model_construct(
+        step=commands.step,
+        last=commands.last,
+        commands=[
+            models.ElementCommand.model_construct(
+                command=guarded.command.hex(),
+                status_words=[f"{word:04x}" for word in guarded.status_words],
+                response_sha256=guarded.response_sha256,
+            )
+            for guarded in commands.batch
+        ],
+    )
+
+
+def _dialogue_step(commands: Commands) -> models.DialogueStep:
+    return models.DialogueStep.model_construct(attempt=commands.attempt, element=_commands(commands))
 
 
 def _prove_result(released: Released) -> models.ProveResult:
@@ -443,6 +498,8 @@ def create_app(application: Application, *, at_end: Callable[[], None] = lambda:
     acts: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
         ("/v1/runs/{run}/issue", plane.issue, models.IssueResult),
         ("/v1/runs/{run}/gang-issue", plane.gang_issue, models.GangIssueResult),
+        ("/v1/inject", plane.inject, models.DialogueStep),
+        ("/v1/gang-inject", plane.gang_inject, models.GangInjectResult),
         ("/v1/prove", plane.prove, models.ProveResult),
         ("/v1/gang-prove", plane.gang_prove, models.GangProveResult),
         ("/v1/devices/{device}/hold", plane.disposal(DeviceEvent.HOLD), models.DeviceStatus),

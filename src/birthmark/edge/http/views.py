@@ -45,6 +45,7 @@ def run_view(client: Client, run: str) -> UseCase[models.RunStatusView]:
         hardware_id_kind=licence.hardware_id.kind,
         origins=[str(origin) for origin in licence.origins],
         further_profiles=list(licence.further_profiles),
+        element=licence.element or None,
     )
 
 

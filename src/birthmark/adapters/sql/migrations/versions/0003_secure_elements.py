@@ -6,7 +6,7 @@ revision = "0003"
 down_revision = "0002"
 
 _NEW = """
-CREATE TABLE device_element (
+CREATE TABLE element_journal (
     device TEXT NOT NULL PRIMARY KEY, attempt TEXT NOT NULL, element TEXT NOT NULL, master TEXT NOT NULL,
     phase TEXT NOT NULL CHECK (phase IN ('absent', 'intended', 'confirmed')), kdd {bytes} NOT NULL,
     initial_counter BIGINT NOT NULL, final_counter BIGINT NOT NULL, failures BIGINT NOT NULL,
@@ -14,7 +14,7 @@ CREATE TABLE device_element (
 CREATE TABLE element_use (id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL) {keyed};
 """
 _APPEND_ONLY = ("element_use",)
-_KEPT = ("device_element", *_APPEND_ONLY)
+_KEPT = ("element_journal", *_APPEND_ONLY)
 
 
 def _refuse(event: str, table: str, *, sqlite: bool) -> str:

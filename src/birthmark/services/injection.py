@@ -1,0 +1,347 @@
+"""Secure elements: the service speaks, the station carries (SPEC D2, D5).
+
+A step of a dialogue (``dialogues``) is one act: the journal it needs is durable before the station hears the
+next commands.  The responses to the last commands come with the proof (``prove``), which is one commit with
+the release; what that needs from here is ``outcome_of`` and ``judge_element``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from birthmark import errors
+from birthmark.element.diversification import ContextSource
+from birthmark.element.injection import Evidence, KeySetPhase
+from birthmark.element.profiles import ElementProfile
+from birthmark.floor.clients import Capability
+from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
+from birthmark.floor.elements import ElementJournal, ElementUse
+from birthmark.floor.runs import AllowedDevice, Run
+from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
+from birthmark.services.acts import Caller, client_reads, live_client, refuse
+from birthmark.services.challenges import Challenged, Challenges
+from birthmark.services.dialogues import (
+    BEGIN,
+    Commands,
+    Dialogues,
+    Finished,
+    Moved,
+    Responses,
+    element_of,
+    journal_of,
+)
+from birthmark.services.issue import check_scope
+from birthmark.services.runs import RunContext, Runs
+
+__all__ = ["InjectDevices", "InjectRequest", "judge_element", "outcome_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InjectRequest:
+    """The next step of one attempt's dialogue."""
+
+    attempt: str
+    element: Responses
+
+
+class InjectDevices:
+    """Carry dialogues on, and begin them anew."""
+
+    def __init__(self, runs: Runs, challenges: Challenges, dialogues: Dialogues) -> None:
+        """Speak under the runs' licences."""
+        self._runs = runs
+        self._challenges = challenges
+        self._dialogues = dialogues
+
+    def __call__(
+        self, caller: Caller, requests: Sequence[InjectRequest]
+    ) -> UseCase[list[Commands | errors.Refusal]]:
+        """Take dialogues one step on; each succeeds or fails alone."""
+        challenged = yield from self._challenges.recall([request.attempt for request in requests])
+        contexts: dict[str, RunContext] = {}
+        for run in {found.run for found in challenged.values()}:
+            contexts[run] = yield from self._runs.known(run)
+        begun = [
+            challenged[request.attempt]
+            for request in requests
+            if request.element.step == BEGIN and request.attempt in challenged
+        ]
+        facts: Facts = yield Look(
+            client_reads(caller)
+            | {
+                Attempt: [request.attempt for request in requests if request.element.step == BEGIN],
+                Device: [found.device for found in begun],
+                ElementJournal: [found.device for found in begun],
+                DeviceCertificate: [serial for found in begun for serial in found.serials],
+            }
+        )
+        acts = []
+        for request in requests:
+            found = challenged.get(request.attempt)
+            context = None if found is None else contexts[found.run]
+            acts.append(self._act(caller, context, found, request, facts))
+        committed: list[Committed[Any]] = yield acts
+        return [self._answer(request, item) for request, item in zip(requests, committed, strict=True)]
+
+    def _answer(self, request: InjectRequest, item: Committed[Any]) -> Commands | errors.Refusal:
+        answer = item.answer
+        if isinstance(answer, errors.ProofFailed | errors.Interrupted):
+            self._dialogues.forget(request.attempt)
+        if isinstance(answer, errors.Refusal):
+            return answer
+        if isinstance(answer, Exception):
+            raise answer
+        commands: Commands = answer
+        return commands
+
+    def _act(
+        self,
+        caller: Caller,
+        context: RunContext | None,
+        challenged: Challenged | None,
+        request: InjectRequest,
+        seen: Facts,
+    ) -> Act[Any]:
+        moved = self._think(caller, context, challenged, request, seen)
+        reads = client_reads(caller) | {Attempt: (request.attempt,)}
+        fields: dict[str, Any] = {"attempt": request.attempt[:64], "step": request.element.step}
+        if challenged is not None and context is not None:
+            reads |= {
+                Device: (challenged.device,),
+                Run: (challenged.run,),
+                ElementJournal: (challenged.device,),
+            }
+            if context.licence.allow_list is not None:
+                reads[AllowedDevice] = (AllowedDevice.key(context.licence.allow_list, challenged.device),)
+            fields |= {"device": challenged.device, "run": challenged.run}
+        return Act(
+            actor=caller.client.id,
+            seq=caller.seq,
+            operator=caller.operator,
+            decide=partial(self._decide, caller, context, challenged, request, moved),
+            refuse=refuse(caller, "inject", fields),
+            reads=reads,
+        )
+
+    def _think(
+        self,
+        caller: Caller,
+        context: RunContext | None,
+        challenged: Challenged | None,
+        request: InjectRequest,
+        facts: Facts,
+    ) -> Moved | errors.Refusal:
+        """Speak, if whoever asks may: a token is not used, nor a dialogue moved, for anybody else."""
+        try:
+            if context is None or challenged is None:
+                raise errors.NotFound(f"there is no attempt {request.attempt[:64]}")
+            profile = element_of(context)
+            if profile is None:
+                raise errors.IllegalTransition(f"run {context.licence.id} puts no key set into an element")
+            client = live_client(facts, caller, Capability.PROVE)
+            self._runs.working(context.licence, client)
+            if request.element.step != BEGIN:
+                return self._dialogues.advance(request.attempt, request.element)
+            if request.element.responses:
+                raise errors.MalformedRequest("a dialogue is begun without responses")
+            require_under_way(facts.get(Attempt, request.attempt), facts.get(Device, challenged.device))
+            journal = journal_of(facts, challenged.device, request.attempt, profile)
+            certificates = [facts.get(DeviceCertificate, serial) for serial in challenged.serials]
+            ders = [one.der for one in certificates if one is not None]
+            commands = self._dialogues.begin(context, profile, journal, ders)
+            return Moved(outcome=commands, before=None, after=None)
+        except errors.Refusal as refusal:
+            return refusal
+
+    def _decide(
+        self,
+        caller: Caller,
+        context: RunContext | None,
+        challenged: Challenged | None,
+        request: InjectRequest,
+        moved: Moved | errors.Refusal,
+        facts: Facts,
+        _at: datetime,
+    ) -> Decision[Any]:
+        client = live_client(facts, caller, Capability.PROVE)
+        if isinstance(moved, errors.Refusal):
+            raise moved
+        if context is None or challenged is None or (profile := element_of(context)) is None:
+            raise errors.Fault("a dialogue without an element")
+        self._runs.working(context.licence, client)
+        check_scope(facts, client, context, challenged.device)
+        attempt, device = facts.get(Attempt, request.attempt), facts.get(Device, challenged.device)
+        attempt, device = require_under_way(attempt, device)
+        journal, outcome = moved.journal(facts, device.id, attempt.id, profile), moved.outcome
+        if isinstance(outcome, errors.Refusal):
+            return _not_proved(facts, device, attempt, profile, moved, outcome)
+        if isinstance(outcome, Finished):
+            raise errors.MalformedRequest("the responses to the last commands go with the proof")
+        said = {"device": device.id, "attempt": attempt.id, "run": attempt.run, "step": outcome.step}
+        if moved.after is None:
+            return Decision(outcome, [("element-begun", {**said, "phase": str(journal.phase)})])
+        take_element(facts, profile, journal)
+        facts.put(journal)
+        return Decision(outcome, [("element-step", {**said, **_told(profile, journal)})])
+
+
+def require_under_way(attempt: Attempt | None, device: Device | None) -> tuple[Attempt, Device]:
+    """Refuse to speak to the element of a device that waits for no proof.
+
+    Raises:
+        errors.IllegalTransition: the attempt is over.
+    """
+    if attempt is None or device is None:
+        raise errors.IntegrityFailure("an attempt has no device")
+    if device.attempt != attempt.id or attempt.state is not DeviceState.ISSUED:
+        raise errors.IllegalTransition(
+            f"attempt {attempt.id} is over: {device.id} is {device.state} at attempt {device.attempts}"
+        )
+    move(device.id, device.state, DeviceEvent.PROVE)
+    return attempt, device
+
+
+def take_element(facts: Facts, profile: ElementProfile, journal: ElementJournal) -> None:
+    """Note whose element it is, as soon as it is known and where it can be told from others.
+
+    Raises:
+        errors.PolicyRefused: another device has it (rule ``element-is-unique``).
+    """
+    if profile.final.context is not ContextSource.KDD or not journal.kdd:
+        return
+    key = f"{journal.master}/{journal.kdd.hex()}"
+    used = facts.get(ElementUse, key)
+    if used is None:
+        facts.put(ElementUse(id=key, device=journal.device))
+    elif used.device != journal.device:
+        raise errors.PolicyRefused(
+            "element-is-unique", f"the secure element {journal.kdd.hex()} already belongs to {used.device}"
+        )
+
+
+def outcome_of(dialogues: Dialogues, attempt: str, answer: Responses) -> Moved:
+    """Return what the responses to the last commands come to.
+
+    Raises:
+        errors.IllegalTransition: these were not the last.
+    """
+    moved = dialogues.advance(attempt, answer)
+    if isinstance(moved.outcome, Commands):
+        raise errors.IllegalTransition(
+            f"the dialogue with the element goes on at step {moved.outcome.step}: carry it on, then prove"
+        )
+    return moved
+
+
+def judge_element(
+    facts: Facts, context: RunContext, device: Device, attempt: Attempt, moved: Moved
+) -> dict[str, Any] | Decision[errors.Refusal]:
+    """Return what the record says of a device's key set, or the decision that it is not proved.
+
+    Raises:
+        errors.Interrupted: the dialogue is not known here, or another one went on.
+        errors.PolicyRefused: another device has this element.
+    """
+    profile = element_of(context)
+    if profile is None:
+        raise errors.Fault("a dialogue without an element")
+    journal, outcome = moved.journal(facts, device.id, attempt.id, profile), moved.outcome
+    if isinstance(outcome, errors.Refusal):
+        return _not_proved(facts, device, attempt, profile, moved, outcome)
+    if isinstance(outcome, Commands):
+        raise errors.IllegalTransition("the dialogue with the element goes on: carry it on, then prove")
+    return _confirm(facts, profile, journal, outcome.evidence)
+
+
+def _not_proved(
+    facts: Facts,
+    device: Device,
+    attempt: Attempt,
+    profile: ElementProfile,
+    moved: Moved,
+    outcome: errors.ProofFailed | errors.Interrupted,
+) -> Decision[errors.Refusal]:
+    """Hold the device, or count the try; the refusal is the answer, and is committed.
+
+    Raises:
+        errors.Interrupted: nothing was said to the element, so that was no try.
+    """
+    journal = moved.journal(facts, device.id, attempt.id, profile)
+    said = {
+        "device": device.id,
+        "attempt": attempt.id,
+        "run": attempt.run,
+        "reason": str(outcome),
+        "phase": str(journal.phase),
+    }
+    held = outcome
+    if isinstance(outcome, errors.Interrupted):
+        if moved.after is None:
+            raise outcome
+        journal = replace(journal, tries=journal.tries + 1)
+        if journal.tries < profile.tries:
+            facts.put(replace(journal, reason=str(outcome)))
+            return Decision(outcome, [("element-interrupted", {**said, "tries": journal.tries})])
+        held = errors.ProofFailed(
+            f"{journal.tries} dialogues with its element broke off, the last: {outcome}"
+        )
+    run = facts.get(Run, attempt.run)
+    if run is None:
+        raise errors.IntegrityFailure(f"attempt {attempt.id} has no run")
+    state, reason = move(device.id, device.state, DeviceEvent.HOLD), str(held)
+    facts.put(replace(device, state=state, reason=reason))
+    facts.put(replace(attempt, state=state))
+    facts.put(replace(run, held=run.held + 1))
+    facts.put(replace(journal, reason=reason))
+    entry = {**said, "reason": reason, "code": held.code}
+    return Decision(errors.ProofFailed(f"{reason}; {device.id} is held"), [("device-held", entry)])
+
+
+def _confirm(
+    facts: Facts, profile: ElementProfile, journal: ElementJournal, evidence: Evidence
+) -> dict[str, Any]:
+    """Note that an element has proved its key set, and return what the record says of it.
+
+    Raises:
+        errors.PolicyRefused: another device has this element.
+    """
+    take_element(facts, profile, journal)
+    facts.put(replace(journal, phase=KeySetPhase.CONFIRMED, reason=None))
+    final = profile.final
+    return {
+        "profile": profile.name,
+        "profile_sha256": profile.sha256,
+        "master": final.master,
+        "scheme": str(final.scheme),
+        "context": str(final.context),
+        "route": str(evidence.route),
+        "kvn": evidence.kvn,
+        "key_diversification_data": evidence.key_diversification_data.hex(),
+        "i": evidence.i,
+        "host_challenge": evidence.host_challenge.hex(),
+        "card_challenge": evidence.card_challenge.hex(),
+        "card_cryptogram": evidence.card_cryptogram.hex(),
+        "host_cryptogram": evidence.host_cryptogram.hex(),
+        "sequence_counter": None if evidence.sequence_counter is None else evidence.sequence_counter.hex(),
+        "check_values": [value.hex() for value in evidence.check_values],
+        "put_key_answered": evidence.put_key_answered,
+        "key_sets": list(evidence.key_sets),
+        "refused_kvn": evidence.refused_kvn,
+        "refusal": None if evidence.refusal is None else f"{evidence.refusal:04x}",
+        "objects": {f"{tag:X}": digest for tag, digest in evidence.objects.items()},
+        "transcript_sha256": evidence.transcript_sha256,
+    }
+
+
+def _told(profile: ElementProfile, journal: ElementJournal) -> dict[str, Any]:
+    return {
+        "phase": str(journal.phase),
+        "element": journal.element,
+        "master": journal.master,
+        "initial_kvn": profile.initial.kvn,
+        "final_kvn": profile.final.kvn,
+        "key_diversification_data": journal.kdd.hex(),
+        "failures": journal.failures,
+    }
