@@ -1,0 +1,187 @@
+"""Elements that do not hold the final set and say they do."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from birthmark import errors
+from birthmark.element.apdu import Batch, CardChannel, relay
+from birthmark.element.card_faults import ElementChannel
+from birthmark.element.card_keys import Dishonesty
+from birthmark.element.card_state import Traits
+from birthmark.element.diversification import KeyRole
+from birthmark.element.injection import KeySetPhase
+from birthmark.element.keyset import SoftwareKeys
+from birthmark.element.profiles import Replacement
+from birthmark.secret import SecretBytes
+from tests.support.injecting import FINAL_KVN, INITIAL_KVN, KDD, Bench, profile_of
+from tests.support.liars import Liar
+
+SETS_OF_ROLES = [frozenset(roles) for count in (1, 2, 3) for roles in itertools.combinations(KeyRole, count)]
+
+
+def liar_of(i: int, lacks: frozenset[KeyRole]) -> tuple[Bench, Liar]:
+    bench = Bench(profile_of(i=i))
+    assert bench.contents is not None
+    return bench, Liar(bench.element, bench.profile, bench.final(KDD), lacks, bench.contents)
+
+
+@pytest.mark.parametrize("i", [0x60, 0x70, 0x61])
+@pytest.mark.parametrize("lacks", SETS_OF_ROLES)
+def test_an_element_that_lacks_a_key_is_held_however_well_it_lies(i: int, lacks: frozenset[KeyRole]) -> None:
+    bench, liar = liar_of(i, lacks)
+
+    with pytest.raises(errors.ProofFailed):
+        bench.run(liar)
+
+    assert INITIAL_KVN not in liar.deleted, "the station did not go past the proof"
+    assert bench.state.phase is not KeySetPhase.CONFIRMED
+
+
+@pytest.mark.parametrize("i", [0x60, 0x70, 0x61])
+def test_the_liar_lies_so_well_that_only_the_keys_it_lacks_betray_it(i: int) -> None:
+    bench, liar = liar_of(i, frozenset())
+    assert bench.run(liar).key_sets == (FINAL_KVN,)
+
+
+def test_what_a_liar_lacks_is_said() -> None:
+    for lacks, reason in (
+        (KeyRole.MAC, "card cryptogram"),
+        (KeyRole.DEK, "lacks the K-DEK"),
+        (KeyRole.ENC, "GET STATUS"),
+    ):
+        bench, liar = liar_of(0x60, frozenset({lacks}))
+        with pytest.raises(errors.ProofFailed, match=reason):
+            bench.run(liar)
+
+
+@pytest.mark.parametrize("i", [0x60, 0x70, 0x71])
+@pytest.mark.parametrize("replacement", Replacement)
+@pytest.mark.parametrize("roles", SETS_OF_ROLES)
+def test_an_element_that_stores_other_keys_than_it_says_is_never_released(
+    i: int, replacement: Replacement, roles: frozenset[KeyRole]
+) -> None:
+    for dishonesty in (
+        Dishonesty(lacks=roles),
+        Dishonesty(garbles=roles),
+        Dishonesty(lacks=roles, echoes=True),
+        Dishonesty(garbles=roles, echoes=True),
+    ):
+        bench = Bench(profile_of(i=i, replacement=replacement), dishonesty=dishonesty)
+        with pytest.raises((errors.ProofFailed, errors.Interrupted)):
+            bench.settle()
+        if replacement is Replacement.ADD:
+            assert bench.opens(bench.initial(KDD), INITIAL_KVN), (
+                "and can still be reached with the initial set"
+            )
+
+
+def test_an_element_without_the_k_dek_keeps_its_initial_set() -> None:
+    bench = Bench(profile_of(), dishonesty=Dishonesty(garbles=frozenset({KeyRole.DEK})))
+
+    with pytest.raises(errors.ProofFailed, match="lacks the K-DEK"):
+        bench.run()
+
+    assert bench.element.state.key_set(INITIAL_KVN) is not None
+    assert not bench.element.state.objects
+
+
+def test_an_element_that_answers_wrong_check_values_is_held() -> None:
+    bench = Bench(profile_of(), dishonesty=Dishonesty(wrong_check_values=True))
+    with pytest.raises(errors.ProofFailed, match="other check values"):
+        bench.run()
+
+
+def test_an_element_that_echoes_check_values_is_found_out_unless_its_profile_sends_that_of_the_probe() -> (
+    None
+):
+    echoes = Dishonesty(garbles=frozenset({KeyRole.DEK}), echoes=True)
+    bench = Bench(profile_of(), dishonesty=echoes)
+    with pytest.raises(errors.ProofFailed, match="lacks the K-DEK"):
+        bench.run()
+
+    # The limit that such a profile has: the element is trusted to compare what it is sent.
+    trusting = Bench(replace(profile_of(), probe_check_value=True), dishonesty=echoes)
+    assert trusting.run().key_sets == (FINAL_KVN,)
+
+
+def test_an_element_with_other_initial_keys_is_never_authenticated_to() -> None:
+    bench = Bench(profile_of())
+    (made,) = bench.element.state.key_sets
+    other = replace(made, keys=tuple((kid, SecretBytes(bytes(16))) for kid, _ in made.keys))
+    bench.element._state = bench.element.state.with_key_set(other)  # noqa: SLF001  # a state from elsewhere
+
+    with pytest.raises(errors.ProofFailed, match="card cryptogram"):
+        bench.settle()
+
+    assert all(guarded.command[1] != 0x82 for step in bench.steps for guarded in step.batch)
+
+
+def test_an_element_in_an_earlier_state_is_held() -> None:
+    bench = Bench(profile_of(i=0x70))
+    bench.run()
+    earlier = bench.element.state
+    bench.run()
+
+    bench.element._state = earlier  # noqa: SLF001  # a copy, made before
+    with pytest.raises(errors.ProofFailed, match="sequence counter"):
+        bench.run()
+
+
+def test_an_element_whose_counter_stands_still_is_held() -> None:
+    bench = Bench(profile_of(i=0x70), traits=Traits(counts_successes_only=True))
+    bench.run()
+    for key_set in bench.element.state.key_sets:
+        stopped = replace(key_set, counter=key_set.counter - 1)
+        bench.element._state = bench.element.state.with_key_set(stopped)  # noqa: SLF001  # as after a fault
+    with pytest.raises(errors.ProofFailed, match="sequence counter"):
+        bench.run()
+
+
+def test_an_element_that_stops_counting_is_held() -> None:
+    profile = replace(profile_of(i=0x70), parameters=frozenset({0x70, 0x60}))
+    bench = Bench(replace(profile, parameters=frozenset({0x70})))
+    bench.profile = profile
+    bench.run()
+    bench.element._state = replace(bench.element.state, traits=Traits(i=0x60))  # noqa: SLF001  # a copy
+    with pytest.raises(errors.ProofFailed, match="sequence counter"):
+        bench.run()
+
+
+class OfOneDelivery(Bench):
+    """An element whose initial set all elements of a delivery share."""
+
+    def initial(self, kdd: bytes) -> SoftwareKeys:
+        return Bench.initial(self, KDD)
+
+
+@pytest.mark.parametrize("kind", [Bench, OfOneDelivery])
+@pytest.mark.parametrize("first", [1, 2])
+def test_an_element_exchanged_during_the_dialogue_ends_it(kind: type[Bench], first: int) -> None:
+    one, other = kind(profile_of()), kind(profile_of(), kdd=bytes(10))
+    channels = [ElementChannel(one.element)] * first + [ElementChannel(other.element)] * 3
+
+    def exchanging(_channel: CardChannel, batch: Batch) -> list[bytes]:
+        return relay(channels.pop(0), batch)
+
+    with pytest.raises((errors.ProofFailed, errors.Interrupted)):
+        one.run(by=exchanging)
+
+    assert other.opens(other.initial(other.kdd), INITIAL_KVN), "the other one was not changed"
+    one.settle()
+    assert one.holds_only_the_final_set()
+
+
+@pytest.mark.parametrize("kind", [Bench, OfOneDelivery])
+@pytest.mark.parametrize("phase", [KeySetPhase.INTENDED, KeySetPhase.CONFIRMED])
+def test_a_dialogue_begun_anew_with_another_element_ends_at_once(
+    kind: type[Bench], phase: KeySetPhase
+) -> None:
+    one, other = kind(profile_of()), kind(profile_of(), kdd=bytes(10))
+    one.state = replace(one.state, phase=phase, key_diversification_data=KDD)
+
+    for element in (other, other):
+        with pytest.raises(errors.ProofFailed, match="another element: key diversification data 0000"):
+            one.run(ElementChannel(element.element))
+        other.run()
