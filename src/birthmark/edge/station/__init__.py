@@ -14,8 +14,8 @@
 
 It needs the standard library and ``cryptography``, nothing of the server.  See ``Station`` for the methods,
 ``DeviceElement`` for what another kind of device has to offer (``SeveralSlots`` besides, if it can have
-several certificates; ``HasSecureElement``, if keys go into its secure element), and
-``write_station_directory`` for the files.
+several certificates; ``HasSecureElement``, if keys go into its secure element; ``Attestable``, if it has a
+TPM), and ``write_station_directory`` for the files.
 """
 
 from birthmark.edge.station.answers import (
@@ -29,6 +29,7 @@ from birthmark.edge.station.answers import (
     Release,
     RunStatus,
 )
+from birthmark.edge.station.attesting import Answered, Asked, Attestable, Endorsed
 from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
 from birthmark.edge.station.client import Station
 from birthmark.edge.station.credentials import Credentials, read_station_directory, write_station_directory
@@ -38,6 +39,9 @@ from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.pending import Journal, Pending, Phase
 
 __all__ = [
+    "Answered",
+    "Asked",
+    "Attestable",
     "Carried",
     "Credentials",
     "DeviceElement",
@@ -45,6 +49,7 @@ __all__ = [
     "DeviceStatus",
     "ElementStep",
     "Enclave",
+    "Endorsed",
     "FurtherStatus",
     "HasSecureElement",
     "InjectItem",

@@ -9,14 +9,14 @@ answer to one question, of no use once the certificates are issued or a quarter 
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from birthmark.edge.station.answers import take
 from birthmark.errors import IntegrityFailure
 
-__all__ = ["Answered", "Asked", "Attestable", "Endorsed", "answer", "attest_body", "attested_body"]
+__all__ = ["Answered", "Asked", "Attestable", "Endorsed", "attest_body", "attested_body", "written"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +108,8 @@ def attest_body(hardware_id: str, endorsed: Endorsed) -> dict[str, Any]:
     }
 
 
-def answer(
-    element: Attestable, hardware_id: str, ask: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> str:
-    """Carry an attestation between a TPM and the service.
-
-    Args:
-        element: the device.
-        hardware_id: as scanned.
-        ask: sends the body of an attest request and returns the answer.
-
-    Returns:
-        What goes with the issue request (JSON).
-    """
-    asked = Asked.read(ask(attest_body(hardware_id, element.endorsed())))
-    answered = element.attested(asked)
+def written(asked: Asked, answered: Answered) -> str:
+    """Return what goes with the issue request, as it is written down (JSON)."""
     return json.dumps(
         {
             "attestation": asked.attestation,
@@ -135,7 +122,7 @@ def answer(
 
 
 def attested_body(written: str) -> dict[str, Any]:
-    """Return what ``answer`` returned as a member of an issue request."""
+    """Return what was written down as a member of an issue request."""
     body: dict[str, Any] = json.loads(written)
     return body
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from birthmark import errors
 from birthmark.edge.station.answers import take
+from birthmark.edge.station.attesting import attested_body
 from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.transport import refusal
 
@@ -26,6 +27,8 @@ class IssueItem:
     """PKCS#10 (PEM), or None to have the key delivered."""
     further_csrs: tuple[str, ...] = field(default=(), repr=False)
     """The same for the run's further profiles, in their order; none if keys are delivered."""
+    attested: str | None = field(default=None, repr=False)
+    """What the device's TPM answered (JSON, from ``attesting.written``), if the run wants to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,8 @@ def issue_body(item: IssueItem) -> dict[str, Any]:
         body["csr"] = item.csr
     if item.further_csrs:
         body["further_csrs"] = list(item.further_csrs)
+    if item.attested is not None:
+        body["attested"] = attested_body(item.attested)
     return body
 
 

@@ -28,6 +28,7 @@ from birthmark.edge.station.answers import (
     RunStatus,
     take,
 )
+from birthmark.edge.station.attesting import Asked, Endorsed, attest_body
 from birthmark.edge.station.bodies import (
     InjectItem,
     IssueItem,
@@ -218,6 +219,13 @@ class Station:
         """Ask for many identities; the results are in the order of the items."""
         return self._in_gangs(items, lambda gang: self._gang_issue(run, gang, self._next_seq()))
 
+    def attest(self, run: str, hardware_id: str, endorsed: Endorsed) -> Asked:
+        """Ask what a device's TPM has to answer for its certificates to be issued."""
+        # No number: an answer that is lost is asked for again, and would leave a gap (SPEC E5).
+        return Asked.read(
+            self._post(f"/v1/runs/{_segment(run)}/attest", attest_body(hardware_id, endorsed), None)
+        )
+
     def inject(self, attempt: str, carried: Carried) -> ElementStep:
         """Tell what a secure element answered, and ask for the next batch; ``Carried()`` begins anew."""
         return self._inject(InjectItem(attempt=attempt, carried=carried))
@@ -291,7 +299,8 @@ class Station:
             run: id of the run.
             hardware_id: as scanned.
             element: the device.  If the run gives each device several certificates, it has to be a
-                ``SeveralSlots`` too; if it puts keys into its secure element, a ``HasSecureElement``.
+                ``SeveralSlots`` too; if it puts keys into its secure element, a ``HasSecureElement``; if
+                it wants its TPM attested, an ``Attestable``.
             delivered: True to have the service make the keys.
             further: profiles of the run's further certificates, in their order; None to ask the service.  Of
                 use only where an older service does not tell a bootstrap credential.

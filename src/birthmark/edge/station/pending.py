@@ -107,6 +107,8 @@ class Pending:
     """The proof exactly as sent (hex); from ``proving`` on."""
     further: tuple[FurtherPending, ...] = ()
     """For the run's further certificates, in their order."""
+    attested: str | None = field(default=None, repr=False)
+    """What the device's TPM answered (JSON), exactly as sent with the issue request; None for no TPM."""
     element: ElementPending | None = None
     """For the device's secure element, if the run puts a key set into it; from ``installed`` on."""
 
@@ -115,8 +117,9 @@ class Pending:
         value = asdict(self)
         if not self.further:
             del value["further"]
-        if self.element is None:
-            del value["element"]
+        for name in ("attested", "element"):
+            if value[name] is None:
+                del value[name]
         return json.dumps(value, sort_keys=True).encode() + b"\n"
 
     @classmethod

@@ -36,6 +36,7 @@ from birthmark.edge.station.answers import (
     Proved,
     Release,
 )
+from birthmark.edge.station.attesting import Asked, Attestable, Endorsed, written
 from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
 from birthmark.edge.station.checks import (
     Further,
@@ -82,6 +83,9 @@ class Wanted:
 
 class Service(Protocol):
     """What the steps ask the station for."""
+
+    def attest(self, run: str, hardware_id: str, endorsed: Endorsed) -> Asked:
+        """Ask what a device's TPM has to answer."""
 
     def device(self, device: str) -> DeviceStatus:
         """Return where a device stands."""
@@ -164,6 +168,7 @@ class Work:
             self.card()  # refuses before anything is asked for
         slots = self._slots(profiles)
         csrs = [None if delivered else self._request_of(slot) for slot in slots]
+        attests = demands.element and not carries and not delivered
         self._remember(
             Pending(
                 station=self._station,
@@ -173,6 +178,7 @@ class Work:
                 issue_key=self._new_key(),
                 issue_seq=new_seq(),
                 csr=csrs[0],
+                attested=self._attested() if attests else None,
                 further=tuple(
                     FurtherPending(profile=profile, csr=csr)
                     for profile, csr in zip(profiles, csrs[1:], strict=True)
@@ -180,6 +186,13 @@ class Work:
                 element=ElementPending() if carries else None,
             )
         )
+
+    def _attested(self) -> str | None:
+        """Return what the device's TPM answers to the service; None for a device without one."""
+        if not isinstance(self._element, Attestable):
+            return None
+        asked = self._service.attest(self._run, self._hardware_id, self._element.endorsed())
+        return written(asked, self._element.attested(asked))
 
     def request(self) -> IssueItem:
         """Return what to ask in the phase ``asking``; the same as often as it is called."""
@@ -189,6 +202,7 @@ class Work:
             key=now.issue_key,
             csr=now.csr,
             further_csrs=tuple(one.csr for one in now.further if one.csr is not None),
+            attested=now.attested,
         )
 
     def accept(self, issued: Issued) -> None:
@@ -224,6 +238,7 @@ class Work:
             replace(
                 now,
                 phase=Phase.INSTALLED,
+                attested=None,
                 device=issued.device,
                 attempt=issued.attempt,
                 challenge=issued.challenge.hex(),
