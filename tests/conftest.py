@@ -1,4 +1,4 @@
-"""Fixtures for every part of the tests: a PostgreSQL cluster, and a fresh database on either engine."""
+"""Fixtures for every part of the tests: a PostgreSQL cluster, databases on either engine, readers, a TPM."""
 
 import itertools
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.pcsc import Daemon, pcscd
 from tests.support.postgresql import LocalPostgreSQL, start
+from tests.support.swtpm import SoftwareTPM, software_tpm
 
 # A deadline per example measures how busy the machine is, not us; pytest-timeout bounds the whole test.
 settings.register_profile("house", deadline=None, max_examples=100, print_blob=True)
@@ -21,6 +23,20 @@ def postgresql() -> Iterator[LocalPostgreSQL]:
     """A cluster shared by the whole run: make databases in it, do not kill it (start your own for that)."""
     with start() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def readers() -> Iterator[Daemon]:
+    """A PC/SC daemon with two empty readers, shared by the whole run: take out what you put in."""
+    with pcscd(2) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def tpm() -> Iterator[SoftwareTPM]:
+    """A TPM with certified endorsement keys, shared by the whole run: flush and evict what you put in."""
+    with software_tpm() as made:
+        yield made
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

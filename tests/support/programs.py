@@ -4,7 +4,9 @@ A developer without SoftHSM should still be able to run everything else, so a mi
 and says which package brings it.  In CI a skipped test is an argument nobody heard, so there it fails.
 """
 
+import importlib
 import os
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
@@ -22,6 +24,19 @@ def need(program: str, package: str | None = None) -> str:
     if (path := find(program)) is None:
         missing(f"{program} is not installed (Debian package {package or program})")
     return path
+
+
+def need_extra(module: str, extra: str) -> ModuleType:
+    """Import what an extra of the project brings; without it skip the test, or fail it when CI=true.
+
+    Args:
+        module: the name to import.
+        extra: the one of ``project.optional-dependencies``.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        missing(f"{module} is not installed (requirements/{extra}.txt, compiled by scripts/install)")
 
 
 def missing(reason: str) -> NoReturn:

@@ -1,11 +1,12 @@
-"""Software TPMs (swtpm), made as a maker makes them: with endorsement keys, and certificates for them.
+"""A TPM 2.0 of the tests' own, as a maker delivers it: with endorsement keys and their certificates.
 
-A ``Maker`` is a directory with a certification authority of its own (``swtpm_localca``); what it makes is a
-directory too, the state of one TPM, which ``running`` puts behind a port of 127.0.0.1.
+swtpm_setup makes RSA-2048 and ECC P-384 endorsement keys (persistent 0x81010001 and 0x81010016), has a local
+authority made for this TPM certify them, and stores the certificates in NV 0x01C00002 and 0x01C00016 (TCG EK
+Credential Profile section 2.2.1.4).  It has no resource manager: three transient objects fit.
 """
 
-import functools
-import shutil
+import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,114 +14,106 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
+from tests.support.ports import ports
 from tests.support.programs import need
-from tests.support.server import free_port, until
 
-__all__ = ["Maker", "Running", "maker"]
-
-_STARTS_SECONDS = 20.0
+__all__ = ["SoftwareTPM", "software_tpm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
-    """A TPM that answers."""
+class SoftwareTPM:
+    """A running TPM: the TCTI to reach it, and the certificate (PEM) of who certified its keys."""
 
     tcti: str
-    """As the TSS spells it."""
+    authority: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Maker:
-    """Who makes TPMs, and certifies their endorsement keys."""
-
-    path: Path
-
-    @property
-    def root(self) -> bytes:
-        """Certificate of its root authority (DER)."""
-        return self._certificate("swtpm-localca-rootca-cert.pem")
-
-    @property
-    def issuing(self) -> bytes:
-        """Certificate of the authority that certifies endorsement keys (DER)."""
-        return self._certificate("issuercert.pem")
-
-    def _certificate(self, name: str) -> bytes:
-        pem = (self.path / "ca" / name).read_bytes()
-        return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
-
-    def make(self, state: Path) -> Path:
-        """Make a TPM, its state in a new directory: with two endorsement keys, RSA-2048 and P-384."""
-        setup = need("swtpm_setup", "swtpm-tools")
-        state.mkdir()
-        command = [setup, "--tpm2", "--tpmstate", str(state), "--config", str(self.path / "setup.conf")]
-        command += ["--create-ek-cert", "--overwrite", "--ecc"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return state
-
-    @contextmanager
-    def running(self, state: Path) -> Iterator[Running]:
-        """Run a TPM on two ports of 127.0.0.1 as long as the context lasts."""
-        program, port = need("swtpm"), _free_pair()
-        socket = "type=tcp,bindaddr=127.0.0.1,port={}"
-        process = subprocess.Popen(
-            [program, "socket", "--tpm2", "--tpmstate", f"dir={state}",
-             "--server", socket.format(port), "--ctrl", socket.format(port + 1),
-             "--flags", "not-need-init,startup-clear"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
+@contextmanager
+def software_tpm() -> Iterator[SoftwareTPM]:
+    """Make and start a TPM (a second or two); skip the test where swtpm is not installed."""
+    program = need("swtpm")
+    setup = need("swtpm_setup", "swtpm-tools")
+    authority = need("swtpm_localca", "swtpm-tools")
+    need("certtool", "gnutls-bin")
+    need("setpriv", "util-linux")
+    with tempfile.TemporaryDirectory(prefix="swtpm-") as name:
+        folder = Path(name)
+        _manufacture(folder, setup, authority)
+        (port,) = ports(1)
+        process = _started(folder, program, port)
         try:
-            # Its lock file says that it has its state; a probe of the port would be its one client.
-            assert until(lambda: _listens(port) or process.poll() is not None, _STARTS_SECONDS)
-            assert process.poll() is None, process.stderr.read() if process.stderr else b""
-            yield Running(tcti=f"swtpm:host=127.0.0.1,port={port}")
+            yield SoftwareTPM(
+                tcti=f"swtpm:host=127.0.0.1,port={port}", authority=folder / "authority/issuercert.pem"
+            )
         finally:
-            process.kill()
-            process.communicate(timeout=10)
+            process.terminate()
+            process.wait(10)
 
 
-def _listens(port: int) -> bool:
-    """Say whether somebody listens, without connecting."""
-    wanted = f"0100007F:{port:04X}"
-    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
-    return any(fields[1] == wanted and fields[3] == "0A" for fields in map(str.split, lines))
+def _started(folder: Path, program: str, port: int) -> subprocess.Popen[bytes]:
+    """Start swtpm and wait until it listens."""
+    # It takes the socket of its control channel, and answers there once it listens for commands.  Clients
+    # find the control port after the port of the TPM.
+    with socket.socket() as control:
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        control.bind(("127.0.0.1", port + 1))
+        control.listen()
+        process = subprocess.Popen(
+            [
+                # It dies with the tests, also when these are killed.
+                *("setpriv", "--pdeathsig", "KILL", program, "socket", "--tpm2"),
+                *("--tpmstate", f"dir={folder / 'state'}"),
+                *("--server", f"type=tcp,port={port},bindaddr=127.0.0.1"),
+                *("--ctrl", f"type=tcp,fd={control.fileno()}"),
+                *("--flags", "not-need-init,startup-clear"),
+                *("--log", f"file={folder / 'log'}"),
+            ],
+            pass_fds=[control.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        asking = socket.create_connection(("127.0.0.1", port + 1))
+    with asking:
+        try:
+            asking.sendall((1).to_bytes(4))  # CMD_GET_CAPABILITY, swtpm_ioctls(3)
+            answered = bool(asking.recv(1))
+        except OSError:
+            answered = False
+    if not answered:
+        process.kill()
+        process.wait(10)
+        raise RuntimeError(f"swtpm did not start: {(folder / 'log').read_text()}")
+    return process
 
 
-def _free_pair() -> int:
-    """Return a port that nobody has, and the next one neither: the TSS expects the control port there."""
-    for _ in range(100):
-        port = free_port()
-        if not _listens(port + 1):
-            return port
-    raise OSError("no two free ports beside each other")
-
-
-@functools.cache
-def maker(name: str = "example") -> Maker:
-    """Return a maker of this name, with its own authority; made once a test run."""
-    need("swtpm_localca", "swtpm-tools")
-    path = Path(tempfile.mkdtemp(prefix=f"birthmark-tpms-{name}-"))
-    authority = path / "ca"
-    authority.mkdir()
-    (path / "localca.conf").write_text(
-        f"statedir = {authority}\nsigningkey = {authority}/signkey.pem\n"
-        f"issuercert = {authority}/issuercert.pem\ncertserial = {authority}/certserial\n"
+def _manufacture(folder: Path, setup: str, authority: str) -> None:
+    """Make the keys, the authority and the certificates, as swtpm_setup(8) and swtpm_localca(8) do it."""
+    for part in ("state", "authority"):
+        (folder / part).mkdir()
+    home = folder / "authority"
+    (folder / "authority.conf").write_text(
+        f"statedir = {home}\n"
+        f"signingkey = {home / 'signkey.pem'}\n"
+        f"issuercert = {home / 'issuercert.pem'}\n"
+        f"certserial = {home / 'certserial'}\n"
     )
-    (path / "localca.options").write_text(
-        f"--platform-manufacturer {name}\n--platform-version 1\n--platform-model ModelX\n"
+    (folder / "authority.options").write_text(
+        "--platform-manufacturer Example\n--platform-version 1\n--platform-model ModelX\n"
     )
-    (path / "setup.conf").write_text(
-        f"create_certs_tool = {need('swtpm_localca', 'swtpm-tools')}\n"
-        f"create_certs_tool_config = {path}/localca.conf\n"
-        f"create_certs_tool_options = {path}/localca.options\nactive_pcr_banks = sha256\n"
+    (folder / "setup.conf").write_text(
+        f"create_certs_tool = {authority}\n"
+        f"create_certs_tool_config = {folder / 'authority.conf'}\n"
+        f"create_certs_tool_options = {folder / 'authority.options'}\n"
+        "active_pcr_banks = sha256\n"
     )
-    made = Maker(path=path)
-    # The authority comes with the first TPM.
-    shutil.rmtree(made.make(path / "first"))
-    return made
+    done = subprocess.run(
+        [
+            *(setup, "--tpm2", "--tpmstate", str(folder / "state"), "--config", str(folder / "setup.conf")),
+            *("--ecc", "--create-ek-cert", "--create-platform-cert", "--lock-nvram"),
+        ],
+        env={**os.environ, "XDG_CONFIG_HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"swtpm_setup: {done.stdout}{done.stderr}")
