@@ -18,6 +18,7 @@ from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE
 from birthmark.adapters.sql.migrate import create_realm, migrate
 from birthmark.adapters.sql.rows import MAPPINGS
 from birthmark.adapters.sql.tables import METADATA
+from birthmark.floor.attestations import Attestation
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
@@ -53,7 +54,7 @@ FROZEN = {
     "recall": "document",
     "key_asset": "fingerprint",
 }
-KEPT = ("head", "client", "device", "element_journal", "answer", "revocation")
+KEPT = ("head", "client", "device", "element_journal", "attestation", "answer", "revocation")
 KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
 KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
 
@@ -61,6 +62,19 @@ KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
 REST = (
     fresh("serial:D1", "a", element="e", master="m"),
     ElementUse(id="m/00", device="serial:D1"),
+    Attestation(
+        id="a",
+        device="serial:D1",
+        run="R1",
+        client="station:ST01",
+        ek_certificate=b"c",
+        ek_spki_sha256="e",
+        iak=b"i",
+        idevid=b"d",
+        nonce=b"n",
+        secret_sha256="s",
+        expires_at=START,
+    ),
     Shipped(device="serial:D1", consignment="C1", at=START),
     CeremonyRecord(
         id="c", file=b"x", file_sha256="", record=b"{}", record_sha256="", performed_at=START, leaf=0
@@ -244,6 +258,7 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
         "UPDATE attempt SET state = 'released', proof = NULL",
         "UPDATE revocation SET reason = 'because'",
         "UPDATE recall SET status = 'done'",
+        "UPDATE attestation SET certify_signature = iak",
         "UPDATE recall SET status = 'approved', approver = proposer, approval = proposal",
         "INSERT INTO head (id, size, edge, at) SELECT 2, size, edge, at FROM head",
     ],

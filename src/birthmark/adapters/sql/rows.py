@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from birthmark.floor.answers import Answer
+from birthmark.floor.attestations import Attestation
 from birthmark.floor.authorities import Authority
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
@@ -111,6 +112,7 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (KeyUse, "key_use"),
         (ElementJournal, "element_journal"),
         (ElementUse, "element_use"),
+        (Attestation, "attestation"),
         (IdentityRecord, "identity_record"),
         (Revocation, "revocation"),
         (Recall, "recall"),

@@ -251,6 +251,23 @@ Table(
 )
 Table("element_use", METADATA, _key("id"), _text("device"))
 Table(
+    "attestation",
+    METADATA,
+    _key("id"),
+    _text("device"),
+    _text("run"),
+    _text("client"),
+    _bytes("ek_certificate"),
+    _text("ek_spki_sha256"),
+    _bytes("iak"),
+    _bytes("idevid"),
+    _bytes("nonce"),
+    _text("secret_sha256"),
+    _integer("expires_at"),
+    _bytes("certify_info", null=True),
+    _bytes("certify_signature", null=True),
+)
+Table(
     "identity_record",
     METADATA,
     Column("leaf", BigInteger, primary_key=True, autoincrement=False),

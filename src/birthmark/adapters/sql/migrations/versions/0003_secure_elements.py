@@ -12,9 +12,15 @@ CREATE TABLE element_journal (
     initial_counter BIGINT NOT NULL, final_counter BIGINT NOT NULL, failures BIGINT NOT NULL,
     tries BIGINT NOT NULL, reason TEXT) {strict};
 CREATE TABLE element_use (id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL) {keyed};
+CREATE TABLE attestation (
+    id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL, run TEXT NOT NULL, client TEXT NOT NULL,
+    ek_certificate {bytes} NOT NULL, ek_spki_sha256 TEXT NOT NULL, iak {bytes} NOT NULL,
+    idevid {bytes} NOT NULL, nonce {bytes} NOT NULL, secret_sha256 TEXT NOT NULL, expires_at BIGINT NOT NULL,
+    certify_info {bytes}, certify_signature {bytes},
+    CHECK ((certify_info IS NULL) = (certify_signature IS NULL))) {strict};
 """
 _APPEND_ONLY = ("element_use",)
-_KEPT = ("element_journal", *_APPEND_ONLY)
+_KEPT = ("element_journal", "attestation", *_APPEND_ONLY)
 
 
 def _refuse(event: str, table: str, *, sqlite: bool) -> str:
