@@ -1,13 +1,24 @@
 """Devices of each kind on the bench of ``birthmark.edge.station.conformance``."""
 
+import subprocess
 from pathlib import Path
+from typing import Self
 
 from birthmark.edge.station.elements.atecc import ATECCElement
+from birthmark.edge.station.elements.openpgp import OpenPGPElement
+from birthmark.edge.station.elements.tcp import TCPChannel
 from birthmark.edge.station.enclave import Enclave
+from birthmark.element.apdu import CardChannel
+from birthmark.errors import Unavailable
 from birthmark.pki.certificates import to_pem
+from birthmark.secret import SecretBytes
 from tests.support.atecc_chip import Memory, SimulatedBus
+from tests.support.checkers.running import peer_command
 
-__all__ = ["ATECCBench", "EnclaveBench"]
+__all__ = ["ATECCBench", "CutChannel", "EnclaveBench", "OpenPGPBench", "OpenPGPCard"]
+
+PW1, PW3 = SecretBytes(b"123456"), SecretBytes(b"12345678")
+"""What an OpenPGP card is delivered with."""
 
 
 class EnclaveBench:
@@ -52,3 +63,118 @@ class ATECCBench:
             size = len(self.memory.slots[slot])
             self.memory.slots[slot][: len(octets[:size])] = octets[:size]
             octets = octets[size:]
+
+
+# --- an OpenPGP card of others ------------------------------------------------------------------------------
+
+
+class OpenPGPCard:
+    """The program that is the card; what it keeps is in a directory, and survives being killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._folder.mkdir()
+        self._process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [*peer_command("openpgp"), str(self._folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """Take its power."""
+        if self._process is not None:
+            assert self._process.stdout is not None
+            self._process.kill()
+            self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+
+    def channel(self) -> TCPChannel:
+        return TCPChannel("127.0.0.1", self.port)
+
+
+class CutChannel:
+    """A channel whose card loses its power: each command is two moments, before and after it."""
+
+    def __init__(self, channel: CardChannel, moment: int) -> None:
+        self._channel = channel
+        self._moment = moment
+        self._passed = 0
+
+    def transmit(self, command: bytes) -> bytes:
+        self._pass()
+        response = self._channel.transmit(command)
+        self._pass()
+        return response
+
+    def reset(self) -> None:
+        raise Unavailable("the card has no power")
+
+    def _pass(self) -> None:
+        self._passed += 1
+        if self._passed >= self._moment:
+            raise Unavailable("the card has no power")
+
+
+class OpenPGPBench:
+    """A card of others, with a directory beside it.  Whoever makes one enters it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.card = OpenPGPCard(folder / "card")
+        self.beside = folder / "beside"
+        self._channels: list[TCPChannel] = []
+        self._kills = 3
+
+    def __enter__(self) -> Self:
+        self.card.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hang_up()
+        self.card.kill()
+
+    def open(self) -> OpenPGPElement:
+        return self._element(self._channel())
+
+    def open_until(self, moment: int) -> OpenPGPElement:
+        return self._element(CutChannel(self._channel(), moment))
+
+    def power_cut(self, element: object) -> None:
+        """Kill the card; after some times only take its power in its own words, which is quicker."""
+        assert isinstance(element, OpenPGPElement)
+        element.close()
+        self._hang_up()
+        if self._kills:
+            self._kills -= 1
+            self.card.kill()
+            self.card.start()
+
+    def replace_certificate(self, certificate: bytes) -> None:
+        # Through the card's own door, as gpg --card-edit would: the element is not told.
+        channel = self._channels[-1]
+        assert channel.transmit(b"\x00\x20\x00\x83\x08" + PW3.reveal()) == b"\x90\x00"
+        command = b"\x00\xda\x7f\x21\x00" + len(certificate).to_bytes(2, "big") + certificate
+        assert channel.transmit(command) == b"\x90\x00"
+
+    def _channel(self) -> TCPChannel:
+        self._hang_up()
+        self._channels.append(self.card.channel())
+        return self._channels[-1]
+
+    def _hang_up(self) -> None:
+        while self._channels:
+            self._channels.pop().close()
+
+    def _element(self, channel: CardChannel) -> OpenPGPElement:
+        return OpenPGPElement(channel, pin=PW1, admin_pin=PW3, beside=str(self.beside))
