@@ -22,6 +22,7 @@ from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Clock, Entropy, KeyStore, Publication
 from birthmark.secret import SecretBytes
+from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.challenges import Challenges
 from birthmark.services.dialogues import Dialogues
@@ -125,6 +126,7 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             inspector=inspector,
             runs=runs,
             opening=OpenRuns(runs, inspector, keys),
+            attest=AttestDevices(runs, clock, entropy),
             issue=IssueDevices(runs, challenges, dialogues, keys, clock, entropy),
             inject=InjectDevices(runs, challenges, dialogues),
             prove=ProveDevices(runs, challenges, dialogues),

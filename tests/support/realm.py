@@ -54,6 +54,7 @@ from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Clock, Decision, Facts, Inspector, KeyStore, UseCase, carry
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, outcomes, recognise, refuse
+from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise, Enrolment
 from birthmark.services.ceremonies import commit, establish
 from birthmark.services.ceremony_file import parse as parse_ceremony
@@ -182,6 +183,7 @@ class Service:
 
     store: SQLStore
     runs: Runs
+    attest: AttestDevices
     issue: IssueDevices
     inject: InjectDevices
     prove: ProveDevices
@@ -212,6 +214,7 @@ def open_service(
     return Service(
         store=store,
         runs=runs,
+        attest=AttestDevices(runs, clock, SystemEntropy()),
         issue=IssueDevices(runs, challenges, dialogues, keys, clock, SystemEntropy()),
         inject=InjectDevices(runs, challenges, dialogues),
         prove=ProveDevices(runs, challenges, dialogues),

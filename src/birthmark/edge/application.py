@@ -13,6 +13,7 @@ from birthmark.pki.ocsp import OCSPRequest
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Clock, Entropy, Inspector, KeyStore, Log, Publication, SignedAnswer, Store
 from birthmark.secret import SecretBytes
+from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.injection import InjectDevices
 from birthmark.services.issue import IssueDevices
@@ -43,6 +44,7 @@ class Application:
     inspector: Inspector
     runs: Runs
     opening: OpenRuns
+    attest: AttestDevices
     issue: IssueDevices
     inject: InjectDevices
     prove: ProveDevices

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from birthmark.floor.devices import DeviceState
 
 __all__ = [
+    "Attest",
+    "AttestResult",
+    "Attested",
     "Checkpoint",
     "DeviceStatus",
     "Dialogue",
@@ -89,6 +92,44 @@ _CSR = Field(
 MOST_FURTHER = 7
 
 
+class Attest(_Body):
+    """Say what a device's TPM 2.0 has, and ask what it has to answer; for runs of devices with a TPM."""
+
+    hardware_id: HardwareId
+    ek_certificate: Base64 = Field(
+        max_length=5464, description="X.509 certificate of the endorsement key (DER)."
+    )
+    ek_chain: Annotated[
+        list[Annotated[Base64, Field(max_length=5464)]],
+        Field(max_length=4, description="Authorities above it (DER each), where the TPM has them."),
+    ] = []
+    iak: Base64 = Field(max_length=2732, description="TPMT_PUBLIC of the attestation key.")
+    idevid: Base64 = Field(max_length=2732, description="TPMT_PUBLIC of the identity key.")
+
+
+class AttestResult(_Body):
+    """What the TPM has to answer, within a quarter of an hour: the answer goes with the issue request."""
+
+    attestation: AttemptId = Field(description="The attempt will have the same id.")
+    id_object: Base64 = Field(
+        description="TPM2B_ID_OBJECT for TPM2_ActivateCredential with the attestation key and the endorsement"
+        " key."
+    )
+    encrypted_secret: Base64 = Field(description="TPM2B_ENCRYPTED_SECRET for the same.")
+    nonce: Base64 = Field(
+        description="Qualifying data for TPM2_Certify of the identity key with the attestation key."
+    )
+
+
+class Attested(_Body):
+    """What a device's TPM answered."""
+
+    attestation: AttemptId
+    secret: Base64 = Field(max_length=88, description="What TPM2_ActivateCredential gave out.")
+    certify_info: Base64 = Field(max_length=2732, description="TPMS_ATTEST of the identity key.")
+    certify_signature: Base64 = Field(max_length=2732, description="TPMT_SIGNATURE over it.")
+
+
 class Issue(_Body):
     """Ask for a device's identity."""
 
@@ -102,6 +143,9 @@ class Issue(_Body):
             description="One for each further profile of the run, in their order; none if delivered.",
         ),
     ] = []
+    attested: Attested | None = Field(
+        default=None, description="For a run of devices with a TPM: what it answered to /v1/runs/…/attest."
+    )
 
 
 class FurtherCertificate(_Body):

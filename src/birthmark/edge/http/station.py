@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from birthmark import __version__, errors
 from birthmark.edge.application import Application
 from birthmark.edge.http import models
+from birthmark.edge.http.attestation import attest_request, attest_result, attested
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
@@ -169,6 +170,14 @@ class StationPlane:
 
     # --- the transaction
     # ----------------------------------------------------------------------------------------
+
+    async def attest(self, request: Request, run: _RunId, body: models.Attest) -> Response:
+        """Ask what a device's TPM has to answer before its certificates are issued."""
+        caller = await self.caller(request)
+        (result,) = await self.border.carry(self._app.attest(caller, run, [attest_request(body)]))
+        if isinstance(result, errors.Refusal):
+            raise result
+        return _json(attest_result(result))
 
     async def issue(self, request: Request, run: _RunId, body: models.Issue) -> Response:
         """Admit one device to a run and issue its certificate."""
@@ -360,6 +369,7 @@ def _issue_request(body: models.Issue) -> IssueRequest:
         hardware_id=body.hardware_id,
         csr=None if body.csr is None else _csr(body.csr),
         further_csrs=tuple(_csr(text) for text in body.further_csrs),
+        attested=attested(body.attested),
         key=body.idempotency_key,
     )
 
@@ -496,6 +506,7 @@ def create_app(application: Application, *, at_end: Callable[[], None] = lambda:
         response_class=Response,
     )(plane.token)
     acts: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
+        ("/v1/runs/{run}/attest", plane.attest, models.AttestResult),
         ("/v1/runs/{run}/issue", plane.issue, models.IssueResult),
         ("/v1/runs/{run}/gang-issue", plane.gang_issue, models.GangIssueResult),
         ("/v1/inject", plane.inject, models.DialogueStep),
