@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 
 from birthmark.edge.station import Enclave, Station
+from tests.edge.station.dialogues import Dialogues
 from tests.edge.station.service import NAME, Server, Service, enrol
 
 
 @pytest.fixture
 def service() -> Service:
     return Service()
+
+
+@pytest.fixture
+def elements(service: Service) -> Dialogues:
+    """Have the run put a key set into each device's secure element."""
+    service.elements = Dialogues()
+    return service.elements
 
 
 @pytest.fixture

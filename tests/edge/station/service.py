@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,90 +23,23 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from birthmark.edge.station import write_station_directory
+from birthmark.element.injection import Evidence
 from birthmark.ledger import entry, merkle
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, sign_note
 from birthmark.ledger.proof import TlogProof
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.secret import SecretBytes
+from tests.edge.station.authorities import DAYS, Authority, authority, certify, name, pem_key
+from tests.edge.station.dialogues import Dialogues, Over
 
 NAME = "factory.test"
 RUN = "run-1"
-Extensions = Sequence[tuple[x509.ExtensionType, bool]]
-_DAYS = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2049, 1, 1, tzinfo=UTC))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Authority:
-    """A certification authority of the tests."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    @property
-    def der(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.DER)
-
-    @property
-    def pem(self) -> str:
-        return self.certificate.public_bytes(Encoding.PEM).decode()
-
-
-def name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def authority(
-    text: str, above: Authority | None = None, *, ca: bool = True, path_length: int | None = None
-) -> Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
-    extensions: Extensions = [(x509.BasicConstraints(ca, path_length), True)]
-    issuer, signer = (name(text), key) if above is None else (above.certificate.subject, above.key)
-    return Authority(certificate=_signed(name(text), key.public_key(), issuer, signer, extensions), key=key)
-
-
-def certify(
-    subject: x509.Name, public_key: Any, above: Authority, extensions: Extensions = ()
-) -> x509.Certificate:
-    return _signed(subject, public_key, above.certificate.subject, above.key, extensions)
-
-
-def _signed(
-    subject: x509.Name,
-    public_key: Any,
-    issuer: x509.Name,
-    signer: ec.EllipticCurvePrivateKey,
-    extensions: Extensions,
-) -> x509.Certificate:
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(_DAYS[0])
-        .not_valid_after(_DAYS[1])
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-    )
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical=critical)
-    return builder.sign(signer, hashes.SHA256())
-
-
-def pem_key(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    protection = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
 
 
 class Problem(Exception):
@@ -174,6 +106,8 @@ class Service:
     """Raises what is to be refused, given a path."""
     further: tuple[str, ...] = ()
     """Profiles of the further certificates that each device gets."""
+    elements: Dialogues | None = None
+    """Set if the run puts a key set into each device's secure element."""
     tells_further: bool = True
     """False for a service of the time before."""
     last_seq: int = 0
@@ -205,7 +139,7 @@ class Service:
     def log(self, kind: str, **fields: object) -> int:
         self.entries.append(
             entry.encode(
-                {"v": 1, "kind": kind, "at": entry.time_text(_DAYS[0]), "realm": "acme"}
+                {"v": 1, "kind": kind, "at": entry.time_text(DAYS[0]), "realm": "acme"}
                 | {"environment": "test", "actor": "station:ST01"}
                 | fields
             )
@@ -218,7 +152,7 @@ class Service:
 
     # --- the interface
 
-    def answer(  # noqa: PLR0911 -- one line an endpoint
+    def answer(  # noqa: C901, PLR0911, PLR0912 -- one line an endpoint
         self, method: str, path: str, body: dict[str, Any]
     ) -> dict[str, Any] | str:
         self.refuse(path)
@@ -233,7 +167,9 @@ class Service:
                 }  # fmt: skip
             case "GET", "v1", "runs", run:
                 counts = Counter(device.state for device in self.devices.values())
-                told = {"further_profiles": list(self.further)} if self.tells_further else {}
+                told: dict[str, Any] = {"further_profiles": list(self.further)} if self.tells_further else {}
+                if self.elements is not None:
+                    told["element"] = "bench"
                 return {
                     "run": run, "product": "p", "batch": "b", "profile": "vehicle", "status": "open",
                     "quantity": 9, "admitted": len(self.devices), "released": counts["released"],
@@ -247,9 +183,15 @@ class Service:
             case "GET", "v1", "checkpoint":
                 return {"checkpoint": self.checkpoint()}
             case "POST", "v1", "runs", run, "issue":
-                return self._once(("issue", run), body, self._issue)
+                return self._begun(self._once(("issue", run), body, self._issue))
             case "POST", "v1", "runs", run, "gang-issue":
-                return self._each(body["devices"], lambda item: self._once(("issue", run), item, self._issue))
+                return self._each(
+                    body["devices"], lambda item: self._begun(self._once(("issue", run), item, self._issue))
+                )
+            case "POST", "v1", "inject":
+                return self._inject(body)
+            case "POST", "v1", "gang-inject":
+                return self._each(body["dialogues"], self._inject)
             case "POST", "v1", "prove":
                 return self._once(("prove",), body, self._prove)
             case "POST", "v1", "gang-prove":
@@ -340,13 +282,43 @@ class Service:
             ],
         }  # fmt: skip
 
-    def _prove(self, _what: tuple[str, ...], body: dict[str, Any]) -> dict[str, Any]:
-        found = [item for item in self.devices.items() if item[1].attempt == body["attempt"]]
+    def _begun(self, issued: dict[str, Any]) -> dict[str, Any]:
+        if self.elements is None or not self.elements.begins_at_once:
+            return issued
+        return issued | {"element": self.elements.begin(issued["attempt"], issued["device"])}
+
+    def _inject(self, body: dict[str, Any]) -> dict[str, Any]:
+        device_id, device = self._waiting(body["attempt"])
+        if self.elements is None:
+            raise Problem(409, "illegal-transition", "the run puts no key set into an element")
+        if body["element"]["step"] == 0:
+            assert body["element"]["responses"] == []
+            step: Any = self.elements.begin(device.attempt, device_id)
+        else:
+            step = self._advance(device_id, device, body)
+        if not isinstance(step, dict):
+            raise Problem(400, "malformed-request", "the last responses go with the proof")
+        return {"attempt": device.attempt, "element": step}
+
+    def _advance(self, device_id: str, device: Device, body: dict[str, Any]) -> dict[str, Any] | Evidence:
+        assert self.elements is not None
+        try:
+            return self.elements.advance(device.attempt, device_id, body["element"])
+        except Over as over:
+            if over.why.code == "proof-failed":
+                device.state = "held"
+            raise Problem(409, over.why.code, str(over.why)) from over
+
+    def _waiting(self, attempt: str) -> tuple[str, Device]:
+        found = [item for item in self.devices.items() if item[1].attempt == attempt]
         if not found:
             raise Problem(404, "not-found", "there is no such attempt")
-        device_id, device = found[0]
-        if device.state != "issued":
-            raise Problem(409, "illegal-transition", f"cannot prove {device_id}: it is {device.state}")
+        if found[0][1].state != "issued":
+            raise Problem(409, "illegal-transition", f"{found[0][0]} is {found[0][1].state}")
+        return found[0]
+
+    def _prove(self, _what: tuple[str, ...], body: dict[str, Any]) -> dict[str, Any]:
+        device_id, device = self._waiting(body["attempt"])
         shown = [body, *body.get("further", [])]
         try:
             for certificate, proof in zip((device.certificate, *device.further), shown, strict=True):
@@ -361,10 +333,15 @@ class Service:
         except Exception as wrong:
             device.state = "held"
             raise Problem(409, "proof-failed", f"wrong proof; {device_id} is held") from wrong
-        device.state = "released"
         record: dict[str, Any] = {
             "device": device_id, "attempt": device.attempt, "certificate_sha256": device.sha256
         }  # fmt: skip
+        if self.elements is not None:
+            evidence = self._advance(device_id, device, body) if "element" in body else None
+            if not isinstance(evidence, Evidence):
+                raise Problem(409, "illegal-transition", "the dialogue with the element is not over")
+            record["key_set"] = {"profile": "bench", "transcript_sha256": evidence.transcript_sha256}
+        device.state = "released"
         if self.further:
             record["further"] = [
                 {"profile": profile, "certificate_sha256": _sha256(certificate)}

@@ -22,7 +22,8 @@ from birthmark.edge.station.transport import decode_object, refusal
 from birthmark.ledger.bundle import split_notes
 from birthmark.ledger.checkpoint import open_note
 from tests.edge.station import service as misbehaviour
-from tests.edge.station.service import RUN, Problem, Server, Service, authority, enrol
+from tests.edge.station.authorities import authority
+from tests.edge.station.service import RUN, Problem, Server, Service, enrol
 
 VIN = "1M8GDM9AXKP042788"
 DEVICE = f"vin:{VIN}"

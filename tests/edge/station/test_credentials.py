@@ -13,7 +13,8 @@ from birthmark import errors
 from birthmark.edge.station import Station, read_station_directory, write_station_directory
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
-from tests.edge.station.service import NAME, Server, Service, certify, enrol, name, pem_key
+from tests.edge.station.authorities import certify, name, pem_key
+from tests.edge.station.service import NAME, Server, Service, enrol
 
 
 def test_the_directory_has_the_files_and_modes_it_should(home: Path) -> None:

@@ -16,7 +16,7 @@ from birthmark import errors
 from birthmark.edge.station import Enclave, Pending, Phase
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
-from tests.edge.station.service import authority, certify, name
+from tests.edge.station.authorities import authority, certify, name
 from tests.support.programs import need
 
 CSR_OF = "1M8GDM9AXKP042788"

@@ -19,7 +19,8 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 from tests.edge.station import service as misbehaviour
-from tests.edge.station.service import RUN, Problem, Server, Service, authority, certify, enrol, name
+from tests.edge.station.authorities import Extensions, authority, certify, name, pem_key
+from tests.edge.station.service import RUN, Problem, Server, Service, enrol
 
 VIN = "1M8GDM9AXKP042788"
 OTHER = "1M8GDM9AXKP042789"
@@ -274,7 +275,7 @@ def _forged_certificate(service: Service, kind: str) -> Callable[[str, dict[str,
         certificate = x509.load_pem_x509_certificate(body["certificate"].encode())
         subject, key, above = certificate.subject, certificate.public_key(), service.authority
         chain = body["chain"]
-        extensions: misbehaviour.Extensions = ()
+        extensions: Extensions = ()
         match kind:
             case "another-key":
                 key = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -332,7 +333,7 @@ def test_a_wrong_certificate_is_not_installed(
 def test_a_delivered_key_that_is_not_the_certified_one_is_not_installed(
     service: Service, station: Station, device: Enclave, tmp_path: Path
 ) -> None:
-    other = misbehaviour.pem_key(ec.generate_private_key(ec.SECP256R1())).decode()
+    other = pem_key(ec.generate_private_key(ec.SECP256R1())).decode()
     service.forge = lambda path, body: body | ({"private_key": other} if "issue" in path else {})
     with pytest.raises(errors.IntegrityFailure, match="another key") as refused:
         station.provision(RUN, VIN, device, delivered=True)

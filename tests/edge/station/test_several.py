@@ -26,7 +26,8 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 from tests.edge.station import service as misbehaviour
-from tests.edge.station.service import RUN, Service, authority, certify, name
+from tests.edge.station.authorities import authority, certify, name, pem_key
+from tests.edge.station.service import RUN, Service
 
 VIN = "1M8GDM9AXKP042788"
 FURTHER = ("dlms-agreement-1", "dlms-tls-1")
@@ -186,7 +187,7 @@ FORGERIES: dict[str, tuple[Callable[[Service, Parts], Parts], str]] = {
         "another key",
     ),
     "a key unasked": (
-        lambda _, p: [p[0], p[1] | {"private_key": misbehaviour.pem_key(_new_key()).decode()}],
+        lambda _, p: [p[0], p[1] | {"private_key": pem_key(_new_key()).decode()}],
         "a key unasked",
     ),
     "another key": (
