@@ -12,6 +12,7 @@ from birthmark.element import tlv
 from birthmark.element.apdu import OK, CommandAPDU, ResponseAPDU, chained
 from birthmark.element.card import VirtualElement
 from birthmark.element.card_state import CardState, Traits, decode_state, encode_state
+from birthmark.element.keyset import aes_cmac
 from birthmark.element.scp03 import Mode, SecurityLevel, establish, initialize_update, read_challenge
 from birthmark.secret import SecretBytes
 from tests.element.hosts import (
@@ -100,6 +101,19 @@ def test_each_octet_of_external_authenticate_counts(octet: int) -> None:
     data[octet] ^= 0x01
     assert host.plain(replace(command, data=bytes(data))).sw == 0x6300
     assert host.plain(command).sw == 0x6985, "the session is over"
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_c_mac_of_external_authenticate_is_over_its_lengths_as_they_come(*, extended: bool) -> None:
+    """yubikit gives all commands extended lengths, this one too, where the reader takes them."""
+    element = element_of()
+    host = Host.of(element)
+    keys = set_of(0x40)
+    challenge = read_challenge(host.plain(initialize_update(INITIAL, bytes(8))).data)
+    session = establish(keys, Mode.S8, bytes(8), challenge, None)
+    header = bytes.fromhex("84823300" + ("000010" if extended else "10"))
+    mac = aes_cmac(session.s_mac, bytes(16) + header + session.host_cryptogram)[:8]
+    assert element.process(header + session.host_cryptogram + mac) == b"\x90\x00"
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,10 @@ class Session:
 
     def external_authenticate(self, level: SecurityLevel) -> "tuple[CommandAPDU, SecureChannel]":
         """Return EXTERNAL AUTHENTICATE (section 7.1.2) and the channel that it opens."""
-        bare = CommandAPDU(0x84, 0x82, level, 0x00, self.host_cryptogram)
+        return self._opening(level, extended=False)
+
+    def _opening(self, level: SecurityLevel, *, extended: bool) -> "tuple[CommandAPDU, SecureChannel]":
+        bare = CommandAPDU(0x84, 0x82, level, 0x00, self.host_cryptogram, extended=extended)
         opening = SecureChannel(session=self, level=SecurityLevel.C_MAC, counter=0)
         mac = opening.command_mac(bare)
         return (
@@ -219,13 +222,15 @@ class Session:
     def accept_host(self, command: CommandAPDU) -> "SecureChannel":
         """Check EXTERNAL AUTHENTICATE and return the channel that it opens: the element's side.
 
+        There are hosts that give it, as all commands, extended lengths: its C-MAC is over Lc as it came.
+
         Raises:
             ProofFailed: the host cryptogram or the C-MAC is wrong.
             MalformedRequest: it is no EXTERNAL AUTHENTICATE, or asks for a security level that there is not.
         """
         if (command.cla, command.ins, command.p2) != (0x84, 0x82, 0) or command.p1 not in list(SecurityLevel):
             raise errors.MalformedRequest("no EXTERNAL AUTHENTICATE with a security level of SCP03")
-        expected, channel = self.external_authenticate(SecurityLevel(command.p1))
+        expected, channel = self._opening(SecurityLevel(command.p1), extended=command.is_extended)
         if not hmac.compare_digest(expected.data, command.data):
             raise errors.ProofFailed("the host cryptogram or its C-MAC is wrong")
         return channel
