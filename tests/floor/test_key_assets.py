@@ -15,6 +15,7 @@ from birthmark.floor.key_assets import (
     compare,
     kind_of,
     policy_for,
+    suits,
 )
 from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, TransportKind
 from birthmark.pki.keys import KeyAlgorithm
@@ -99,7 +100,7 @@ def test_a_key_that_may_not_sign_is_no_ca_key() -> None:
     [
         (replace(LIVE, sign=True, derive=True), "sign-and-derive"),
         (replace(LIVE, wrap=True, decrypt=True), "wrap-and-decrypt"),
-        (replace(LIVE, wrap=True, encrypt=True), "wrap-and-decrypt"),
+        (replace(LIVE, unwrap=True, encrypt=True), "wrap-and-decrypt"),
         (replace(LIVE, extractable=True), "unguarded"),
         (replace(LIVE, sensitive=False), "readable"),
     ],
@@ -162,11 +163,72 @@ def test_every_purpose_has_its_policy() -> None:
         KeyPurpose.KEK: KeyPolicy.KEK,
         KeyPurpose.TRANSPORT: KeyPolicy.TRANSPORT,
         KeyPurpose.MASTER_DIVERSIFICATION: KeyPolicy.MASTER,
+        KeyPurpose.STATIC_KEY: KeyPolicy.SECRET_ACCEPTED,
+    }
+    came_in = {
+        KeyPurpose.KEK: KeyPolicy.KEK_ACCEPTED,
+        KeyPurpose.TRANSPORT: KeyPolicy.TRANSPORT,
+        KeyPurpose.MASTER_DIVERSIFICATION: KeyPolicy.SECRET_ACCEPTED,
+        KeyPurpose.STATIC_KEY: KeyPolicy.SECRET_ACCEPTED,
     }
     for purpose in KeyPurpose:
+        assert policy_for(purpose, accepted=True) is came_in.get(purpose, KeyPolicy.SIGNING)
         assert policy_for(purpose) is special.get(purpose, KeyPolicy.SIGNING)
         exportable = policy_for(purpose, exportable=True)
         assert exportable is special.get(purpose, KeyPolicy.SIGNING_WITH_BACKUP)
+
+
+SECRET = replace(
+    LIVE, label="m", key_class=KeyClass.SECRET, kind=SecretKind.DIVERSIFY_AES_256, sign=False, derive=True
+)
+MASTER = replace(
+    ASSET,
+    label="m",
+    purpose=KeyPurpose.MASTER_DIVERSIFICATION,
+    kind=str(SecretKind.DIVERSIFY_AES_256),
+    policy=KeyPolicy.MASTER,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "uses"),
+    [
+        (SecretKind.MASTER_AES_128, {"sign": True}),
+        (SecretKind.DIVERSIFY_AES_256, {"derive": True}),
+        (SecretKind.DEK_AES_192, {"wrap": True, "encrypt": True}),
+    ],
+)
+def test_a_secret_key_may_do_what_its_kind_says_and_nothing_else(
+    kind: SecretKind, uses: dict[str, bool]
+) -> None:
+    """A master key that signs as well as derives is an error twice over, and a K-DEK that decrypts."""
+    for policy, born in ((KeyPolicy.MASTER, True), (KeyPolicy.SECRET_ACCEPTED, False)):
+        asset = replace(MASTER, kind=str(kind), policy=policy)
+        live = replace(SECRET, kind=kind, derive=False, local=born, always_sensitive=born)
+        live = replace(live, never_extractable=born, **uses)  # type: ignore[arg-type]  # the uses are booleans
+        assert found(asset, live) == []
+        for use in ("sign", "derive", "wrap", "unwrap", "encrypt", "decrypt"):
+            changed = replace(live, **{use: use not in uses})  # type: ignore[arg-type]  # the uses are booleans
+            assert ("error", "attribute") in found(asset, changed)
+        assert found(asset, replace(live, extractable=True, wrap_with_trusted=True)) != []
+    assert ("error", "sign-and-derive") in found(MASTER, replace(SECRET, sign=True))
+    assert ("error", "attribute") in found(MASTER, replace(SECRET, local=False))
+
+
+def test_a_purpose_is_served_by_its_kinds() -> None:
+    """K-ENC and K-MAC compute CMACs as a master key of that route does; a K-DEK is no master."""
+    served = {
+        KeyPurpose.KEK: {"kek"},
+        KeyPurpose.TRANSPORT: {"transport"},
+        KeyPurpose.MASTER_DIVERSIFICATION: {"master", "diversify"},
+        KeyPurpose.STATIC_KEY: {"master", "dek"},
+    }
+    for purpose in KeyPurpose:
+        kinds = {kind for kind in (*KeyAlgorithm, *SecretKind, *TransportKind) if suits(purpose, kind)}
+        if purpose in served:
+            assert {kind.partition("-")[0] for kind in kinds} == served[purpose]
+        else:
+            assert kinds == set(KeyAlgorithm)
 
 
 def test_every_kind_is_spelled_as_it_is_stored() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "kind_of",
     "policy_for",
+    "suits",
 ]
 
 
@@ -44,6 +45,9 @@ class KeyPurpose(StrEnum):
     KEK = "kek"
     TRANSPORT = "transport"
     MASTER_DIVERSIFICATION = "master-diversification"
+    """Keys of devices are derived from it: ours, or those their maker put in."""
+    STATIC_KEY = "static-key"
+    """One of K-ENC, K-MAC and K-DEK of a set that a delivery of elements shares, from their maker."""
 
 
 class KeyPolicy(StrEnum):
@@ -62,7 +66,9 @@ class KeyPolicy(StrEnum):
     TRANSPORT = "transport"
     """Takes a key-encryption key in; never leaves."""
     MASTER = "master"
-    """Computes AES-CMAC only; never leaves."""
+    """Made in its token; does what its kind says and nothing else; never leaves."""
+    SECRET_ACCEPTED = "secret-accepted"  # noqa: S105  # a policy
+    """As ``master``, but came in encrypted, from the maker of the elements."""
 
 
 class KeyStatus(StrEnum):
@@ -146,7 +152,8 @@ class _Custody:
     """What a policy asks of a live key."""
 
     key_class: KeyClass
-    uses: frozenset[str]
+    uses: frozenset[str] | None
+    """None for those of the asset's kind."""
     needs: Mapping[str, bool]
     """Attributes that must be so: an error otherwise."""
 
@@ -179,20 +186,51 @@ _CUSTODY: Mapping[KeyPolicy, _Custody] = {
         needs={**_KEPT, "extractable": False},
     ),
     KeyPolicy.TRANSPORT: _Custody(key_class=KeyClass.PRIVATE, uses=frozenset({"unwrap"}), needs=_NEVER_OUT),
-    KeyPolicy.MASTER: _Custody(key_class=KeyClass.SECRET, uses=frozenset({"sign"}), needs=_NEVER_OUT),
+    KeyPolicy.MASTER: _Custody(key_class=KeyClass.SECRET, uses=None, needs=_NEVER_OUT),
+    KeyPolicy.SECRET_ACCEPTED: _Custody(
+        key_class=KeyClass.SECRET, uses=None, needs={**_KEPT, "extractable": False}
+    ),
 }
 
 _POLICIES: Mapping[KeyPurpose, KeyPolicy] = {
     KeyPurpose.KEK: KeyPolicy.KEK,
     KeyPurpose.TRANSPORT: KeyPolicy.TRANSPORT,
     KeyPurpose.MASTER_DIVERSIFICATION: KeyPolicy.MASTER,
+    KeyPurpose.STATIC_KEY: KeyPolicy.SECRET_ACCEPTED,
 }
+_ACCEPTED: Mapping[KeyPolicy, KeyPolicy] = {
+    KeyPolicy.KEK: KeyPolicy.KEK_ACCEPTED,
+    KeyPolicy.MASTER: KeyPolicy.SECRET_ACCEPTED,
+}
+"""How a key is kept that came in, if it would be kept like this where it was made."""
 
 
-def policy_for(purpose: KeyPurpose, *, exportable: bool = False) -> KeyPolicy:
-    """Return how a key that is generated for this purpose must be kept."""
+def policy_for(purpose: KeyPurpose, *, exportable: bool = False, accepted: bool = False) -> KeyPolicy:
+    """Return how a key for this purpose must be kept.
+
+    Args:
+        purpose: of the key.
+        exportable: it may leave its store, wrapped.
+        accepted: it was not generated in its store, but came in, encrypted to a transport key.
+    """
     signing = KeyPolicy.SIGNING_WITH_BACKUP if exportable else KeyPolicy.SIGNING
-    return _POLICIES.get(purpose, signing)
+    policy = _POLICIES.get(purpose, signing)
+    return _ACCEPTED.get(policy, policy) if accepted else policy
+
+
+def suits(purpose: KeyPurpose, kind: KeyAlgorithm | SecretKind | TransportKind) -> bool:
+    """Return whether a key of this kind can serve the purpose."""
+    match purpose:
+        case KeyPurpose.KEK:
+            return kind is SecretKind.KEK
+        case KeyPurpose.TRANSPORT:
+            return isinstance(kind, TransportKind)
+        case KeyPurpose.MASTER_DIVERSIFICATION:
+            return isinstance(kind, SecretKind) and kind.uses <= {"sign", "derive"}
+        case KeyPurpose.STATIC_KEY:
+            return isinstance(kind, SecretKind) and kind.uses in ({"sign"}, {"wrap", "encrypt"})
+        case _:
+            return isinstance(kind, KeyAlgorithm)
 
 
 def kind_of(text: str) -> KeyAlgorithm | SecretKind | TransportKind | None:
@@ -254,9 +292,11 @@ def _differences(asset: KeyAsset, policy: KeyPolicy, key: KeyAttributes) -> Iter
         yield _error(
             key.label, "fingerprint", f"is another key: {key.fingerprint}, should be {asset.fingerprint}"
         )
-    for use in sorted(key.uses - custody.uses):
+    known = kind_of(asset.kind)
+    uses = custody.uses or (known.uses if isinstance(known, SecretKind) else frozenset())
+    for use in sorted(key.uses - uses):
         yield _error(key.label, "attribute", f"may {use}, which policy {policy} does not allow")
-    for use in sorted(custody.uses - key.uses):
+    for use in sorted(uses - key.uses):
         yield _error(key.label, "attribute", f"may not {use}, which policy {policy} wants")
     if key.development:
         return
@@ -283,8 +323,13 @@ def _dangers(key: KeyAttributes) -> Iterator[KeyFinding]:
         yield _error(
             key.label, "sign-and-derive", "may sign and derive: deriving can undo what signing is for"
         )
-    if key.wrap and (key.encrypt or key.decrypt):
-        yield _error(key.label, "wrap-and-decrypt", "may wrap and en- or decrypt: what it wraps can be read")
+    if (key.wrap and key.decrypt) or (key.unwrap and key.encrypt):
+        # Wrapping and encrypting go together in a K-DEK: neither undoes the other.
+        yield _error(
+            key.label,
+            "wrap-and-decrypt",
+            "may wrap and decrypt, or unwrap and encrypt: what it wraps can be read or chosen",
+        )
     if not key.development and key.extractable and not key.wrap_with_trusted:
         yield _error(key.label, "unguarded", "may leave the token under any key, not only a trusted one")
     if not key.development and not key.sensitive:
