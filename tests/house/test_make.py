@@ -41,7 +41,7 @@ def test_documents_name_only_targets_that_exist() -> None:
         assert set(named) <= TARGETS, document.name
 
 
-@pytest.mark.parametrize("words", ["TOKEN=softhsm2", "DATABASE=postgresql"])
+@pytest.mark.parametrize("words", ["TOKEN=softhsm2", "DATABASE=postgresql", "ELEMENT=scp03"])
 def test_the_demo_hands_its_choices_on(words: str) -> None:
     done = make("--dry-run", "demo", words)
     option, _, value = words.partition("=")
