@@ -166,6 +166,8 @@ class Dialogues:
 
         Raises:
             errors.IllegalTransition: the step is not the one that is waited for.
+            errors.PolicyRefused: the key set cannot be carried, or an object is too large; the dialogue is
+                over.
         """
         live = self._live.get(attempt)
         if live is None:
@@ -178,8 +180,13 @@ class Dialogues:
                 raise errors.IllegalTransition(
                     f"the dialogue of attempt {attempt} is not at step {answer.step}: begin it anew"
                 )
-            live.before, live.answered = live.journal, digest
-            live.outcome = self._send(live, answer.responses)
+            live.before = live.journal
+            try:
+                live.outcome = self._send(live, answer.responses)
+            except errors.Refusal:
+                self.forget(attempt)
+                raise
+            live.answered = digest
             if isinstance(live.outcome, Commands):
                 live.sent = live.outcome
         return Moved(outcome=live.outcome, before=live.before, after=live.journal)

@@ -330,7 +330,7 @@ def _confirm(
         "key_sets": list(evidence.key_sets),
         "refused_kvn": evidence.refused_kvn,
         "refusal": None if evidence.refusal is None else f"{evidence.refusal:04x}",
-        "objects": {f"{tag:X}": digest for tag, digest in evidence.objects.items()},
+        "objects": [{"tag": f"{tag:x}", "sha256": digest} for tag, digest in evidence.objects.items()],
         "transcript_sha256": evidence.transcript_sha256,
     }
 
