@@ -164,6 +164,18 @@ def test_the_host_is_believed_at_every_level(level: SecurityLevel, mode: Mode) -
     assert theirs.level is level
 
 
+def test_a_host_that_gives_everything_extended_lengths_is_believed_by_their_mac() -> None:
+    """As yubikit does over USB; Lc is MACed as it is on the wire."""
+    session = session_of()
+    bare = CommandAPDU(0x84, 0x82, 0x33, 0, session.host_cryptogram, extended=True)
+    mac = SecureChannel(session=session, level=SecurityLevel.C_MAC, counter=0).command_mac(bare)
+    command = replace(bare, data=bare.data + mac[:8])
+    assert command.encode()[4:7] == b"\0\0\x10"
+    assert session.accept_host(command).mac_chaining_value == mac
+    with pytest.raises(errors.ProofFailed):
+        session.accept_host(replace(command, extended=False))
+
+
 @given(mode=MODES, at=st.integers(0, 31), change=st.integers(1, 255))
 def test_any_changed_octet_of_external_authenticate_is_refused(mode: Mode, at: int, change: int) -> None:
     command, _ = session_of(mode).external_authenticate(SecurityLevel.FULL)

@@ -317,8 +317,10 @@ def _wrong_versions(profile: ElementProfile) -> Iterator[tuple[str, str]]:
         least = 0 if key == "initial.kvn" and asked_by_default else 1
         if not least <= kvn <= 0x7F:
             yield key, f"{kvn:02X} is not between {least:02X} and 7F"
-    if len(set(versions.values())) != len(versions):
-        yield "final.kvn", "the initial set, the final set and the probe key have a version number each"
+    if profile.probe_kvn in (initial.kvn, profile.final.kvn):
+        yield "probe-kvn", f"{profile.probe_kvn:02X} is that of a key set, and the probe key is deleted"
+    if profile.replacement is Replacement.ADD and initial.kvn == profile.final.kvn:
+        yield "final.kvn", f"{initial.kvn:02X} is the initial set's: one can be replaced there, none added"
     if profile.replacement is Replacement.REPLACE and initial.kvn == 0:
         yield "initial.kvn", "PUT KEY replaces a set by its version number, and 00 is none"
     labels = initial.labels if isinstance(initial, FixedKeys) else (initial.master,)

@@ -55,14 +55,38 @@ def test_an_element_profile_is_linted_and_added(place: Place, tmp_path: Path) ->
     }
 
 
-def test_a_tpm_profile_is_added_and_shown(place: Place, tmp_path: Path) -> None:
+def tpm(place: Place, folder: Path, *, comment: str = "") -> Path:
+    """Write the profile of TPMs that the realm's own root has certified."""
     root = next(path for path in place.directory.rglob("*.crt") if "root" in path.name).read_text()
-    pem = root[root.index("-----BEGIN") :]
-    file = tmp_path / "tpm2-acme.toml"
-    file.write_text(f'name = "tpm2-acme"\nkind = "tpm"\nanchors = """\n{pem}"""\n')
-    place.done("element", "add", file)
+    file = folder / "tpm2-acme.toml"
+    file.write_text(f'{comment}name = "tpm2-acme"\nkind = "tpm"\nanchors = """\n{root}"""\n')
+    return file
+
+
+def test_a_tpm_profile_is_added_and_shown(place: Place, tmp_path: Path) -> None:
+    place.done("element", "add", tpm(place, tmp_path))
     shown = place.done("element", "show", "tpm2-acme", "--json").document
     assert (shown["kind"], shown["anchors"], shown["intermediates"]) == ("tpm", 1, 0)
+
+
+def test_an_element_profile_that_a_run_was_signed_for_is_not_replaced(place: Place, tmp_path: Path) -> None:
+    place.done("element", "add", tpm(place, tmp_path))
+    opened = place.open_run("R1", "--quantity", 1, "--profile", "vehicle", "--element", "tpm2-acme")
+    assert opened.code == 0, opened
+    place.done("element", "add", tpm(place, tmp_path))
+    said = place("element", "add", tpm(place, tmp_path, comment="# better\n"))
+    assert said.code == 1
+    assert "run R1 was signed for another element profile tpm2-acme" in said.err
+    assert "# better" not in (place.directory / "elements" / "tpm2-acme.toml").read_text()
+
+
+def test_the_example_of_the_documentation_is_an_element_profile(place: Place, tmp_path: Path) -> None:
+    text = Path("docs/element-profiles.md").read_text(encoding="utf-8")
+    file = tmp_path / "gateway-element.toml"
+    file.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    shown = place.done("element", "lint", file, "--json").document
+    assert shown["objects"] == ["7F21 certificate", "5F50 text:{hardware_id}"]
+    place.done("element", "add", file)
 
 
 REFUSED: dict[str, tuple[Callable[[str], str], str, int, str]] = {
