@@ -257,7 +257,7 @@ def test_nobody_is_released_by_the_certificate_alone(elements: ElementLine) -> N
 def test_a_dead_element_is_held_with_the_reason_and_a_reworked_device_goes_on(elements: ElementLine) -> None:
     bench, device = chip(elements.profile, 1), workpiece("D1")
 
-    with pytest.raises(errors.ProofFailed, match="dialogues with the element broke off"):
+    with pytest.raises(errors.ProofFailed, match="dialogues with its element broke off"):
         elements.provision(device, ElementChannel(bench.element, [Fault(kind=FaultKind.DEAD, at=4)]))
 
     held = elements.line.the(Device, device.id)
