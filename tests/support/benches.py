@@ -1,11 +1,18 @@
 """Devices of each kind on the bench of ``birthmark.edge.station.conformance``."""
 
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+from unittest import mock
+
+import pkcs11
+from cryptography import x509
+from pkcs11.exceptions import DeviceRemoved, PKCS11Error
 
 from birthmark.edge.station.elements.atecc import ATECCElement
 from birthmark.edge.station.elements.openpgp import OpenPGPElement
+from birthmark.edge.station.elements.pkcs11 import PKCS11Element
 from birthmark.edge.station.elements.tcp import TCPChannel
 from birthmark.edge.station.enclave import Enclave
 from birthmark.element.apdu import CardChannel
@@ -14,8 +21,9 @@ from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from tests.support.atecc_chip import Memory, SimulatedBus
 from tests.support.checkers.running import peer_command
+from tests.support.softhsm import SoftHSM, softhsm_token
 
-__all__ = ["ATECCBench", "CutChannel", "EnclaveBench", "OpenPGPBench", "OpenPGPCard"]
+__all__ = ["ATECCBench", "CutChannel", "EnclaveBench", "OpenPGPBench", "OpenPGPCard", "PKCS11Bench"]
 
 PW1, PW3 = SecretBytes(b"123456"), SecretBytes(b"12345678")
 """What an OpenPGP card is delivered with."""
@@ -178,3 +186,100 @@ class OpenPGPBench:
 
     def _element(self, channel: CardChannel) -> OpenPGPElement:
         return OpenPGPElement(channel, pin=PW1, admin_pin=PW3, beside=str(self.beside))
+
+
+# --- a PKCS#11 token ----------------------------------------------------------------------------------------
+
+
+class Cut:
+    """Something of python-pkcs11 whose token is pulled out: each call is two moments, before and after it."""
+
+    def __init__(self, inner: Any, moments: list[int]) -> None:
+        self._inner = inner
+        self._moments = moments
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._inner, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._pass()
+            result = value(*arguments, **named)
+            if name in {"get_objects", "get_slots"}:
+                result = list(result)
+            self._pass()
+            return self._wrapped(result)
+
+        return call
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._inner[key]
+
+    def _wrapped(self, result: Any) -> Any:
+        if isinstance(result, list | tuple):
+            return type(result)(self._wrapped(one) for one in result)
+        return result if isinstance(result, bytes | None) else Cut(result, self._moments)
+
+    def _pass(self) -> None:
+        self._moments[0] -= 1
+        if self._moments[0] <= 0:
+            raise DeviceRemoved
+
+
+class PKCS11Bench:
+    """A SoftHSM token.  Whoever makes one enters it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self.hsm: SoftHSM
+
+    def __enter__(self) -> Self:
+        self.hsm = self._stack.enter_context(softhsm_token(self._folder, label="device"))
+        self._stack.callback(self._finalize)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def open(self) -> PKCS11Element:
+        return PKCS11Element(str(self.hsm.module), self.hsm.label, self.hsm.pin)
+
+    def open_until(self, moment: int) -> PKCS11Element:
+        self._finalize()
+        cut = Cut(pkcs11.lib(str(self.hsm.module.resolve())), [moment])
+        with mock.patch.object(pkcs11, "lib", return_value=cut):
+            return self.open()
+
+    def power_cut(self, element: object) -> None:
+        """End all that the library remembers in this process; the token is files."""
+        assert isinstance(element, PKCS11Element)
+        element.close()
+        self._finalize()
+
+    def replace_certificate(self, certificate: bytes) -> None:
+        """Do it in another session, which PKCS#11 lets share the login of its process."""
+        library = pkcs11.lib(str(self.hsm.module.resolve()))
+        session = library.get_token(token_label=self.hsm.label).open(rw=True)
+        try:
+            for old in list(session.get_objects({pkcs11.Attribute.LABEL: "birthmark device"})):
+                old.destroy()
+            session.create_object(
+                {
+                    pkcs11.Attribute.CLASS: pkcs11.ObjectClass.CERTIFICATE,
+                    pkcs11.Attribute.CERTIFICATE_TYPE: pkcs11.CertificateType.X_509,
+                    pkcs11.Attribute.TOKEN: True,
+                    pkcs11.Attribute.LABEL: "birthmark device",
+                    pkcs11.Attribute.SUBJECT: x509.load_der_x509_certificate(
+                        certificate
+                    ).subject.public_bytes(),
+                    pkcs11.Attribute.VALUE: certificate,
+                }
+            )
+        finally:
+            session.close()
+
+    def _finalize(self) -> None:
+        with suppress(PKCS11Error):
+            pkcs11.lib(str(self.hsm.module.resolve())).finalize()
