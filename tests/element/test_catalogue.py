@@ -146,7 +146,7 @@ def test_what_may_be_left_out_is_what_most_elements_are() -> None:
 
 
 KEPT = {
-    "the element's default set": ((DERIVED, 'kvn = 0\nkeys = ["k", "k", "k"]\n'),),
+    "the element's default set": ((DERIVED, 'kvn = 0\nkeys = ["k", "k", "d"]\n'),),
     "one set in the place of the other": (('"add"', '"replace"'), ("0x31", "0x30")),
     "two-octet tag, first": (("0x7F21", "0x5F1F"),),
     "two-octet tag, last": (("0x7F21", "0xBF7F"),),
@@ -233,6 +233,10 @@ REFUSED: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "two labels": (
         ((DERIVED, 'kvn = 0x30\nkeys = ["a", "b"]\n'),),
         r"initial\.keys: are the labels of K-ENC",
+    ),
+    "k-dek that is k-mac": (
+        ((DERIVED, 'kvn = 1\nkeys = ["a", "b", "b"]\n'),),
+        r"initial\.keys: b: a key that wraps",
     ),
     "no labels": (((DERIVED, "kvn = 0x30\nkeys = []\n"),), r"initial\.keys: are the labels"),
     "keys and a master": (

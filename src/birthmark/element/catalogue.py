@@ -208,6 +208,8 @@ def _initial(table: TomlTable) -> DerivedKeys | FixedKeys:
     if len(labels) != 3:
         found.refuse("keys", "are the labels of K-ENC, K-MAC and K-DEK")
     enc, mac, dek = labels
+    if dek in (enc, mac):
+        found.refuse("keys", f"{dek}: a key that wraps others computes no CMAC: K-DEK has a label of its own")
     return FixedKeys(kvn=kvn, labels=(enc, mac, dek))
 
 
