@@ -46,6 +46,21 @@ class ElementJournal:
             failures=self.failures,
         )
 
+    def said(self) -> dict[str, object]:
+        """Return the journal as it stands in log entries, under ``journal``; the device's id apart."""
+        return {
+            "attempt": self.attempt,
+            "element": self.element,
+            "master": self.master,
+            "phase": str(self.phase),
+            "key_diversification_data": self.kdd.hex(),
+            "initial_counter": self.initial_counter,
+            "final_counter": self.final_counter,
+            "failures": self.failures,
+            "tries": self.tries,
+            "reason": self.reason,
+        }
+
     def at(self, state: KeySetState) -> "ElementJournal":
         """Return the row with another state."""
         return replace(

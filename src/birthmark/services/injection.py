@@ -13,7 +13,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.element.diversification import ContextSource
-from birthmark.element.injection import Evidence, KeySetPhase
+from birthmark.element.injection import Evidence
 from birthmark.element.profiles import ElementProfile
 from birthmark.floor.clients import Capability
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
@@ -181,10 +181,11 @@ class InjectDevices:
             raise errors.MalformedRequest("the responses to the last commands go with the proof")
         said = {"device": device.id, "attempt": attempt.id, "run": attempt.run, "step": outcome.step}
         if moved.after is None:
-            return Decision(outcome, [("element-begun", {**said, "phase": str(journal.phase)})])
+            return Decision(outcome, [("element-begun", said)])
         take_element(facts, profile, journal)
         facts.put(journal)
-        return Decision(outcome, [("element-step", {**said, **_told(profile, journal)})])
+        said |= {"initial_kvn": profile.initial.kvn, "final_kvn": profile.final.kvn}
+        return Decision(outcome, [("element-step", {**said, "journal": journal.said()})])
 
 
 def require_under_way(attempt: Attempt | None, device: Device | None) -> tuple[Attempt, Device]:
@@ -269,21 +270,16 @@ def _not_proved(
         errors.Interrupted: nothing was said to the element, so that was no try.
     """
     journal = moved.journal(facts, device.id, attempt.id, profile)
-    said = {
-        "device": device.id,
-        "attempt": attempt.id,
-        "run": attempt.run,
-        "reason": str(outcome),
-        "phase": str(journal.phase),
-    }
+    said = {"device": device.id, "attempt": attempt.id, "run": attempt.run, "code": outcome.code}
     held = outcome
     if isinstance(outcome, errors.Interrupted):
         if moved.after is None:
             raise outcome
-        journal = replace(journal, tries=journal.tries + 1)
+        journal = replace(journal, tries=journal.tries + 1, reason=str(outcome))
         if journal.tries < profile.tries:
-            facts.put(replace(journal, reason=str(outcome)))
-            return Decision(outcome, [("element-interrupted", {**said, "tries": journal.tries})])
+            facts.put(journal)
+            said["reason"] = str(outcome)
+            return Decision(outcome, [("element-interrupted", {**said, "journal": journal.said()})])
         held = errors.ProofFailed(
             f"{journal.tries} dialogues with its element broke off, the last: {outcome}"
         )
@@ -291,11 +287,12 @@ def _not_proved(
     if run is None:
         raise errors.IntegrityFailure(f"attempt {attempt.id} has no run")
     state, reason = move(device.id, device.state, DeviceEvent.HOLD), str(held)
+    journal = replace(journal, reason=reason)
     facts.put(replace(device, state=state, reason=reason))
     facts.put(replace(attempt, state=state))
     facts.put(replace(run, held=run.held + 1))
-    facts.put(replace(journal, reason=reason))
-    entry = {**said, "reason": reason, "code": held.code}
+    facts.put(journal)
+    entry = {**said, "reason": reason, "code": held.code, "journal": journal.said()}
     return Decision(errors.ProofFailed(f"{reason}; {device.id} is held"), [("device-held", entry)])
 
 
@@ -308,7 +305,8 @@ def _confirm(
         errors.PolicyRefused: another device has this element.
     """
     take_element(facts, profile, journal)
-    facts.put(replace(journal, phase=KeySetPhase.CONFIRMED, reason=None))
+    confirmed = replace(journal, reason=None)
+    facts.put(confirmed)
     final = profile.final
     return {
         "profile": profile.name,
@@ -332,16 +330,5 @@ def _confirm(
         "refusal": None if evidence.refusal is None else f"{evidence.refusal:04x}",
         "objects": [{"tag": f"{tag:x}", "sha256": digest} for tag, digest in evidence.objects.items()],
         "transcript_sha256": evidence.transcript_sha256,
-    }
-
-
-def _told(profile: ElementProfile, journal: ElementJournal) -> dict[str, Any]:
-    return {
-        "phase": str(journal.phase),
-        "element": journal.element,
-        "master": journal.master,
-        "initial_kvn": profile.initial.kvn,
-        "final_kvn": profile.final.kvn,
-        "key_diversification_data": journal.kdd.hex(),
-        "failures": journal.failures,
+        "journal": confirmed.said(),
     }
