@@ -1,14 +1,17 @@
 """Devices of each kind on the bench of ``birthmark.edge.station.conformance``."""
 
 import subprocess
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
 import pkcs11
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11.exceptions import DeviceRemoved, PKCS11Error
+from pkcs11.util.ec import encode_named_curve_parameters
 
 from birthmark.edge.station.elements.atecc import ATECCElement
 from birthmark.edge.station.elements.openpgp import OpenPGPElement
@@ -71,6 +74,10 @@ class ATECCBench:
             size = len(self.memory.slots[slot])
             self.memory.slots[slot][: len(octets[:size])] = octets[:size]
             octets = octets[size:]
+
+    def replace_key(self) -> None:
+        """Put another private key where the device keeps it, past every element."""
+        self.memory.keys[0] = ec.generate_private_key(ec.SECP256R1())
 
 
 # --- an OpenPGP card of others ------------------------------------------------------------------------------
@@ -175,6 +182,12 @@ class OpenPGPBench:
         command = b"\x00\xda\x7f\x21\x00" + len(certificate).to_bytes(2, "big") + certificate
         assert channel.transmit(command) == b"\x90\x00"
 
+    def replace_key(self) -> None:
+        """Have the card make another key, past every element."""
+        channel = self._channels[-1]
+        assert channel.transmit(b"\x00\x20\x00\x83\x08" + PW3.reveal()) == b"\x90\x00"
+        assert channel.transmit(bytes.fromhex("0047800002b60000")).endswith(b"\x90\x00")
+
     def _channel(self) -> TCPChannel:
         self._hang_up()
         self._channels.append(self.card.channel())
@@ -260,23 +273,39 @@ class PKCS11Bench:
 
     def replace_certificate(self, certificate: bytes) -> None:
         """Do it in another session, which PKCS#11 lets share the login of its process."""
-        library = pkcs11.lib(str(self.hsm.module.resolve()))
-        session = library.get_token(token_label=self.hsm.label).open(rw=True)
-        try:
+        with self._another_session() as session:
             for old in list(session.get_objects({pkcs11.Attribute.LABEL: "birthmark device"})):
                 old.destroy()
+            subject = x509.load_der_x509_certificate(certificate).subject
             session.create_object(
                 {
                     pkcs11.Attribute.CLASS: pkcs11.ObjectClass.CERTIFICATE,
                     pkcs11.Attribute.CERTIFICATE_TYPE: pkcs11.CertificateType.X_509,
                     pkcs11.Attribute.TOKEN: True,
                     pkcs11.Attribute.LABEL: "birthmark device",
-                    pkcs11.Attribute.SUBJECT: x509.load_der_x509_certificate(
-                        certificate
-                    ).subject.public_bytes(),
+                    pkcs11.Attribute.SUBJECT: subject.public_bytes(),
                     pkcs11.Attribute.VALUE: certificate,
                 }
             )
+
+    def replace_key(self) -> None:
+        """Put another key pair where the device's was, in another session."""
+        label = "birthmark device key"
+        with self._another_session() as session:
+            for old in list(session.get_objects({pkcs11.Attribute.LABEL: label})):
+                old.destroy()
+            curve = encode_named_curve_parameters("secp256r1")
+            parameters = session.create_domain_parameters(
+                pkcs11.KeyType.EC, {pkcs11.Attribute.EC_PARAMS: curve}, local=True
+            )
+            parameters.generate_keypair(store=True, label=label)
+
+    @contextmanager
+    def _another_session(self) -> Iterator[pkcs11.Session]:
+        library = pkcs11.lib(str(self.hsm.module.resolve()))
+        session = library.get_token(token_label=self.hsm.label).open(rw=True)
+        try:
+            yield session
         finally:
             session.close()
 
