@@ -8,7 +8,7 @@ from birthmark.element.apdu import CardChannel
 from birthmark.errors import MalformedRequest
 from birthmark.pki.keys import KeyAlgorithm
 
-__all__ = ["OPTIONS", "CardedEnclave", "ClosingChannel", "carded"]
+__all__ = ["OPTIONS", "CardedEnclave", "ClosingChannel", "carded", "seconds"]
 
 OPTIONS = ("enclave", "algorithm")
 """What ``carded`` reads."""
@@ -59,3 +59,18 @@ def carded(options: Mapping[str, str], channel: Callable[[], ClosingChannel]) ->
     except BaseException:
         opened.close()
         raise
+
+
+def seconds(options: Mapping[str, str], name: str, default: float) -> float:
+    """Return an option that is a time.
+
+    Raises:
+        MalformedRequest: it is none, or longer than an hour.
+    """
+    try:
+        value = float(options.get(name, default))
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise MalformedRequest(f"{name} is a number of seconds, up to 3600")
+    return value

@@ -1,4 +1,4 @@
-"""Secure elements in PC/SC readers: ``pcsc:NAME``, ``pcsc:0`` (needs the extra ``pcsc``: pyscard).
+"""Secure elements in PC/SC readers: ``pcsc:NAME``, ``pcsc:0?wait=60`` (needs the extra ``pcsc``: pyscard).
 
 A channel connects in exclusive mode (PC/SC part 5, SCARD_SHARE_EXCLUSIVE) and stays connected until it is
 closed: no other program of the machine can put a command in between, which would break a secure channel, or
@@ -11,6 +11,7 @@ profile with extended lengths is refused.
 Commands and responses are in no message.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -19,21 +20,27 @@ from typing import Any, Self
 
 from birthmark import errors
 from birthmark.edge.station.elements import allow
-from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded
+from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded, seconds
 from birthmark.element.apdu import CommandAPDU
 
 __all__ = ["PCSCChannel", "channel", "element", "readers"]
+
+_PATIENCE = 3.0
+"""Seconds to wait for an element, unless told otherwise: pcscd may need one to see that it is there."""
+_LOOK = 0.25
+"""Seconds until connecting is tried again where nothing seems to change: contacts may bounce unseen."""
 
 
 class PCSCChannel:
     """A ``CardChannel`` to the element in one reader, held alone.  Close it, or use it in a ``with``."""
 
-    def __init__(self, reader: str) -> None:
+    def __init__(self, reader: str, *, wait_seconds: float = _PATIENCE) -> None:
         """Connect to the element.
 
         Args:
             reader: name of the reader as the system lists it, a part of it that no other reader's name has,
                 or its place in that list, from 0.
+            wait_seconds: how long to wait for an element that is not there, now and when it is reset.
 
         Raises:
             NotFound: pyscard is not installed; there is no such reader.
@@ -46,6 +53,7 @@ class PCSCChannel:
         self._context: int | None = None
         self._card: int | None = None
         self._protocol = 0
+        self._wait = wait_seconds
         self._reader = _chosen(reader, readers())
         self._open()
 
@@ -79,6 +87,8 @@ class PCSCChannel:
             code, response = s.SCardTransmit(self._card, s.SCARD_PCI_T0 if t0 else s.SCARD_PCI_T1, list(sent))
             if code != s.SCARD_S_SUCCESS:
                 raise _refusal(s, code, self._reader)
+            if len(response) < 2:  # what vpcd's driver says where the card was lost in between
+                raise errors.Unavailable(f"the element in reader {self._reader!r} was lost while it answered")
             return bytes(octet & 0xFF for octet in response)
 
     def reset(self) -> None:
@@ -104,15 +114,29 @@ class PCSCChannel:
             self._release()
 
     def _open(self) -> None:
+        """Connect; where there is no element, or not yet, try again until the wait is over."""
         s = self._scard
         self._context = _context(s)
-        code, card, protocol = s.SCardConnect(
-            self._context, self._reader, s.SCARD_SHARE_EXCLUSIVE, s.SCARD_PROTOCOL_T0 | s.SCARD_PROTOCOL_T1
-        )
-        if code != s.SCARD_S_SUCCESS:
-            self._release()
-            raise _refusal(s, code, self._reader)
-        self._card, self._protocol = card, protocol
+        deadline = time.monotonic() + self._wait
+        seen = s.SCARD_STATE_UNAWARE
+        while True:
+            code, card, protocol = s.SCardConnect(
+                self._context,
+                self._reader,
+                s.SCARD_SHARE_EXCLUSIVE,
+                s.SCARD_PROTOCOL_T0 | s.SCARD_PROTOCOL_T1,
+            )
+            if code == s.SCARD_S_SUCCESS:
+                self._card, self._protocol = card, protocol
+                return
+            left = deadline - time.monotonic()
+            if left <= 0 or code not in _absent(s):
+                self._release()
+                raise _refusal(s, code, self._reader)
+            _, states = s.SCardGetStatusChange(
+                self._context, int(min(left, _LOOK) * 1000), [(self._reader, seen)]
+            )
+            seen = states[0][1] if states else s.SCARD_STATE_UNAWARE
 
     def _unpower(self) -> int:
         s = self._scard
@@ -156,15 +180,19 @@ def readers() -> list[str]:
 
 
 def channel(place: str, options: Mapping[str, str]) -> PCSCChannel:
-    """Connect to the element in the reader ``place``; there are no options."""
-    allow(options)
-    return PCSCChannel(place)
+    """Connect to the element in the reader ``place``; the option ``wait`` is in seconds."""
+    allow(options, "wait")
+    return _open(place, options)
 
 
 def element(place: str, options: Mapping[str, str]) -> CardedEnclave:
     """Open the directory of the option ``enclave``, with the element in the reader ``place``."""
-    allow(options, *OPTIONS)
-    return carded(options, lambda: PCSCChannel(place))
+    allow(options, "wait", *OPTIONS)
+    return carded(options, lambda: _open(place, options))
+
+
+def _open(place: str, options: Mapping[str, str]) -> PCSCChannel:
+    return PCSCChannel(place, wait_seconds=seconds(options, "wait", _PATIENCE))
 
 
 def _scard() -> Any:
@@ -202,6 +230,18 @@ def _chosen(wanted: str, names: list[str]) -> str:
             f"{wanted[:100]!r} may be {' or '.join(map(repr, found))}: say more of its name"
         )
     return found[0]
+
+
+def _absent(s: Any) -> frozenset[int]:
+    """Return what connecting says of an element that is not there, or not all the way in."""
+    return frozenset(
+        {
+            s.SCARD_E_NO_SMARTCARD,
+            s.SCARD_W_REMOVED_CARD,
+            s.SCARD_W_UNPOWERED_CARD,
+            s.SCARD_W_UNRESPONSIVE_CARD,
+        }
+    )
 
 
 def _for_t0(command: bytes) -> bytes:

@@ -23,7 +23,7 @@ from typing import Self
 
 from birthmark import errors
 from birthmark.edge.station.elements import allow
-from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded
+from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded, seconds
 
 __all__ = ["TCPChannel", "channel", "element"]
 
@@ -155,13 +155,7 @@ def _open(place: str, options: Mapping[str, str]) -> TCPChannel:
         host = ""
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 0x10000):
         raise errors.MalformedRequest(f"{place[:100]!r} is no place of an element: write tcp:HOST:PORT")
-    try:
-        timeout = float(options.get("timeout", _PATIENCE))
-    except ValueError:
-        timeout = 0.0
-    if not 0 < timeout <= 3600:
-        raise errors.MalformedRequest("timeout is a number of seconds, up to 3600")
-    return TCPChannel(host, int(port), timeout_seconds=timeout)
+    return TCPChannel(host, int(port), timeout_seconds=seconds(options, "timeout", _PATIENCE))
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
