@@ -1,19 +1,20 @@
 """Elements that do not hold the final set and say they do."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from birthmark import errors
-from birthmark.element.apdu import Batch, CardChannel, relay
+from birthmark.element.apdu import Batch, CardChannel, CommandAPDU, relay
 from birthmark.element.card_faults import ElementChannel
 from birthmark.element.card_keys import Dishonesty
 from birthmark.element.card_state import Traits
 from birthmark.element.diversification import KeyRole
 from birthmark.element.injection import KeySetPhase
-from birthmark.element.keyset import SoftwareKeys
+from birthmark.element.keyset import KeyEntry, SoftwareKeys
 from birthmark.element.profiles import Replacement
+from birthmark.element.tlv import encode, encode_key_information
 from birthmark.secret import SecretBytes
 from tests.support.injecting import FINAL_KVN, INITIAL_KVN, KDD, Bench, profile_of
 from tests.support.liars import Liar
@@ -54,6 +55,63 @@ def test_what_a_liar_lacks_is_said() -> None:
         bench, liar = liar_of(0x60, frozenset({lacks}))
         with pytest.raises(errors.ProofFailed, match=reason):
             bench.run(liar)
+
+
+@dataclass(slots=True)
+class Instead(Liar):
+    """An element with all its keys, that answers one command with something else."""
+
+    ins: int = 0
+    p2: int = 0
+    answer: bytes = b""
+
+    def wanted(self, plain: CommandAPDU) -> bytes:
+        if (plain.ins, plain.p2) == (self.ins, self.p2):
+            return self.answer
+        return Liar.wanted(self, plain)
+
+
+def key_information(*entries: tuple[int, int, int, int]) -> bytes:
+    return encode_key_information(KeyEntry(kvn=v, kid=k, key_type=t, size=s) for v, k, t, s in entries)
+
+
+ENC, MAC, DEK = ((FINAL_KVN, int(role), 0x88, 16) for role in KeyRole)
+LIES = {
+    "no status": (0xF2, 0x02, b"", "GET STATUS was answered without data"),
+    "another object": (0xCA, 0x53, encode(0x53, bytes(6) + b"\x01"), "object 53 was read back"),
+    "no object": (0xCA, 0x53, b"", "object 53 was read back"),
+    "part of an object": (0xCA, 0x53, bytes(5), "object 53 was read back"),
+    "no list": (0xCA, 0xE0, b"", "key information"),
+    "no list at all": (0xCA, 0xE0, b"\xe0", "data object E0"),
+    "no keys": (0xCA, 0xE0, key_information(), "lists keys nothing"),
+    "a key missing": (0xCA, 0xE0, key_information(ENC, MAC), "lists keys 30/01, 30/02,"),
+    "a key twice": (0xCA, 0xE0, key_information(ENC, MAC, DEK, DEK), "30/03, 30/03"),
+    "a key more": (0xCA, 0xE0, key_information(ENC, MAC, DEK, (FINAL_KVN, 4, 0x88, 16)), "30/04"),
+    "the initial set": (0xCA, 0xE0, key_information(ENC, MAC, DEK, (INITIAL_KVN, 1, 0x88, 16)), "20/01"),
+    "the probe key": (0xCA, 0xE0, key_information(ENC, MAC, DEK, (0x3F, 1, 0x88, 16)), "3F/01"),
+    "longer keys": (0xCA, 0xE0, key_information(ENC, MAC, (FINAL_KVN, 3, 0x88, 32)), "128 bit"),
+    "DES keys": (0xCA, 0xE0, key_information((FINAL_KVN, 1, 0x80, 16), MAC, DEK), "AES keys"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_element_that_shows_something_else_than_wanted_is_held(lie: str) -> None:
+    ins, p2, answer, reason = LIES[lie]
+    bench = Bench(profile_of(tags=(0x53,)))
+    assert bench.contents is not None
+    liar = Instead(
+        bench.element,
+        bench.profile,
+        bench.final(KDD),
+        frozenset(),
+        bench.contents,
+        ins=ins,
+        p2=p2,
+        answer=answer,
+    )
+
+    with pytest.raises(errors.ProofFailed, match=reason):
+        bench.run(liar)
 
 
 @pytest.mark.parametrize("i", [0x60, 0x70, 0x71])
