@@ -114,6 +114,26 @@ def test_an_element_that_shows_something_else_than_wanted_is_held(lie: str) -> N
         bench.run(liar)
 
 
+def test_an_element_that_still_answers_for_its_initial_set_is_held() -> None:
+    bench, liar = liar_of(0x70, frozenset())
+    liar.keeps_initial = True
+    with pytest.raises(errors.ProofFailed, match="still has the initial set 20"):
+        bench.run(liar)
+
+
+def test_an_element_that_shows_the_replaced_set_twice_with_one_counter_is_held() -> None:
+    profile = profile_of(i=0x70, replacement=Replacement.REPLACE, initial_kvn=FINAL_KVN)
+
+    def liar(bench: Bench, *, counts: bool) -> Liar:
+        contents = bench.contents or {}
+        return Liar(bench.element, profile, bench.final(KDD), frozenset(), contents, counts=counts)
+
+    counting, standing = Bench(profile), Bench(profile)
+    assert counting.run(liar(counting, counts=True)).refused_kvn is None
+    with pytest.raises(errors.ProofFailed, match="sequence counter"):
+        standing.run(liar(standing, counts=False))
+
+
 @pytest.mark.parametrize("i", [0x60, 0x70, 0x71])
 @pytest.mark.parametrize("replacement", Replacement)
 @pytest.mark.parametrize("roles", SETS_OF_ROLES)

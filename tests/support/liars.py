@@ -38,6 +38,10 @@ class Liar:
     final: SoftwareKeys
     lacks: frozenset[KeyRole]
     contents: Mapping[int, bytes]
+    counts: bool = True
+    """Its sequence counter advances."""
+    keeps_initial: bool = False
+    """It answers for the initial set to the end."""
     loaded: bool = False
     channel: SecureChannel | None = None
     begun: SecureChannel | None = None
@@ -63,7 +67,7 @@ class Liar:
             self.channel = None
             if self.loaded and apdu.p1 == self.profile.final.kvn:
                 return self._greet(apdu).encode()
-            if self.loaded:
+            if self.loaded and not self.keeps_initial:
                 return ResponseAPDU(NOT_THERE).encode()
         if apdu.ins == 0x82 and self.begun is not None:
             self.channel, self.begun = self.begun, None
@@ -76,7 +80,7 @@ class Liar:
 
     def _greet(self, apdu: CommandAPDU) -> ResponseAPDU:
         (i,) = self.profile.parameters
-        self.counter += 1
+        self.counter += 1 if self.counts or not self.counter else 0
         counter = self.counter.to_bytes(3, "big") if i & Parameter.PSEUDO_RANDOM else None
         aid, mode = self.profile.aid, self.profile.mode
         challenge = Challenge(
