@@ -3,13 +3,16 @@
 Run by ``test_crash.py``; prints one JSON object a device.  It forks from a process without threads that has
 everything imported, so that a hundred deaths take seconds.
 
-Arguments: station directory, directory for the devices, run, server name, born or delivered; and, if not
-every operation is to be died before, the stride from one to the next.
+Arguments: station directory, directory for the devices, run, server name, born or delivered; if not every
+operation is to be died before, the stride from one to the next; and ``element`` if each device has a secure
+element, a virtual one in a file, which dies with the station.
 """
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any
@@ -17,8 +20,11 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from birthmark.edge.station import Enclave, Station
+from birthmark.edge.station.elements.virtual import Drawer
 from birthmark.edge.station.pending import Pending
+from birthmark.element.card_faults import ElementChannel
 from birthmark.pki.certificates import from_pem
+from tests.edge.station.dialogues import bench_of
 
 DIED = 9
 _FILES = {"open", "os.rename", "os.remove", "os.mkdir"}
@@ -52,6 +58,23 @@ def die_before(nth: int) -> None:
     sys.addaudithook(hook)
 
 
+ELEMENT = "element"
+
+
+@contextmanager
+def secure_element(device: Path, hardware_id: str) -> Iterator[ElementChannel | None]:
+    """Open the device's secure element, if it has one."""
+    if ELEMENT not in sys.argv[7:]:
+        yield None
+        return
+    drawer = Drawer(device.with_suffix(".element"))
+    try:
+        fresh = bench_of(f"vin:{hardware_id}").element.state
+        yield ElementChannel(drawer.element(ELEMENT, fresh)[0])
+    finally:
+        drawer.close()
+
+
 def provision(nth: int | None, device: Path, hardware_id: str) -> int:
     """Provision in a process of its own and return its exit code."""
     station, _, run, server_name, origin = sys.argv[1:6]
@@ -63,7 +86,8 @@ def provision(nth: int | None, device: Path, hardware_id: str) -> int:
                 die_before(nth)
             with (
                 Station(station, server_name=server_name, patience_seconds=5) as client,
-                Enclave(str(device)) as enclave,
+                secure_element(device, hardware_id) as card,
+                Enclave(str(device), card=card) as enclave,
             ):
                 release = client.provision(run, hardware_id, enclave, delivered=origin == "delivered")
                 assert enclave.token() == release.token

@@ -63,13 +63,13 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[int]:
         listener.close()
 
 
-def power(link: socket.socket) -> None:
+def power(link: socket.socket, atr: bytes = b"\x3b\x00") -> None:
     """Read power off, power on and the wish for an ATR, and answer that."""
     octets = b""
     while len(octets) < 9:
         octets += link.recv(9 - len(octets))
     assert octets == bytes.fromhex("000100 000101 000104")
-    link.sendall(bytes.fromhex("0002 3B00"))
+    link.sendall(len(atr).to_bytes(2, "big") + atr)
 
 
 def test_an_injection_goes_over_it(bench: Bench, port: int) -> None:
@@ -138,11 +138,10 @@ def test_an_answer_that_does_not_come_whole_is_none(answer: bytes) -> None:
 
 
 def test_a_socket_without_an_element_is_refused() -> None:
-    def serve(link: socket.socket) -> None:
-        link.recv(100)
-        link.sendall(b"\0\0")
-
-    with serving(serve) as port, pytest.raises(errors.Unavailable, match="there is none"):
+    with (
+        serving(lambda link: power(link, b"")) as port,
+        pytest.raises(errors.Unavailable, match="there is none"),
+    ):
         TCPChannel("127.0.0.1", port)
 
 
