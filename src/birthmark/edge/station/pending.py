@@ -67,14 +67,17 @@ class ElementPending:
     """What the element answered to it, exactly as sent with the proof (hex); from ``proving`` on."""
 
     def __post_init__(self) -> None:
-        """Refuse what is of another type: it is read from a file.
+        """Refuse what is something else: it is read from a file.
 
         Raises:
-            TypeError: it is.
+            TypeError: it is of another type.
+            ValueError: a response is not hexadecimal.
         """
         object.__setattr__(self, "responses", tuple(self.responses))
-        if type(self.step) is not int or not all(isinstance(response, str) for response in self.responses):
-            raise TypeError("a step is a number and responses are texts")
+        if type(self.step) is not int:
+            raise TypeError("a step is a number")
+        for response in self.responses:
+            bytes.fromhex(response)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
