@@ -179,6 +179,7 @@ class TPMElement:
         *,
         algorithm: KeyAlgorithm = KeyAlgorithm.EC_P256,
         iak_profile: str = IAK_PROFILE,
+        endorsement: KeyAlgorithm | None = None,
     ) -> None:
         """Look at the TPM, and take the directory beside it.
 
@@ -187,6 +188,8 @@ class TPMElement:
             beside: directory of what the TPM has no room for.
             algorithm: of both keys.
             iak_profile: of the certificate for the attestation key.
+            endorsement: algorithm of the endorsement key that counts, where the TPM has several; None for the
+                strongest that is certified.
 
         Raises:
             NotFound: the TPM has no endorsement key's certificate.
@@ -197,7 +200,7 @@ class TPMElement:
         try:
             self._first = TPMSlot(self, algorithm, handle=IDEVID, index=IDEVID_CERTIFICATE, restricted=False)
             self._second = TPMSlot(self, algorithm, handle=IAK, index=IAK_CERTIFICATE, restricted=True)
-            self._kind, filled = chip.endorsement_certificate()
+            self._kind, filled = chip.endorsement_certificate(endorsement)
             self._certificate = _trimmed(filled)
             self.beside = Beside(beside, f"tpm {fingerprint(self._certificate)}")
         except BaseException:
@@ -293,25 +296,29 @@ def _trimmed(filled: bytes) -> bytes:
     raise IntegrityFailure("what the tpm has as its endorsement key's certificate is none")
 
 
+def _algorithm(name: str) -> KeyAlgorithm:
+    if name not in list(_PARAMETERS):
+        raise MalformedRequest(f"a tpm's keys are {', '.join(_PARAMETERS)}, not {name[:64]!r}")
+    return KeyAlgorithm(name)
+
+
 def element(place: str, options: Mapping[str, str]) -> TPMElement:
     """Open the TPM behind the TCTI ``place``.
 
     Options: ``beside``, a directory; ``algorithm`` of the keys, ``ec-p256``, ``ec-p384`` or ``rsa-2048``;
-    ``iak``, the profile of the attestation key's certificate.
+    ``iak``, the profile of the attestation key's certificate; ``ek``, the algorithm of the endorsement key
+    that counts, where the TPM has several.
 
     Raises:
         MalformedRequest: no TCTI is named, or an option is none of ours.
         NotFound: tpm2-pytss is not installed.
         Refusal: whatever ``TPMElement`` has against it.
     """
-    allow(options, "beside", "algorithm", "iak")
+    allow(options, "beside", "algorithm", "iak", "ek")
     if not place:
         raise MalformedRequest("tpm: names no tpm: write tpm:device:/dev/tpmrm0, or another tcti")
-    try:
-        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
-    except ValueError as wrong:
-        raise MalformedRequest(f"algorithm is one of {', '.join(_PARAMETERS)}") from wrong
-    template(algorithm, restricted=True)
+    algorithm = _algorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
+    endorsement = _algorithm(options["ek"]) if "ek" in options else None
     try:
         from birthmark.edge.station.elements.tpm_commands import Chip  # noqa: PLC0415  # an extra
     except ImportError as wrong:
@@ -323,4 +330,5 @@ def element(place: str, options: Mapping[str, str]) -> TPMElement:
         options.get("beside"),
         algorithm=algorithm,
         iak_profile=options.get("iak", IAK_PROFILE),
+        endorsement=endorsement,
     )

@@ -40,11 +40,16 @@ from birthmark.errors import (
     TooLarge,
     Unavailable,
 )
+from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = ["Chip"]
 
-_ENDORSEMENT_KEYS = ("EK-HIGH-ECC384", "EK-HIGH-ECC256", "EK-ECC256", "EK-RSA2048")
-"""Templates whose certificate is looked for, the first that is there is taken."""
+_ENDORSEMENT_KEYS: Mapping[KeyAlgorithm, tuple[str, ...]] = {
+    KeyAlgorithm.EC_P384: ("EK-HIGH-ECC384",),
+    KeyAlgorithm.EC_P256: ("EK-HIGH-ECC256", "EK-ECC256"),
+    KeyAlgorithm.RSA_2048: ("EK-RSA2048",),
+}
+"""Templates whose certificates are looked for, in this order; the first that is there is taken."""
 _POLICY_C: Mapping[int, str] = {
     TPM2_ALG.SHA256: "3767e2edd43ff45a3a7e1eaefcef78643dca964632e7aad82c673a30d8633fde",
     TPM2_ALG.SHA384: "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5"
@@ -188,17 +193,22 @@ class Chip:
 
     # --- the endorsement key ---------------------------------------------------------------------------
 
-    def endorsement_certificate(self) -> tuple[str, bytes]:
+    def endorsement_certificate(self, algorithm: KeyAlgorithm | None) -> tuple[str, bytes]:
         """Return which endorsement key is certified, and the contents of its NV index: there may be filling.
 
+        Args:
+            algorithm: of the endorsement key; None for any.
+
         Raises:
-            NotFound: the TPM has no certificate where TCG puts it.
+            NotFound: the TPM has no such certificate where TCG puts it.
         """
-        for kind in _ENDORSEMENT_KEYS:
-            found, _ = self._endorsement(kind)
-            if found:
-                return kind, found
-        raise NotFound("the tpm holds no endorsement key's certificate for P-384, P-256 or rsa-2048")
+        for kind, names in _ENDORSEMENT_KEYS.items():
+            for name in names if algorithm in (None, kind) else ():
+                found, _ = self._endorsement(name)
+                if found:
+                    return name, found
+        wanted = ", ".join(_ENDORSEMENT_KEYS) if algorithm is None else algorithm
+        raise NotFound(f"the tpm holds no certificate for an endorsement key of {wanted}")
 
     def _endorsement(self, kind: str) -> tuple[bytes | None, TPM2B_PUBLIC | None]:
         with _translated("show its endorsement key's certificate"), suppress(NoSuchIndex, ValueError):
