@@ -24,7 +24,7 @@ ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-
 ceremony-list ceremony-show ceremony-custodian ceremony-store
 keys-list keys-check keys-adopt keys-transport keys-kek keys-accept keys-backup keys-restore
 profile-list profile-show profile-lint profile-add
-element-list element-show element-lint element-add
+element-list element-show element-lint element-add element-virtual
 responder-key responder-enrol responder-revoke
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
 server-renew config-check database-migrate

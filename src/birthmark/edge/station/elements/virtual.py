@@ -6,13 +6,13 @@ their files hold their keys in clear.
 - **vpcd**, the virtual reader of pcscd: it listens, the element connects, and every program that speaks PC/SC
   finds a card in the reader.
 - **TCP**: the element listens, one client at a time.
-- **in process**: ``channel``, as ``virtual:FILE`` where a card channel is named.
+- **in process**: ``virtual:FILE``, a channel to an element whose file the first two have made.
 
 On both sockets every message is its length in two octets, big-endian, and that many octets.  Messages of
 one octet are the reader's: 00 power off, 01 power on, 02 reset, without an answer; 04 asks for the ATR.  All
 others are commands and are answered with responses.  A connection that begins powers the element on; an
 element that loses its power or its answer ends the connection, as a card that is pulled out, and is there
-again at once, unless it is dead.
+again soon after, unless it is dead.
 
 Source of the messages: vsmartcard, virtualsmartcard/src/vpcd/vpcd.h.
 """
@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from birthmark.edge.station.elements import allow
+from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded
 from birthmark.edge.station.folder import Folder
 from birthmark.element.card import VirtualElement
 from birthmark.element.card_faults import ElementChannel
@@ -35,13 +36,27 @@ from birthmark.element.keyset import SoftwareKeys
 from birthmark.errors import MalformedRequest, NotFound, Unavailable
 from birthmark.secret import SecretBytes
 
-__all__ = ["ATR", "Drawer", "channel", "derived_keys", "initial_keys", "on_tcp", "on_vpcd"]
+__all__ = [
+    "ATR",
+    "Drawer",
+    "FiledChannel",
+    "channel",
+    "derived_keys",
+    "element",
+    "initial_keys",
+    "on_tcp",
+    "on_vpcd",
+]
 
-ATR = bytes.fromhex("3B80800101")
-"""T=0 and T=1, no historical bytes (ISO/IEC 7816-3 section 8.2)."""
+ATR = bytes.fromhex("3B800181")
+"""T=1, no historical bytes (ISO/IEC 7816-3 section 8.2): extended lengths go through."""
 _POWER_OFF, _POWER_ON, _RESET, _SEND_ATR = 0, 1, 2, 4
 _AGAIN = 0.05
 """Seconds before a reader that was not there is looked for again."""
+_OUT = 0.6
+"""Seconds that a card stays out of its reader: pcscd looks every 0.4 (STATUS_POLL_RATE).
+
+A card that it did not see leave is taken for the one that was there, and is not powered again."""
 _PATIENCE = 10.0
 """Seconds a thread is given to end."""
 
@@ -100,13 +115,13 @@ class Drawer:
             raise NotFound(f"there is no virtual element {self._folder.path / name}")
         if stored is None:
             self._keep(name, state)
-        element = VirtualElement(
+        made = VirtualElement(
             state,
             entropy=os.urandom,  # noqa: TID251  # a fixture has no Entropy port
             keep=lambda changed: self._keep(name, changed),
             dishonesty=dishonesty,
         )
-        return element, stored is not None
+        return made, stored is not None
 
     def _keep(self, name: str, state: CardState) -> None:
         try:
@@ -147,25 +162,48 @@ def _hex_lines(content: SecretBytes, count: int, what: str) -> Sequence[SecretBy
     return [SecretBytes(line) for line in lines]
 
 
-def channel(place: str, options: Mapping[str, str]) -> ElementChannel:
-    """Open ``virtual:FILE``: the element in a file that ``birthmark element virtual`` made, in this process.
+class FiledChannel(ElementChannel):
+    """A ``CardChannel`` to the virtual element in a file, in this process.  Close it."""
 
-    Raises:
-        MalformedRequest: there are options; it has none.
-        NotFound: there is no such file.
-        Unavailable: another process uses its directory.
-    """
+    def __init__(self, path: Path) -> None:
+        """Power the element on.
+
+        Raises:
+            NotFound: there is no such file.
+            MalformedRequest: it is no element's.
+            NotPermitted: others may touch it, or enter its directory.
+            Unavailable: something else uses its directory.
+        """
+        if not path.is_file():
+            raise NotFound(f"there is no virtual element {path}: birthmark element virtual makes them")
+        self._drawer = Drawer(path.parent)
+        try:
+            card, _ = self._drawer.element(path.name, None)
+        except BaseException:
+            self._drawer.close()
+            raise
+        super().__init__(card)
+
+    def close(self) -> None:
+        """Let others use the file."""
+        self._drawer.close()
+
+
+def channel(place: str, options: Mapping[str, str]) -> FiledChannel:
+    """Open the element in the file ``place``; there are no options."""
     allow(options)
-    path = Path(place).absolute()
-    if not path.is_file():
-        raise NotFound(f"there is no virtual element {path}")
-    element, _ = Drawer(path.parent).element(path.name, None)
-    return ElementChannel(element)
+    return FiledChannel(Path(place))
+
+
+def element(place: str, options: Mapping[str, str]) -> CardedEnclave:
+    """Open the directory of the option ``enclave``, with the element in the file ``place``."""
+    allow(options, *OPTIONS)
+    return carded(options, lambda: FiledChannel(Path(place)))
 
 
 @contextmanager
 def on_vpcd(card: ElementChannel, host: str, port: int, *, delay: float = 0.0) -> Iterator[None]:
-    """Keep an element in a virtual reader.
+    """Keep an element in a virtual reader, and leave when the reader has seen it go.
 
     Args:
         card: the element.
@@ -176,11 +214,13 @@ def on_vpcd(card: ElementChannel, host: str, port: int, *, delay: float = 0.0) -
     Raises:
         Unavailable: nobody listens there.
     """
-    first = _connect(host, port)
+    first: socket.socket | None = _connect(host, port)
 
     def next_link(stop: threading.Event) -> socket.socket | None:
         nonlocal first
         link, first = first, None
+        if link is None:
+            stop.wait(_OUT)
         while link is None and not stop.is_set():
             with suppress(Unavailable):
                 link = _connect(host, port)
@@ -188,8 +228,11 @@ def on_vpcd(card: ElementChannel, host: str, port: int, *, delay: float = 0.0) -
                 stop.wait(_AGAIN)
         return link
 
-    with _served(card, next_link, lambda: None, delay):
-        yield
+    try:
+        with _served(card, next_link, lambda: None, delay):
+            yield
+    finally:
+        threading.Event().wait(_OUT)
 
 
 @contextmanager
@@ -226,7 +269,7 @@ def on_tcp(
         yield listener.getsockname()[1]
 
 
-def _connect(host: str, port: int) -> socket.socket | None:
+def _connect(host: str, port: int) -> socket.socket:
     try:
         return socket.create_connection((host, port), timeout=_PATIENCE)
     except OSError as wrong:
