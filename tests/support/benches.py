@@ -1,5 +1,6 @@
 """Devices of each kind on the bench of ``birthmark.edge.station.conformance``."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +18,7 @@ from birthmark.edge.station.elements.atecc import ATECCElement
 from birthmark.edge.station.elements.openpgp import OpenPGPElement
 from birthmark.edge.station.elements.pkcs11 import PKCS11Element
 from birthmark.edge.station.elements.tcp import TCPChannel
+from birthmark.edge.station.elements.tpm import IDEVID_CERTIFICATE, TPMElement
 from birthmark.edge.station.enclave import Enclave
 from birthmark.element.apdu import CardChannel
 from birthmark.errors import Unavailable
@@ -24,9 +26,19 @@ from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from tests.support.atecc_chip import Memory, SimulatedBus
 from tests.support.checkers.running import peer_command
+from tests.support.programs import need, need_extra
 from tests.support.softhsm import SoftHSM, softhsm_token
+from tests.support.swtpm import SoftwareTPM, software_tpm
 
-__all__ = ["ATECCBench", "CutChannel", "EnclaveBench", "OpenPGPBench", "OpenPGPCard", "PKCS11Bench"]
+__all__ = [
+    "ATECCBench",
+    "CutChannel",
+    "EnclaveBench",
+    "OpenPGPBench",
+    "OpenPGPCard",
+    "PKCS11Bench",
+    "TPMBench",
+]
 
 PW1, PW3 = SecretBytes(b"123456"), SecretBytes(b"12345678")
 """What an OpenPGP card is delivered with."""
@@ -312,3 +324,52 @@ class PKCS11Bench:
     def _finalize(self) -> None:
         with suppress(PKCS11Error):
             pkcs11.lib(str(self.hsm.module.resolve())).finalize()
+
+
+# --- a TPM --------------------------------------------------------------------------------------------------
+
+
+class TPMBench:
+    """A swtpm, with a directory beside it.  Whoever makes one enters it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.beside = folder / "beside"
+        self._stack = ExitStack()
+        self.tpm: SoftwareTPM
+
+    def __enter__(self) -> Self:
+        need_extra("tpm2_pytss", "tpm")
+        self.tpm = self._stack.enter_context(software_tpm())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def open(self) -> TPMElement:
+        return TPMElement(self._chip(), str(self.beside))
+
+    def power_cut(self, element: object) -> None:
+        """Power the TPM off and on (CMD_INIT of its control channel), as a board does that comes up again."""
+        assert isinstance(element, TPMElement)
+        element.close()
+        found = re.search(r"port=(\d+)", self.tpm.tcti)
+        assert found is not None
+        control = f"127.0.0.1:{int(found[1]) + 1}"
+        self._run(need("swtpm_ioctl", "swtpm-tools"), "--tcp", control, "-i")
+        self._run(need("tpm2_startup", "tpm2-tools"), "-T", self.tpm.tcti, "-c")
+
+    def replace_certificate(self, certificate: bytes) -> None:
+        """Write it into the NV index; the element's own connection is open meanwhile and is not told."""
+        chip = self._chip()
+        try:
+            chip.write(IDEVID_CERTIFICATE, certificate)
+        finally:
+            chip.close()
+
+    def _chip(self) -> Any:
+        from birthmark.edge.station.elements.tpm_commands import Chip  # noqa: PLC0415  # an extra
+
+        return Chip(self.tpm.tcti)
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True, timeout=30)

@@ -12,13 +12,14 @@ from birthmark.errors import NotFound, Unavailable
 from birthmark.pki.algorithms import signature_by, throwaway_key
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
-from tests.support.benches import ATECCBench, EnclaveBench, OpenPGPBench, PKCS11Bench
+from tests.support.benches import ATECCBench, EnclaveBench, OpenPGPBench, PKCS11Bench, TPMBench
 
 BENCHES: dict[str, Callable[[Path], Bench]] = {
     "atecc": ATECCBench,
     "enclave": EnclaveBench,
     "openpgp": OpenPGPBench,
     "pkcs11": PKCS11Bench,
+    "tpm": TPMBench,
 }
 
 

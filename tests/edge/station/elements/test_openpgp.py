@@ -19,6 +19,8 @@ from birthmark.pki.csr import vet
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 from tests.support.benches import PW1, PW3, OpenPGPCard
+from tests.support.pcsc import Daemon, inserted
+from tests.support.programs import need_extra
 
 WRONG = SecretBytes(b"87654321")
 STATUS = bytes.fromhex("00ca00c400")
@@ -193,6 +195,31 @@ def test_a_url_opens_it_with_pins_from_files(program: OpenPGPCard, tmp_path: Pat
     (tmp_path / "pw3").chmod(0o644)
     with pytest.raises(errors.NotPermitted, match="0644"), opened(f"{url}&beside={tmp_path}/beside"):
         pass
+
+
+def test_it_works_in_a_reader_too(
+    program: OpenPGPCard, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same card, behind pcscd and a virtual reader."""
+    need_extra("smartcard", "pcsc")
+    daemon: Daemon = request.getfixturevalue("readers")
+    reader = daemon.readers[0]
+    for name, pin in (("pw1", PW1), ("pw3", PW3)):
+        file = tmp_path / name
+        file.touch(mode=0o600)
+        file.write_bytes(pin.reveal())
+    options = f"pin={tmp_path}/pw1&admin-pin={tmp_path}/pw3&beside={tmp_path}/beside"
+    certificate = b"\x30\x82\x03\x00" + bytes(range(256)) * 3
+    with (
+        program.channel() as behind,
+        inserted(reader, behind.transmit, reset=behind.reset),
+        opened(f"openpgp:pcsc:{reader.name}%3Fwait=10?{options}") as device,
+    ):
+        made = device.certification_request("VIN-1")
+        assert made is not None
+        vet(made, allowed=(KeyAlgorithm.EC_P256,))
+        device.install(certificate=certificate, chain=(), private_key=None)
+        assert device.read_back() == certificate
 
 
 @given(st.binary(max_size=40))
