@@ -263,9 +263,12 @@ def test_an_element_that_went_all_the_way_is_released_again_by_the_gate(way: str
         assert bench.state.phase is KeySetPhase.CONFIRMED
 
 
-def test_a_dialogue_that_begins_anew_asks_for_the_final_set_first_and_never_guesses() -> None:
+@pytest.mark.parametrize("phase", [KeySetPhase.INTENDED, KeySetPhase.CONFIRMED])
+def test_a_dialogue_that_begins_anew_asks_for_the_final_set_first_and_never_guesses(
+    phase: KeySetPhase,
+) -> None:
     bench = Bench(profile_of())
-    bench.state = replace(bench.state, phase=KeySetPhase.INTENDED)
+    bench.state = replace(bench.state, phase=phase, final_counter=7)
 
     evidence = bench.run()
 
@@ -273,6 +276,8 @@ def test_a_dialogue_that_begins_anew_asks_for_the_final_set_first_and_never_gues
     asked = [guarded.command[:3] for guarded in bench.steps[0].batch]
     assert asked[1:] == [bytes((0x80, 0x50, FINAL_KVN)), bytes((0x80, 0x50, INITIAL_KVN))]
     assert evidence.put_key_answered
+    assert bench.steps[1].state.phase is KeySetPhase.INTENDED
+    assert bench.steps[1].state.final_counter == -1, "a set that is put in begins to count anew"
     assert bench.holds_only_the_final_set()
 
 
@@ -282,6 +287,7 @@ def test_every_challenge_and_every_probe_key_is_new() -> None:
     bench.run()
     challenges = [command[5:21] for command in bench.sent if command[1] == 0x50]
     assert len(challenges) == len(set(challenges)) >= 5
+    assert all(len(set(challenge)) > 8 for challenge in challenges)
 
 
 def test_an_element_with_a_further_key_set_is_held() -> None:
