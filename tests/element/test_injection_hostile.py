@@ -157,6 +157,24 @@ def assert_no_key_was_sent(bench: Bench) -> None:
             assert all(key[n : n + 8] not in wire for n in range(0, len(key), 8))
 
 
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [(sw, None) for sw in (0x6A88, 0x6A86, 0x6A80, 0x6985, 0x6982)]
+    + [(sw, errors.Interrupted) for sw in (0x6F00, 0x6700, 0x6D00, 0x6E00, 0x6581, 0x6200, 0x6310, 0x6B00)]
+    + [(0x9000, errors.ProofFailed)],
+)
+def test_only_what_says_no_is_a_refusal_of_the_initial_set(
+    answer: int, refusal: type[errors.Refusal] | None
+) -> None:
+    bench = Bench(PROFILES["added"])
+    by = Changing(*places("added")[-1], at(lambda _: answer.to_bytes(2, "big")))
+    if refusal is None:
+        assert bench.run(by=by).refusal == answer
+        return
+    with pytest.raises(refusal):
+        bench.run(by=by)
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_what_a_changed_response_interrupted_goes_on_with_an_honest_station(name: str) -> None:
     for change in ("failure", "refusal", "cut", "nothing", "doubled"):
