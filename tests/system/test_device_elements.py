@@ -6,14 +6,14 @@ shipped, the station its client; what each element promises by itself is for
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from birthmark import errors
-from birthmark.edge.station import DeviceElement, Station
+from birthmark.edge.station import DeviceElement, Release, Station
 from birthmark.pki.certificates import fingerprint
 from birthmark.secret import SecretBytes
 from tests.support.benches import ATECCBench, OpenPGPBench, PKCS11Bench
@@ -25,6 +25,11 @@ BENCHES: dict[str, Callable[[Path], OnChip]] = {
     "openpgp": OpenPGPBench,
     "pkcs11": PKCS11Bench,
 }
+
+
+def on_the_bench(made: OnChip) -> AbstractContextManager[OnChip]:
+    """A bench, entered if it has to be."""
+    return nullcontext(made) if isinstance(made, ATECCBench) else made
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +53,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def bench(kind: str, tmp_path: Path) -> Iterator[OnChip]:
-    made = BENCHES[kind](tmp_path)
-    with made if isinstance(made, AbstractContextManager) else nullcontext():
+    with on_the_bench(BENCHES[kind](tmp_path)) as made:
         yield made
 
 
@@ -146,6 +150,26 @@ def test_a_device_that_loses_its_power_again_and_again_gets_one_identity(
     assert [entry["kind"] for entry in mine].count("device-issued") == 1
     assert [entry["kind"] for entry in mine].count("device-released") == 1
     assert serial > 0
+
+
+def test_a_gang_of_all_kinds_with_a_liar_among_them(station: Station, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        benches: list[OnChip] = []
+        for kind, make in BENCHES.items():
+            (tmp_path / kind).mkdir(mode=0o700)
+            benches.append(stack.enter_context(on_the_bench(make(tmp_path / kind))))
+        (tmp_path / "liar").mkdir(mode=0o700)
+        liar = ATECCBench(tmp_path / "liar")
+        opened = [bench.open() for bench in benches]
+        elements: list[DeviceElement] = [*opened, Between(liar.open(), lambda _: liar.replace_key())]
+        gang = [(f"GANG-{number}", element, False) for number, element in enumerate(elements)]
+        *released, refused = station.provision_gang(RUN, gang)
+        assert isinstance(refused, errors.ProofFailed), repr(refused)
+        for number, (element, release) in enumerate(zip(opened, released, strict=True)):
+            assert isinstance(release, Release), repr(release)
+            assert release.hardware_id == f"GANG-{number}"
+            assert fingerprint(element.read_back()) == release.certificate_sha256
+            element.close()
 
 
 def test_the_command_line_takes_a_token_and_a_card_by_their_urls(
