@@ -173,6 +173,21 @@ def test_a_card_that_shows_one_key_and_signs_with_another_makes_no_request(
     device.close()
 
 
+def test_a_card_that_says_its_key_was_imported_makes_no_request(card: TCPChannel, tmp_path: Path) -> None:
+    device = element(card, tmp_path)
+    device.certification_request("VIN-1")  # one that it has generated
+    read = bytes.fromhex("00ca006e00")
+    more = card.transmit(read)
+    told = card.transmit(bytes((0, 0xC0, 0, 0, more[1])))
+    generated, imported = bytes.fromhex("de060101"), bytes.fromhex("de060102")
+    assert generated in told
+    device.close()
+    device = element(Watched(card, {read: told.replace(generated, imported)}), tmp_path)
+    with pytest.raises(errors.IntegrityFailure, match="its signature key was imported, not generated on it"):
+        device.certification_request("VIN-1")
+    device.close()
+
+
 def test_a_card_of_another_kind_is_not_found(card: TCPChannel, tmp_path: Path) -> None:
     select = bytes.fromhex("00a4040006d2760001240100")
     with pytest.raises(errors.NotFound, match="no openpgp application"):
