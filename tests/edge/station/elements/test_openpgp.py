@@ -179,7 +179,7 @@ def test_a_card_that_says_its_key_was_imported_makes_no_request(card: TCPChannel
     read = bytes.fromhex("00ca006e00")
     more = card.transmit(read)
     told = card.transmit(bytes((0, 0xC0, 0, 0, more[1])))
-    generated, imported = bytes.fromhex("de060101"), bytes.fromhex("de060102")
+    generated, imported = bytes.fromhex("de060001"), bytes.fromhex("de060002")
     assert generated in told
     device.close()
     device = element(Watched(card, {read: told.replace(generated, imported)}), tmp_path)

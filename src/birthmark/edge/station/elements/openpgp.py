@@ -60,7 +60,8 @@ _DO_PIN_STATUS, _DO_KEY_INFORMATION, _DO_AID, _DO_KDF = 0xC4, 0xDE, 0x4F, 0xF9
 _DO_CERTIFICATE, _DO_HISTORICAL, _DO_MARK = 0x7F21, 0x5F52, 0x0102
 _PRIVATE_DOS, _CHANGEABLE_ATTRIBUTES = 0x08, 0x04
 """Bits of the first octet of the extended capabilities (C0)."""
-_IMPORTED = 2
+_GENERATED = b"\x01"
+"""Status of a key in DO DE: 0 for none, 1 for generated on the card, 2 for imported."""
 _MARK = b"birthmark/released/v1\n"
 _NO_DATA = frozenset({0x6A88, 0x6A83, 0x6A82})
 
@@ -150,7 +151,9 @@ class OpenPGPElement:
         self._put(_DO_CERTIFICATE, b"")  # the key it belonged to goes now
         self._choose_algorithm()
         said = self._done("generate key", CommandAPDU(0, 0x47, 0x80, 0, _SIGNATURE_KEY, 256)).data
-        if self._card().key_information[:2] == bytes((1, _IMPORTED)):
+        # Pairs of a key's number and its status, the signature key's first; cards count from 0 or from 1.
+        status = self._card().key_information[1:2]
+        if status not in (b"", _GENERATED):
             raise IntegrityFailure("the card says that its signature key was imported, not generated on it")
         point = next((one.value for one in _children(said, 0x7F49) if one.tag == 0x86), b"")
         return certification_request(subject, public_key_info(self._algorithm, point), self.sign)
