@@ -268,6 +268,28 @@ def test_a_dead_element_is_held_with_the_reason_and_a_reworked_device_goes_on(el
     assert is_right(elements, bench, device.id)
 
 
+def test_a_device_held_for_authentications_of_unknown_outcome_risks_one_more_with_each_rework(
+    elements: ElementLine,
+) -> None:
+    bench, device = chip(elements.profile, 1), workpiece("D1")
+    external_authenticate, limit = 0x82, elements.profile.failed_authentications
+    lost = [Fault(kind=FaultKind.ANSWER_LOST, at=n + 1, ins=external_authenticate) for n in range(limit + 1)]
+    card = ElementChannel(bench.element, lost)
+
+    with pytest.raises(errors.ProofFailed, match="not risking that the element locks itself"):
+        elements.provision(device, card)
+    assert len(card.faults) == 1
+    elements.line.dispose(DeviceEvent.REWORK, device.id)
+    with pytest.raises(errors.ProofFailed, match="not risking that the element locks itself"):
+        elements.provision(device, card)
+    assert card.faults == [], "one more was risked, and no other"
+    elements.line.dispose(DeviceEvent.REWORK, device.id)
+    elements.provision(device, card)
+
+    assert is_right(elements, bench, device.id)
+    assert bench.most_failures == 0
+
+
 def test_an_element_belongs_to_one_device(elements: ElementLine) -> None:
     first = chip(elements.profile, 1)
     elements.provision(workpiece("D1"), ElementChannel(first.element))

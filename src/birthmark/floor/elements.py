@@ -1,7 +1,7 @@
 """Secure elements on the line: how far each has come, and whose it is (SPEC D1, D5).
 
-``ElementJournal`` is the journal: what is written here before a command goes out is what a dialogue that broke
-off is taken up with.  It is the element's, not the attempt's: a reworked device has the same chip.
+``ElementJournal`` is the journal: what is written here before a command goes out is what a dialogue that
+broke off is taken up with.  It is the element's, not the attempt's: a reworked device has the same chip.
 """
 
 from dataclasses import dataclass, replace
@@ -72,9 +72,17 @@ class ElementJournal:
             failures=state.failures,
         )
 
-    def under(self, attempt: str) -> "ElementJournal":
-        """Return the row as an attempt finds it: a new one has all its tries."""
-        return self if attempt == self.attempt else replace(self, attempt=attempt, tries=0, reason=None)
+    def under(self, attempt: str, *, failed_authentications: int) -> "ElementJournal":
+        """Return the row as an attempt finds it: a new one has all its tries.
+
+        There is a new one only after a rework.  Where the limit of authentications of unknown outcome (the
+        profile's ``failed_authentications``) is reached, whoever decided on that risks one more: most of them
+        were accepted or never arrived, and without it the device could only be scrapped.
+        """
+        if attempt == self.attempt:
+            return self
+        failures = min(self.failures, failed_authentications - 1)
+        return replace(self, attempt=attempt, failures=failures, tries=0, reason=None)
 
 
 def fresh(device: str, attempt: str, *, element: str, master: str) -> ElementJournal:

@@ -314,4 +314,4 @@ def journal_of(facts: Facts, device: str, attempt: str, profile: ElementProfile)
             f"the element of {device} was begun as {row.element} under {row.master}: it cannot change to"
             f" {profile.name} under {profile.final.master}"
         )
-    return row.under(attempt)
+    return row.under(attempt, failed_authentications=profile.failed_authentications)
