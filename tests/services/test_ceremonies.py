@@ -16,16 +16,19 @@ from hypothesis import strategies as st
 from birthmark import errors
 from birthmark.adapters.pkcs11 import PKCS11KeyStore
 from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.adapters.softsecrets import check_value, share_with
 from birthmark.adapters.system import SystemEntropy
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, compare
 from birthmark.pki import profiles
+from birthmark.pki.attributes import SecretKind
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Profile
 from birthmark.pki.revocation import ReasonCode, revoked_entry
 from birthmark.ports import KeyStore
+from birthmark.secret import SecretBytes
 from birthmark.services.ceremonies import Bench, attend, carry_out, commit, known_of, resume
 from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_file import parse
@@ -47,6 +50,7 @@ from tests.services.ceremonies import (
 )
 from tests.support.ceremonies import Person, carried_out, sealed
 from tests.support.ceremony_files import issuing_text, realm_text
+from tests.support.keystores import TRANSPORT, sites
 from tests.support.realm import PASSPHRASE, START, Hands, Line, hierarchy
 from tests.support.softhsm import softhsm_token
 
@@ -457,3 +461,54 @@ def test_a_ceremony_makes_its_keys_in_a_token(tmp_path: Path) -> None:
     assert progress.keys["issuing-1"].asset("acme-1", "floor").policy is KeyPolicy.SIGNING_WITH_BACKUP
     assert progress.keys["master-1"].public == b""
     assert progress.keys["root"].attributes.development
+
+
+def maker_text(share: bytes, check_value: str, *, kind: SecretKind = SecretKind.DIVERSIFY_AES_256) -> str:
+    """Return a ceremony that takes a key of the maker of elements in."""
+    text = realm_text([ANNA])
+    return (
+        f"{text}  - accept-key: maker-1\n    store: service\n    purpose: master-diversification\n"
+        f"    kind: {kind}\n    transport: transport\n    share: {b64encode(share).decode()}\n"
+        f"    check-value: {check_value}\n"
+    )
+
+
+def test_a_ceremony_takes_a_key_of_somebody_else_in(tmp_path: Path) -> None:
+    """From token to token, or from the maker's safe: the value read out must be the one that comes in."""
+    value = SecretBytes(bytes(range(32)))
+    right = check_value(SecretKind.DIVERSIFY_AES_256, value)
+    with sites("token", tmp_path) as place:
+        share = share_with(place.here.generate_transport(TRANSPORT), value)
+        root = SoftwareKeyStore.open(tmp_path / "root", PASSPHRASE)
+        stores = {"service": place.here, "root": root}
+        progress = carried_out(parse(maker_text(share, right).encode()), [ANNA], stores, Hands())
+        made = progress.keys["maker-1"]
+        assert made.attributes.kind is SecretKind.DIVERSIFY_AES_256
+        assert made.asset("acme-1", "floor").policy is KeyPolicy.SECRET_ACCEPTED
+        assert place.here.attributes(KeyLabel("maker-1")).fingerprint == right
+        root.close()
+
+
+def test_a_key_of_somebody_else_with_another_check_value_ends_the_ceremony(tmp_path: Path) -> None:
+    """Nor does going on take it: it is in the store, and no step comes of it."""
+    value = SecretBytes(bytes(range(32)))
+    with sites("software", tmp_path) as place:
+        share = share_with(place.here.generate_transport(TRANSPORT), value)
+        root = SoftwareKeyStore.open(tmp_path / "root", PASSPHRASE)
+        progress = begun(maker_text(share, "0123456789"))
+        progress.take(session(progress, [ANNA], Hands()))
+        for _ in range(2):
+            with pytest.raises(errors.PolicyRefused, match="destroy it in its store"):
+                steps(progress, {"service": place.here, "root": root}, Hands())
+        assert "maker-1" not in progress.keys
+
+
+def test_a_rehearsal_stands_in_for_a_key_of_somebody_else(tmp_path: Path) -> None:
+    """The transport key is not there, so nothing opens; the file can be rehearsed all the same."""
+    text = maker_text(b"a share that nothing here opens", "0123456789")
+    with sites("software", tmp_path) as place:
+        stores = {"service": place.here, "root": place.mirror}
+        progress = Progress(parse(text.encode()), Known(), profiles.load, rehearsal=True)
+        progress.take(session(progress, [ANNA], Hands(), "rehearsal"))
+        assert steps(progress, stores, Hands(), rehearsal=True) is None
+        assert progress.keys["maker-1"].attributes.kind is SecretKind.DIVERSIFY_AES_256

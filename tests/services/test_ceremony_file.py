@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from birthmark import errors
 from birthmark.floor.authorities import AuthorityKind
-from birthmark.floor.ceremonies import Certify, GenerateKey, SignCRL
+from birthmark.floor.ceremonies import AcceptKey, Certify, GenerateKey, SignCRL
 from birthmark.floor.key_assets import KeyPurpose
-from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.attributes import SecretKind
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.services.ceremony_file import parse
 from tests.support.ceremonies import Person
 from tests.support.ceremony_files import issuing_text, realm_text
@@ -97,6 +98,67 @@ def test_a_mistake_is_refused_with_its_place(change: tuple[str, str], complaint:
     assert change[0] in TEXT
     with pytest.raises(errors.MalformedRequest, match=re.escape(complaint)):
         parse(TEXT.replace(*change, 1).encode())
+
+
+ACCEPT = """
+  - accept-key: maker-1
+    store: service
+    purpose: master-diversification
+    kind: diversify-aes-256
+    transport: transport-1
+    share: MTIzNA==
+    check-value: 6f2f9be174
+"""
+
+
+def test_a_key_of_somebody_else_is_taken_in_as_ordered() -> None:
+    step = parse((TEXT + ACCEPT).encode()).steps[-1]
+    assert step == AcceptKey(
+        label=KeyLabel("maker-1"),
+        store="service",
+        purpose=KeyPurpose.MASTER_DIVERSIFICATION,
+        kind=SecretKind.DIVERSIFY_AES_256,
+        users="master-diversification",
+        share=b"1234",
+        transport=KeyLabel("transport-1"),
+        check_value="6f2f9be174",
+    )
+    assert parse((TEXT + ACCEPT).encode()).keys["maker-1"] is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("kind: diversify-aes-256", "kind: dek-aes-256"), "nothing for master-diversification"),
+        (("kind: diversify-aes-256", "kind: kek"), "nothing for master-diversification"),
+        (("kind: diversify-aes-256", "kind: ec-p256"), "kind: is one of kek"),
+        (("purpose: master-diversification", "purpose: kek"), "nothing for kek"),
+        (("purpose: master-diversification", "purpose: static-key"), "nothing for static-key"),
+        (("purpose: master-diversification", "purpose: log"), "nothing for log"),
+        (("share: MTIzNA==", "share: MTIzNA="), "share: is no base64"),
+        (("share: MTIzNA==", "share: ''"), "share: is missing"),
+        (("check-value: 6f2f9be174", "check-value: 6f2f9b"), "check-value: is 10 hexadecimal digits"),
+        (("check-value: 6f2f9be174", "check-value: 6F2F9BE174"), "check-value: is 10 hexadecimal digits"),
+        (("transport: transport-1", "transport: ''"), "transport: is missing"),
+        (("accept-key: maker-1", "accept-key: log"), "the key log is ordered twice"),
+    ],
+)
+def test_a_mistake_in_a_key_of_somebody_else_is_refused_with_its_place(
+    change: tuple[str, str], complaint: str
+) -> None:
+    assert change[0] in ACCEPT
+    with pytest.raises(errors.MalformedRequest, match=re.escape(complaint)):
+        parse((TEXT + ACCEPT.replace(*change, 1)).encode())
+
+
+def test_a_static_key_is_not_made_here() -> None:
+    """K-ENC, K-MAC and K-DEK of a delivery are the maker's; a key of ours would open no element."""
+    made = ACCEPT.partition("    transport")[0].replace("accept-key", "generate-key")
+    assert isinstance(parse((TEXT + made).encode()).steps[-1], GenerateKey)
+    for kind in ("master-aes-128", "dek-aes-128"):
+        wrong = made.replace("master-diversification", "static-key").replace("diversify-aes-256", kind)
+        with pytest.raises(errors.MalformedRequest, match="nothing for static-key"):
+            parse((TEXT + wrong).encode())
 
 
 def test_an_authority_without_variables_makes_a_file_that_is_read() -> None:

@@ -19,6 +19,7 @@ from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 __all__ = [
     "ITSELF",
     "SERVICE",
+    "AcceptKey",
     "Ceremony",
     "CeremonyRecord",
     "Certify",
@@ -27,6 +28,7 @@ __all__ = [
     "GenerateKey",
     "ImportAuthority",
     "KeyKind",
+    "KeyStep",
     "Licence",
     "Retire",
     "SignCRL",
@@ -72,6 +74,25 @@ class GenerateKey:
     """Who may use it: names of services or roles, with commas."""
     recipients: tuple[bytes, ...] = field(repr=False)
     """Of a KEK: transport keys of other stores (SubjectPublicKeyInfo, DER), each of which gets a share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptKey:
+    """Take in a secret key that somebody else made: the maker of secure elements."""
+
+    label: KeyLabel
+    store: str
+    """``service``, or the name of an offline store."""
+    purpose: KeyPurpose
+    kind: SecretKind
+    users: str
+    """Who may use it: names of services or roles, with commas."""
+    share: bytes = field(repr=False)
+    """The key, encrypted to the transport key."""
+    transport: KeyLabel
+    """A transport key of the same store."""
+    check_value: str
+    """As its maker says it; 10 hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +170,8 @@ class Retire:
     reason: str
 
 
-Step = GenerateKey | Certify | CrossCertify | ImportAuthority | SignCRL | Retire
+KeyStep = GenerateKey | AcceptKey
+Step = GenerateKey | AcceptKey | Certify | CrossCertify | ImportAuthority | SignCRL | Retire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +205,9 @@ class Ceremony:
         raise errors.NotPermitted(f"ceremony {self.id} names no custodian {custodian[:64]}")
 
     @property
-    def keys(self) -> Mapping[str, GenerateKey]:
-        """The keys it makes, by label."""
-        return {step.label: step for step in self.steps if isinstance(step, GenerateKey)}
+    def keys(self) -> Mapping[str, KeyStep]:
+        """The keys it makes or takes in, by label."""
+        return {step.label: step for step in self.steps if isinstance(step, KeyStep)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,14 @@ from typing import Any, assert_never
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody, require_within
 from birthmark.floor.ceremonies import (
+    AcceptKey,
     Ceremony,
     CeremonyRecord,
     Certify,
     CrossCertify,
     GenerateKey,
     ImportAuthority,
+    KeyStep,
     Retire,
     SignCRL,
     attendance_message,
@@ -222,10 +224,11 @@ def carry_out(progress: Progress, bench: Bench) -> Generator[Event, None, Waitin
     """
     while (step := progress.current) is not None:
         match step:
-            case GenerateKey():
+            case GenerateKey() | AcceptKey():
                 keys = bench.stores.get(step.store)
                 if keys is None:
-                    return _absent(progress, step.store, f"makes the key {step.label}")
+                    what = "makes" if isinstance(step, GenerateKey) else "takes in"
+                    return _absent(progress, step.store, f"{what} the key {step.label}")
                 if step.label not in progress.intended:
                     if step.label in keys.labels():
                         raise errors.IllegalTransition(
@@ -267,10 +270,15 @@ def _absent(progress: Progress, store: str, what: str, request: bytes | None = N
     return Waiting(step=number, store=store, reason=reason, request=request)
 
 
-def _generate(step: GenerateKey, keys: KeyStore, bench: Bench) -> Event:
+def _generate(step: KeyStep, keys: KeyStore, bench: Bench) -> Event:
     public, shares = b"", tuple[bytes, ...]()
     there = step.label in keys.labels()
-    if isinstance(step.kind, KeyAlgorithm):
+    if isinstance(step, AcceptKey):
+        if not there and bench.rehearsal:
+            keys.generate_secret(step.label, step.kind)  # the transport key is not here, so nothing opens
+        elif not there:
+            keys.accept_secret(step.label, step.kind, step.share, step.transport)
+    elif isinstance(step.kind, KeyAlgorithm):
         public = (
             keys.public_key(step.label)
             if there

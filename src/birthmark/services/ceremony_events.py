@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.ceremonies import Certify, CrossCertify, GenerateKey, SignCRL, Step
+from birthmark.floor.ceremonies import AcceptKey, Certify, CrossCertify, GenerateKey, SignCRL, Step
 from birthmark.floor.key_assets import kind_of
 from birthmark.ledger.entry import parse_time
 from birthmark.pki.attributes import KeyAttributes, KeyClass
@@ -66,7 +66,7 @@ class HandoverEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntentEvent:
-    """A key is about to be made."""
+    """A key is about to be made, or taken in."""
 
     at: datetime
     step: int
@@ -74,7 +74,7 @@ class IntentEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyOutcome:
-    """A key was made."""
+    """A key was made, or taken in."""
 
     public: bytes = field(repr=False)
     """SubjectPublicKeyInfo (DER); empty for a secret key."""
@@ -139,7 +139,7 @@ def _attendance(answer: Mapping[str, Any]) -> Attendance:
 
 def _outcome(event: Event, step: Step | None) -> KeyOutcome | bytes | None:
     match step:
-        case GenerateKey():
+        case GenerateKey() | AcceptKey():
             return KeyOutcome(
                 public=b64decode(event["public"], validate=True),
                 attributes=_attributes(event["attributes"]),

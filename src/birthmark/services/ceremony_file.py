@@ -7,6 +7,7 @@ error.  What a step means is ``ceremony_steps``'s business.
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,19 +22,21 @@ from birthmark.floor.authorities import ANY, AuthorityKind, Scope
 from birthmark.floor.ceremonies import (
     ITSELF,
     SERVICE,
+    AcceptKey,
     Ceremony,
     Certify,
     CrossCertify,
     Custodian,
     GenerateKey,
     ImportAuthority,
+    KeyStep,
     Licence,
     Retire,
     SignCRL,
     Step,
 )
 from birthmark.floor.clients import check_name
-from birthmark.floor.key_assets import KeyPurpose, kind_of, policy_for
+from birthmark.floor.key_assets import KeyPurpose, kind_of, policy_for, suits
 from birthmark.floor.locations import crl_path
 from birthmark.floor.realm import Environment
 from birthmark.pki.algorithms import recognise
@@ -51,6 +54,7 @@ _MOST_CUSTODIANS = 32
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
 _ID_SAID = "1 to 64 of a-z 0-9 . -, not beginning or ending with . or -"
 _SERIAL = re.compile(r"([0-9a-f]{2}){1,20}")
+_CHECK_VALUE = re.compile(r"[0-9a-f]{10}", re.ASCII)
 _OFFLINE = re.compile(r"offline ([a-z0-9][a-z0-9-]{0,31})", re.ASCII)
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -143,7 +147,7 @@ def _check_custodians(ceremony: Ceremony) -> None:
 def _check_names(ceremony: Ceremony) -> None:
     if not ceremony.steps:
         raise errors.MalformedRequest("ceremony: steps: there is none")
-    labels: list[str] = [step.label for step in ceremony.steps if isinstance(step, GenerateKey)]
+    labels: list[str] = [step.label for step in ceremony.steps if isinstance(step, KeyStep)]
     made = [
         step.name if isinstance(step, CrossCertify) else step.authority
         for step in ceremony.steps
@@ -188,15 +192,7 @@ def _generate_key(table: "_Table", name: str) -> Step:
         table.read("recipients", partial(one_from_pem, text, "PUBLIC KEY"))
         for text in table.texts("recipients")
     )
-    fits = {KeyPurpose.KEK: SecretKind.KEK, KeyPurpose.TRANSPORT: TransportKind.RSA_3072}.get(purpose)
-    is_master = isinstance(kind, SecretKind) and kind is not SecretKind.KEK
-    wanted = (
-        kind is fits
-        if fits is not None
-        else is_master == (purpose is KeyPurpose.MASTER_DIVERSIFICATION)
-        and (is_master or isinstance(kind, KeyAlgorithm))
-    )
-    if not wanted:
+    if not suits(purpose, kind) or purpose is KeyPurpose.STATIC_KEY:
         table.refuse("kind", f"a {kind} key is nothing for {purpose}")
     if exportable and not isinstance(kind, KeyAlgorithm):
         table.refuse("exportable-under-kek", f"is for keys that sign; a {policy_for(purpose)} never leaves")
@@ -211,6 +207,30 @@ def _generate_key(table: "_Table", name: str) -> Step:
         users=table.words("users", 200, default=str(purpose)),
         recipients=recipients,
     )
+
+
+def _accept_key(table: "_Table", name: str) -> Step:
+    kind, purpose = table.enum(SecretKind, "kind"), table.enum(KeyPurpose, "purpose")
+    if purpose is KeyPurpose.KEK or not suits(purpose, kind):
+        table.refuse("kind", f"a {kind} key is nothing for {purpose}")
+    share = table.read("share", partial(_octets, table.take("share")))
+    return AcceptKey(
+        label=table.label("accept-key", name),
+        store=table.store("store"),
+        purpose=purpose,
+        kind=kind,
+        users=table.words("users", 200, default=str(purpose)),
+        share=share,
+        transport=table.label("transport", table.take("transport")),
+        check_value=table.matching("check-value", _CHECK_VALUE, "10 hexadecimal digits, lower case"),
+    )
+
+
+def _octets(text: str) -> bytes:
+    try:
+        return b64decode("".join(text.split()), validate=True)
+    except ValueError as wrong:
+        raise errors.MalformedRequest("is no base64") from wrong
 
 
 def _certificate(table: "_Table", name: str) -> Step:
@@ -276,6 +296,7 @@ def _retire(table: "_Table", name: str) -> Step:
 
 STEPS: Mapping[str, Callable[["_Table", str], Step]] = {
     "generate-key": _generate_key,
+    "accept-key": _accept_key,
     "certificate": _certificate,
     "cross-certificate": _cross_certificate,
     "import-authority": _import_authority,

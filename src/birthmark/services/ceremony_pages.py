@@ -12,11 +12,20 @@ from cryptography import x509
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from birthmark.floor.authorities import Authority
-from birthmark.floor.ceremonies import Certify, CrossCertify, GenerateKey, ImportAuthority, Retire, SignCRL
+from birthmark.floor.ceremonies import (
+    AcceptKey,
+    Certify,
+    CrossCertify,
+    GenerateKey,
+    ImportAuthority,
+    Retire,
+    SignCRL,
+)
 from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.profilelanguage import Extension
-from birthmark.services.ceremony_steps import KeyMade, Progress
+from birthmark.services.ceremony_keys import KeyMade
+from birthmark.services.ceremony_steps import Progress
 
 __all__ = ["render_html", "render_text", "rows_of"]
 
@@ -144,6 +153,9 @@ def rows_of(progress: Progress) -> list[tuple[str, list[Row]]]:
         match step:
             case GenerateKey():
                 title, rows = f"Key {step.label}", _key(progress.keys[step.label])
+            case AcceptKey():
+                title = f"Key {step.label}, which somebody else made"
+                rows = [*_key(progress.keys[step.label]), ("share", f"sha-256 {fingerprint(step.share)}")]
             case Certify():
                 title = f"Authority {step.authority}"
                 rows = _authority(progress.authorities[step.authority], step.replaces)

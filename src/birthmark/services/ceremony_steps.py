@@ -12,7 +12,6 @@ Making things is ``ceremonies``' business; nothing here touches a key.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from hashlib import sha256
 from typing import Any
 
 from birthmark import errors
@@ -26,11 +25,13 @@ from birthmark.floor.authorities import (
 from birthmark.floor.ceremonies import (
     ITSELF,
     SERVICE,
+    AcceptKey,
     Ceremony,
     Certify,
     CrossCertify,
     GenerateKey,
     ImportAuthority,
+    KeyStep,
     Licence,
     Retire,
     SignCRL,
@@ -38,15 +39,12 @@ from birthmark.floor.ceremonies import (
     attendance_message,
     require_quorum,
 )
-from birthmark.floor.key_assets import KeyAsset, KeySeverity, KeyStatus, compare, policy_for
 from birthmark.pki import lint
-from birthmark.pki.algorithms import recognise
-from birthmark.pki.attributes import KeyAttributes
 from birthmark.pki.certificates import Certificate, TBSCertificate
 from birthmark.pki.constraints import constraint_tables, constraints_text, parse_constraint
 from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
-from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
 from birthmark.pki.profiles import Profile
 from birthmark.services.ceremony_events import (
@@ -70,9 +68,9 @@ from birthmark.services.ceremony_judgement import (
     require_signature,
     require_signed,
 )
+from birthmark.services.ceremony_keys import KeyMade
 
 __all__ = [
-    "KeyMade",
     "Known",
     "Loader",
     "Progress",
@@ -100,35 +98,6 @@ class Session:
     at: datetime
     place: str
     present: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyMade:
-    """A key that the ceremony made."""
-
-    step: GenerateKey
-    public: bytes
-    """SubjectPublicKeyInfo (DER); empty for a secret key."""
-    attributes: KeyAttributes
-    shares: tuple[bytes, ...]
-    at: datetime
-
-    def asset(self, ceremony: str, service: str) -> KeyAsset:
-        """Return it as the table of keys has it; ``service`` is how the service's own store is called."""
-        return KeyAsset(
-            label=self.step.label,
-            store=service if self.step.store == SERVICE else f"offline {self.step.store}",
-            purpose=self.step.purpose,
-            kind=str(self.step.kind),
-            policy=policy_for(self.step.purpose, exportable=self.step.exportable),
-            users=self.step.users,
-            fingerprint=self.attributes.fingerprint,
-            ceremony=ceremony,
-            status=KeyStatus.ACTIVE,
-            created_at=self.at,
-            backed_up_at=None,
-            backup_sha256=None,
-        )
 
 
 class Progress:
@@ -258,9 +227,9 @@ class Progress:
     def _out_of_place(self, kind: str) -> errors.MalformedRequest:
         return errors.MalformedRequest(f"no event {kind!r} belongs after step {self._next}")
 
-    def _key_step(self) -> GenerateKey:
+    def _key_step(self) -> KeyStep:
         step = self.current
-        if not isinstance(step, GenerateKey):
+        if not isinstance(step, KeyStep):
             raise errors.MalformedRequest(f"step {self._next + 1} makes no key")
         return step
 
@@ -283,7 +252,7 @@ class Progress:
 
     def _take_step(self, outcome: KeyOutcome | bytes | None, at: datetime) -> None:
         match self.current, outcome:
-            case GenerateKey() as step, KeyOutcome() as key:
+            case (GenerateKey() | AcceptKey()) as step, KeyOutcome() as key:
                 self._take_key(step, key, at)
             case Certify() as step, bytes() as octets:
                 self._take_certificate(step, octets, at)
@@ -305,7 +274,7 @@ class Progress:
 
     # --- keys ---
 
-    def _take_key(self, step: GenerateKey, outcome: KeyOutcome, at: datetime) -> None:
+    def _take_key(self, step: KeyStep, outcome: KeyOutcome, at: datetime) -> None:
         if step.label not in self.intended:
             raise errors.MalformedRequest(f"nobody said before that the key {step.label} would be made")
         if step.label in self.keys or step.label in self.known.stores:
@@ -317,18 +286,7 @@ class Progress:
             shares=outcome.shares,
             at=at,
         )
-        asset, live = made.asset(self.ceremony.id, SERVICE), made.attributes
-        findings = [
-            finding.detail
-            for finding in compare([asset], [live], asset.store)
-            if finding.severity is KeySeverity.ERROR
-        ]
-        public = sha256(made.public).hexdigest()
-        if isinstance(step.kind, KeyAlgorithm):
-            if recognise(made.public) is not step.kind or public != live.fingerprint:
-                findings.append(f"its public key is no {step.kind} key, or another")
-        elif len(made.shares) != len(step.recipients):
-            findings.append(f"{len(made.shares)} shares for {len(step.recipients)} recipients")
+        findings = made.findings(self.ceremony.id, rehearsal=self._rehearsal)
         if findings:
             not_ordered(f"the key {step.label}", "; ".join(findings))
         self.keys[step.label] = made

@@ -25,6 +25,7 @@ from birthmark.floor.key_assets import (
     KeyStatus,
     compare,
     policy_for,
+    suits,
 )
 from birthmark.floor.key_backups import KeyBackup
 from birthmark.floor.realm import Environment, Realm
@@ -172,9 +173,11 @@ class KeyCustody:
         if facts.get(KeyAsset, label) is not None:
             raise errors.IllegalTransition(f"key {label} is on record already")
         live = keys.attributes(label)
-        policy = policy_for(purpose, exportable=live.extractable and live.wrap_with_trusted)
-        if live.kind is SecretKind.KEK and not live.trusted and not live.development:
-            policy = KeyPolicy.KEK_ACCEPTED
+        policy = policy_for(
+            purpose,
+            exportable=live.extractable and live.wrap_with_trusted,
+            accepted=not live.local and not live.development,
+        )
         asset = KeyAsset(
             label=label,
             store=name,
@@ -192,6 +195,10 @@ class KeyCustody:
         wrong = [finding for finding in compare([asset], [live], name) if finding.severity == "error"]
         if wrong:
             raise errors.PolicyRefused("key-custody", f"key {label}: {wrong[0].detail}")
+        if live.kind is None or not suits(purpose, live.kind):
+            raise errors.PolicyRefused(
+                "key-custody", f"key {label}: a {live.kind} key is nothing for {purpose}"
+            )
         return asset
 
     def accept(
@@ -203,14 +210,31 @@ class KeyCustody:
         share: bytes,
         transport: KeyLabel,
         check_value: str,
+        *,
+        kind: SecretKind = SecretKind.KEK,
+        purpose: KeyPurpose = KeyPurpose.KEK,
+        users: str = "custodians",
     ) -> UseCase[KeyAsset]:
-        """Take a key-encryption key into a store from its share; it must be the one that was read out.
+        """Take a secret key into a store from its share; it must be the one that was read out.
 
         Raises:
-            errors.PolicyRefused: it has another check value (rule ``kek-check-value``), and stays in the
-                store, where nothing uses it, for the custodians to destroy.
+            errors.PolicyRefused: it has another check value (rule ``kek-check-value``, or ``check-value`` for
+                other kinds), and stays in the store, where nothing uses it, for the custodians to destroy; or
+                its kind is nothing for the purpose (``key-custody``).
+            errors.NotPermitted: it is no KEK, and the realm is one of production, where a ceremony takes
+                such a key in.
             errors.IllegalTransition: the label is taken, or on record for another key.
         """
+        said = {"key": label}
+
+        def judge(facts: Facts, _at: datetime) -> None:
+            _require_may(facts, caller)
+            if kind is not SecretKind.KEK and self._realm.environment is not Environment.TEST:
+                raise errors.NotPermitted(
+                    f"in production a ceremony takes key {label} in: see 'birthmark ceremony template'"
+                )
+            if not suits(purpose, kind):
+                raise errors.PolicyRefused("key-custody", f"a {kind} key is nothing for {purpose}")
 
         def taken_in() -> UseCase[KeyAsset | None]:
             facts: Facts = yield Look({KeyAsset: (label,)})
@@ -219,17 +243,19 @@ class KeyCustody:
                 raise errors.IllegalTransition(
                     f"key {label} is on record with check value {known.fingerprint}"
                 )
-            found = keys.accept_secret(label, SecretKind.KEK, share, transport)
+            if known is not None and known.kind != kind:
+                raise errors.IllegalTransition(f"key {label} is on record as a {known.kind} key")
+            found = keys.accept_secret(label, kind, share, transport)
             if found != check_value.lower():
                 raise errors.PolicyRefused(
-                    "kek-check-value", f"key {label} has check value {found}, not {check_value[:16]}"
+                    "kek-check-value" if kind is SecretKind.KEK else "check-value",
+                    f"key {label} has check value {found}, not {check_value[:16]}",
                 )
             if known is not None:
                 return None
-            return (yield from self._as_it_is(keys, name, label, KeyPurpose.KEK, "custodians", None))
+            return (yield from self._as_it_is(keys, name, label, purpose, users, None))
 
-        said = {"key": label}
-        yield from _admitted(caller, "accept-key", said)
+        yield from admitted(caller, "accept-key", said, judge)
         new = yield from recorded(caller, "accept-key", said, taken_in())
         if new is not None:
             (kept,) = yield from self.record(caller, [new])

@@ -10,8 +10,10 @@ from pkcs11 import Attribute, KeyType
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.pkcs11 import PKCS11KeyStore
 from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.adapters.softsecrets import share_with
 from birthmark.pki.certificates import one_from_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.secret import SecretBytes
 from birthmark.settings import SoftwareKeys, load
 from tests.edge.cli.command import Place
 from tests.support.realm import tamper
@@ -119,7 +121,11 @@ def test_one_operator_makes_no_kek_in_production(realm: Place, mirror: list[obje
     realm.settings.write_text(text.replace('environment = "test"', 'environment = "production"'))
     tamper(load(realm.settings).database.url, ("UPDATE realm SET environment = 'production'", ()))
     before = own_store(realm).labels()
-    for command in (("keys", "kek", "kek"), ("keys", *mirror, "transport", "t", "--out", tmp_path / "t.pem")):
+    for command in (
+        ("keys", "kek", "kek"),
+        ("keys", "master", "m", "--kind", "diversify-aes-256"),
+        ("keys", *mirror, "transport", "t", "--out", tmp_path / "t.pem"),
+    ):
         said = realm(*command)
         assert (said.code, "in production a ceremony makes key" in said.err) == (77, True), said
     assert own_store(realm).labels() == before
@@ -127,6 +133,12 @@ def test_one_operator_makes_no_kek_in_production(realm: Place, mirror: list[obje
     assert not (tmp_path / "t.pem").exists()
     last = [json.loads(line) for line in realm.done("log", "tail", "--json").out.splitlines()[-2:]]
     assert [(entry["kind"], entry["request"]) for entry in last] == [("refused", "generate-key")] * 2
+    (tmp_path / "share").write_bytes(bytes(384))
+    said = realm(
+        *("keys", "accept", "m", tmp_path / "share", "--transport", "t", "--check-value", "0123456789"),
+        *("--kind", "dek-aes-128", "--purpose", "static-key"),
+    )
+    assert (said.code, "in production a ceremony takes key" in said.err) == (77, True)
 
 
 def test_a_share_as_a_ceremony_leaves_it_is_accepted(
@@ -174,3 +186,37 @@ def test_the_check_asks_a_real_token(realm: Place, tmp_path: Path) -> None:
             line.rpartition("[")[2] for line in said.out.splitlines() if line.startswith("error: planted")
         }
         assert found == {"unknown]", "unguarded]", "wrap-and-decrypt]"}
+
+
+def test_a_master_key_is_made_and_one_of_somebody_else_is_taken_in(realm: Place, tmp_path: Path) -> None:
+    """By commands alone, in a realm for tests; both are on record and as they should be."""
+    before = {finding["label"] for finding in realm("keys", "check", "--json").document["findings"]}
+    made = realm.done("keys", "master", "elements-1", "--kind", "diversify-aes-256")
+    assert len(shown(made.out, "check value")) == 10
+    realm.done("keys", "transport", "taker", "--out", tmp_path / "taker.pem")
+    spki = one_from_pem((tmp_path / "taker.pem").read_text(), "PUBLIC KEY")
+    share, value = tmp_path / "share", SecretBytes(bytes(range(0x40, 0x50)))
+    share.write_bytes(share_with(spki, value))
+    arguments = ["keys", "accept", "maker-dek", share, "--transport", "taker", "--check-value", "504a77e6e4"]
+    kind = ["--kind", "dek-aes-128", "--purpose"]
+    assert "nothing for log" in realm(*arguments, *kind, "log").err
+    realm.done(*arguments, *kind, "static-key", "--users", "service")
+    listed = {row["label"]: row for row in realm.done("keys", "list", "--json").document}
+    assert listed["maker-dek"]["kind"] == "dek-aes-128"
+    assert (listed["maker-dek"]["users"], listed["maker-dek"]["purpose"]) == ("service", "static-key")
+    assert listed["elements-1"]["policy"] == "master"
+    assert {f["label"] for f in realm("keys", "check", "--json").document["findings"]} == before
+
+
+def test_a_key_of_somebody_else_with_another_check_value_is_refused(realm: Place, tmp_path: Path) -> None:
+    realm.done("keys", "transport", "taker", "--out", tmp_path / "taker.pem")
+    spki = one_from_pem((tmp_path / "taker.pem").read_text(), "PUBLIC KEY")
+    share = tmp_path / "share"
+    share.write_bytes(share_with(spki, SecretBytes(bytes(16))))
+    said = realm(
+        *("keys", "accept", "maker", share, "--transport", "taker", "--check-value", "0123456789"),
+        *("--kind", "diversify-aes-128", "--purpose", "master-diversification"),
+    )
+    assert said.code != 0
+    assert "check value" in said.err
+    assert "maker" not in {row["label"] for row in realm.done("keys", "list", "--json").document}

@@ -313,6 +313,34 @@ def kek(
 
 
 @keys.command()
+def master(
+    context: typer.Context,
+    label: Label,
+    *,
+    kind: Annotated[SecretKind, typer.Option(help="A kind diversify-aes-… or master-aes-….")],
+    settings: SettingsPath = DEFAULT_SETTINGS,
+    as_directory: AsDirectory = None,
+) -> None:
+    """Make a master key from which the keys of devices are derived.
+
+    Not in production: there a ceremony makes it. Its label names it for good: the next one has another.
+    """
+    with (
+        session_of(context).acting(settings, as_directory) as (application, operator),
+        _place(context, application) as place,
+    ):
+        made = _generate(
+            application,
+            operator,
+            place,
+            KeyLabel(label),
+            KeyPurpose.MASTER_DIVERSIFICATION,
+            lambda: place.keys.generate_secret(KeyLabel(label), kind),
+        )
+    printing.fields({"key": label, "kind": kind, "check value": made.check_value})
+
+
+@keys.command()
 def accept(
     context: typer.Context,
     label: Label,
@@ -320,12 +348,18 @@ def accept(
     *,
     transport_key: Annotated[str, typer.Option("--transport", metavar="LABEL", help="The transport key.")],
     check_value: Annotated[str, typer.Option(metavar="HEX", help="As it was read out where it was made.")],
+    kind: Annotated[SecretKind, typer.Option(help="What it is to be.")] = SecretKind.KEK,
+    purpose: Annotated[KeyPurpose, typer.Option(help="What it is for.")] = KeyPurpose.KEK,
+    users: Annotated[
+        str, typer.Option(metavar="NAMES", help="Services or roles that may use it, with commas.")
+    ] = "custodians",
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """In the store that is to receive: take the key-encryption key in.
+    """In the store that is to receive: take a secret key in.
 
-    A share of a ceremony is in the ceremony's folder, under shares.
+    A key-encryption key, whose share a ceremony leaves in its folder, under shares; or, with --kind and
+    --purpose, a key of the maker of secure elements. The latter not in production: there a ceremony does it.
     """
     octets = _read(share)
     if octets.startswith(b"-----BEGIN "):
@@ -343,6 +377,9 @@ def accept(
             octets,
             KeyLabel(transport_key),
             check_value,
+            kind=kind,
+            purpose=purpose,
+            users=users,
         )
         asset = carry(application.store, acceptance)
     printing.fields({"key": asset.label, "check value": asset.fingerprint, "stores": asset.store})
