@@ -151,12 +151,13 @@ class OpenPGPElement:
         self._put(_DO_CERTIFICATE, b"")  # the key it belonged to goes now
         self._choose_algorithm()
         said = self._done("generate key", CommandAPDU(0, 0x47, 0x80, 0, _SIGNATURE_KEY, 256)).data
+        point = next((one.value for one in _children(said, 0x7F49) if one.tag == 0x86), b"")
+        spki = public_key_info(self._algorithm, point)
         # Pairs of a key's number and its status, the signature key's first; cards count from 0 or from 1.
         status = self._card().key_information[1:2]
         if status not in (b"", _GENERATED):
-            raise IntegrityFailure("the card says that its signature key was imported, not generated on it")
-        point = next((one.value for one in _children(said, 0x7F49) if one.tag == 0x86), b"")
-        return certification_request(subject, public_key_info(self._algorithm, point), self.sign)
+            raise IntegrityFailure("the card says that its signature key was not generated on it")
+        return certification_request(subject, spki, self.sign)
 
     def install(self, *, certificate: bytes, chain: Sequence[bytes], private_key: SecretBytes | None) -> None:
         """Store the chain beside the card and the certificate on it.
