@@ -311,7 +311,8 @@ def test_what_was_not_fetched_is_gone_with_the_next_command() -> None:
 def test_a_chain_that_breaks_off_is_forgotten() -> None:
     element = element_of()
     assert element.process(bytes.fromhex("90E2900003 532000")) == b"\x90\x00"
-    assert element.process(bytes.fromhex("80CA00CF00"))[-2:] == b"\x90\x00"
+    select = CommandAPDU(0x00, 0xA4, 0x04, 0x00, Traits().aid, 0x100).encode()
+    assert element.process(select)[-2:] == b"\x90\x00"
     assert element.process(bytes.fromhex("80E2900002 5300")) == b"\x69\x82"
     element.process(bytes.fromhex("90E2900003 532000"))
     element.reset()
@@ -471,6 +472,9 @@ def test_there_are_256_blocks_and_32_kibibytes() -> None:
     for number in range(0xFF):
         assert host.send(store(b"\x53", p1=0x10, block=number)).sw == OK
     assert host.send(store(b"\x53", p1=0x10, block=0xFF)).sw == 0x6A86
+    for number in range(0x8000 // 200):
+        assert host.send(store(bytes(200), p1=0x10, block=number)).sw == OK
+    assert host.send(store(bytes(200), p1=0x10, block=0x8000 // 200)).sw == 0x6A84
     assert host.send(store(tlv.encode(0x53, bytes(0x7FF0)))).sw == OK
     assert host.send(store(tlv.encode(0x54, bytes(20)))).sw == 0x6A84
     assert host.send(store(tlv.encode(0x54, bytes(0x8000)))).sw == 0x6A84

@@ -61,8 +61,11 @@ def test_an_element_is_back_at_once_after_a_reset_or_never(kind: FaultKind) -> N
 def test_a_tear_ends_the_session(kind: FaultKind) -> None:
     host, card = host_with(f"{kind}:3")
     host.begin(OLD)
+    assert host.channel is not None
+    wrapped, _ = host.channel.wrap(GET_STATUS)
     with pytest.raises(errors.Unavailable):
         card.transmit(GET_STATUS.encode())
+    assert card.element.process(wrapped.encode()) == b"\x69\x85"
     card.reset()
     assert host.send(GET_STATUS).sw == 0x6985
 
