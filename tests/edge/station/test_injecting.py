@@ -303,15 +303,17 @@ def test_a_service_that_was_started_anew_is_followed(
     assert elements.broken[DEVICE] == 0
 
 
+@pytest.mark.parametrize("step", ["inject", "prove"])
 def test_a_dialogue_that_somebody_else_began_anew_is_begun_once_more(
-    service: Service, station: Station, device: Enclave, bench: Bench, elements: Dialogues
+    service: Service, station: Station, device: Enclave, bench: Bench, elements: Dialogues, step: str
 ) -> None:
     def meddle(handler: misbehaviour.Handler) -> bool:
         elements.begin(service.devices[DEVICE].attempt, DEVICE)
         return False
 
-    service.mishaps += [("prove", meddle)]
+    service.mishaps += [("inject", lambda _: False), (step, meddle)]
     check_released(service, device, station.provision(RUN, VIN, device), bench)
+    assert elements.begun[DEVICE] == 3, "by us, by somebody, by us"
 
 
 def test_another_station_finishes_what_one_began(
