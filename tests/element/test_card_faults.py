@@ -70,6 +70,13 @@ def test_a_tear_ends_the_session(kind: FaultKind) -> None:
     assert host.send(GET_STATUS).sw == 0x6985
 
 
+def test_a_reset_ends_the_session() -> None:
+    host, card = host_with()
+    host.begin(OLD)
+    card.reset()
+    assert host.send(GET_STATUS).sw == 0x6985
+
+
 def test_a_lost_answer_leaves_the_session_open() -> None:
     host, card = host_with("answer-lost:3")
     host.begin(OLD)

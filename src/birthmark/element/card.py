@@ -254,9 +254,8 @@ class VirtualElement:
         self._end_session()
         if begun is None:
             raise StatusError(StatusWord.CONDITIONS_NOT_SATISFIED)
-        if (
-            command.p1 & 0x30 & ~(self._state.traits.i >> 1)
-        ):  # R-MAC and R-ENCRYPTION are bits 5 and 6 of both
+        # R-MAC and R-ENCRYPTION: bits 6 and 7 of i, bits 5 and 6 of the security level.
+        if command.p1 & 0x30 & ~(self._state.traits.i >> 1):
             raise StatusError(StatusWord.INCORRECT_P1_P2)
         if len(command.data) != 2 * self._state.traits.mode:
             raise StatusError(StatusWord.WRONG_LENGTH)
