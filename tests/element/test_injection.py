@@ -247,8 +247,9 @@ def test_what_has_to_be_durable_is_said_before_anything_is_sent() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_element_that_went_all_the_way_is_released_again_by_the_gate(way: str) -> None:
-    bench = bench_of(way)
+@pytest.mark.parametrize("traits", [Traits(), Traits(counts_successes_only=True), Traits(i=0x60)])
+def test_an_element_that_went_all_the_way_is_released_again_by_the_gate(way: str, traits: Traits) -> None:
+    bench = Bench(bench_of(way, i=traits.i).profile, traits=traits)
     first = bench.run()
 
     for _ in range(3):
@@ -299,15 +300,26 @@ def test_an_element_with_a_further_key_set_is_held() -> None:
         bench.run()
 
 
-def test_an_element_whose_final_number_is_taken_by_other_keys_is_held_or_refuses() -> None:
-    for state in KeySetPhase:
-        bench = Bench(profile_of())
-        other = replace(bench.element.state.key_sets[0], kvn=FINAL_KVN)
-        bench.element._state = bench.element.state.with_key_set(other)  # noqa: SLF001  # a state from elsewhere
-        bench.state = replace(bench.state, phase=state)
-        with pytest.raises((errors.ProofFailed, errors.Interrupted)):
-            bench.settle()
-        assert bench.element.state.key_set(INITIAL_KVN) is not None
+@pytest.mark.parametrize(
+    ("phase", "refusal", "reason"),
+    [
+        (KeySetPhase.ABSENT, errors.Interrupted, "PUT KEY: the element answered 6A80"),
+        (KeySetPhase.INTENDED, errors.ProofFailed, "card cryptogram is not that of key set 30"),
+        (KeySetPhase.CONFIRMED, errors.ProofFailed, "card cryptogram is not that of key set 30"),
+    ],
+)
+def test_an_element_whose_final_number_is_taken_by_other_keys_is_held_or_refuses(
+    phase: KeySetPhase, refusal: type[errors.Refusal], reason: str
+) -> None:
+    bench = Bench(profile_of())
+    other = replace(bench.element.state.key_sets[0], kvn=FINAL_KVN)
+    bench.element._state = bench.element.state.with_key_set(other)  # noqa: SLF001  # a state from elsewhere
+    bench.state = replace(bench.state, phase=phase)
+
+    with pytest.raises(refusal, match=reason):
+        bench.run()
+
+    assert bench.element.state.key_set(INITIAL_KVN) is not None
 
 
 def test_a_set_that_is_not_changed_at_all_is_no_replacement() -> None:

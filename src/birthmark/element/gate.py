@@ -82,8 +82,6 @@ class Passed:
     """SHA-256 (hex) of what was read back, by tag."""
     refusal: int | None
     """Status word with which the initial set was refused; None where its number is the final set's now."""
-    counter: int
-    """Greatest sequence counter of the final set."""
 
 
 def stored(profile: ElementProfile, contents: Mapping[int, bytes]) -> tuple[Wanted, ...]:
@@ -185,8 +183,7 @@ def pass_gate(gate: Gate, replies: Iterator[ResponseAPDU]) -> Passed:
         for entry in profile.objects
     }
     key_sets = _judge_key_information(profile, next(replies).data)
-    refusal, counter = _judge_refusal(gate, next(replies))
-    return Passed(key_sets=key_sets, objects=objects, refusal=refusal, counter=counter)
+    return Passed(key_sets=key_sets, objects=objects, refusal=_judge_refusal(gate, next(replies)))
 
 
 def _judge_object(tag: int, wanted: bytes, found: bytes) -> str:
@@ -213,13 +210,13 @@ def _judge_key_information(profile: ElementProfile, data: bytes) -> tuple[int, .
     return (profile.final.kvn,)
 
 
-def _judge_refusal(gate: Gate, response: ResponseAPDU) -> tuple[int | None, int]:
-    """Judge the answer for the initial set: status word of a refusal, greatest counter of the final set."""
-    profile, counter = gate.profile, counter_of(gate.final.greeting)
+def _judge_refusal(gate: Gate, response: ResponseAPDU) -> int | None:
+    """Judge the answer for the initial set; return the status word of a refusal."""
+    profile = gate.profile
     if response.sw != OK:
         if gate.same_number:
             raise errors.Interrupted(f"the final set was refused at the end, with {response.sw:04X}")
-        return response.sw, counter
+        return response.sw
     if not gate.same_number and profile.initial.kvn != DEFAULT_KVN:
         raise errors.ProofFailed(f"the element still has the initial set {profile.initial.kvn:02X}")
     greeting = read_greeting(
@@ -231,5 +228,5 @@ def _judge_refusal(gate: Gate, response: ResponseAPDU) -> tuple[int | None, int]
     )
     if opens_with(profile, greeting, gate.initial_keys):
         raise errors.ProofFailed("the initial keys still open the element")
-    again = agree(profile, greeting, gate.final.keys, last_counter=counter)
-    return None, counter_of(again.greeting)
+    agree(profile, greeting, gate.final.keys, last_counter=counter_of(gate.final.greeting))
+    return None

@@ -66,7 +66,7 @@ class KeySetState:
     key_diversification_data: bytes
     """10 octets, as first seen; empty before."""
     initial_counter: int
-    """Greatest sequence counter seen of the initial set; -1 for none."""
+    """Greatest sequence counter of a session with the initial set that we went on with; -1 for none."""
     final_counter: int
     failures: int
     """EXTERNAL AUTHENTICATEs sent since the last one that is known to have been accepted."""
@@ -175,7 +175,7 @@ def inject(order: Order) -> Injection:
     )
     replies = yield from _ask(transcript, script_of(gate), _counted(order, state), last=True)
     passed = pass_gate(gate, replies)
-    state = replace(state, phase=KeySetPhase.CONFIRMED, failures=0, final_counter=passed.counter)
+    state = replace(state, phase=KeySetPhase.CONFIRMED, failures=0)
     check_values = tuple(key.check_value for key in wrapped)
     return _evidence(gate, passed, check_values, transcript, put_key_answered=not is_final), state
 
