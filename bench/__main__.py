@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import crls, floors, machine, report, status
+from bench import crls, elements, floors, machine, report, status
 from bench.anatomy import Anatomy, dissect
 from bench.devices import Pool
 from bench.installation import STATIONS, Failed, installation
@@ -30,6 +30,8 @@ OCSP_SECONDS: Final = {False: 15.0, True: 1.5}
 """How long each responder is asked; by ``--quick``."""
 CRL_ENTRIES: Final = {False: (10_000_000, 1_000_000), True: (100_000, 60_000)}
 """Certificates issued and revoked; by ``--quick``."""
+INJECTIONS: Final = {False: 500, True: 50}
+"""Into secure elements, for each key store, way and size of keys; by ``--quick``."""
 WIDEST_GANG_LOAD: Final = 8
 """Connections that send gangs; more would only queue."""
 
@@ -46,6 +48,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--publication", action="store_true", help="only CRLs and OCSP; with --quick few of them"
     )
+    parser.add_argument("--elements", action="store_true", help="only secure elements")
     parser.add_argument("--devices", type=int, metavar="N", help="devices a repeat (1024; quick: 128)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats of each measurement (3)")
     parser.add_argument("--database", action="append", choices=DATABASES, help="may be given twice (both)")
@@ -144,6 +147,17 @@ def _publication(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
     print(f"\nCRLs, PostgreSQL; load average {machine.load_average():.2f}\n\n{figures.text()}")
 
 
+def _elements(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    figures = elements.measure(INJECTIONS[chosen.quick])
+    line = elements.whole_line(INJECTIONS[chosen.quick])
+    found["elements"] = {"injections": [one.document() for one in figures], "line": line.document()}
+    print(
+        "\nSecure elements: injection with its gate; load average"
+        f" {machine.load_average():.2f}\n\n{elements.text(figures, line)}",
+        flush=True,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     chosen = options(arguments)
@@ -163,12 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "publication": {},
     }
     try:
-        everything = not (chosen.profile or chosen.publication)
+        everything = not (chosen.profile or chosen.publication or chosen.elements)
         series = _measurements(chosen, pool, found) if everything else []
         profiled = chosen.profile or (everything and not chosen.quick)
         anatomies = _anatomies(chosen, pool, found) if profiled else []
         if chosen.publication or (everything and not chosen.quick):
             _publication(chosen, found)
+        if chosen.elements or (everything and not chosen.quick):
+            _elements(chosen, found)
     except Failed as failed:
         print(f"bench: {failed}", file=sys.stderr)
         return 1

@@ -62,6 +62,14 @@ class Installation:
         context.load_cert_chain(credential / "station.crt", credential / "station.key")
         return context
 
+    def command(self, *arguments: str) -> None:
+        """Run a ``birthmark`` command in the realm's directory.
+
+        Raises:
+            Failed: it ended with another code than 0.
+        """
+        _birthmark(self.folder, arguments)
+
     @contextmanager
     def serving(self, processes: int) -> Iterator[int]:
         """Serve with so many processes; yields the id of the first."""

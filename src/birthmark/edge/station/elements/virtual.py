@@ -23,10 +23,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from birthmark.edge.station.elements import allow
 from birthmark.edge.station.elements.carded import OPTIONS, CardedEnclave, carded
 from birthmark.edge.station.folder import Folder
+from birthmark.element.apdu import CardChannel
 from birthmark.element.card import VirtualElement
 from birthmark.element.card_faults import ElementChannel
 from birthmark.element.card_keys import HONEST, Dishonesty
@@ -40,6 +42,7 @@ __all__ = [
     "ATR",
     "Drawer",
     "FiledChannel",
+    "ServedElement",
     "channel",
     "derived_keys",
     "element",
@@ -201,8 +204,17 @@ def element(place: str, options: Mapping[str, str]) -> CardedEnclave:
     return carded(options, lambda: FiledChannel(Path(place)))
 
 
+class ServedElement(CardChannel, Protocol):
+    """What is served: an ``ElementChannel``, or what stands for one."""
+
+    @property
+    def dead(self) -> bool:
+        """Return whether it answers no more."""
+        ...
+
+
 @contextmanager
-def on_vpcd(card: ElementChannel, host: str, port: int, *, delay: float = 0.0) -> Iterator[None]:
+def on_vpcd(card: ServedElement, host: str, port: int, *, delay: float = 0.0) -> Iterator[None]:
     """Keep an element in a virtual reader, and leave when the reader has seen it go.
 
     Args:
@@ -237,7 +249,7 @@ def on_vpcd(card: ElementChannel, host: str, port: int, *, delay: float = 0.0) -
 
 @contextmanager
 def on_tcp(
-    card: ElementChannel, host: str = "127.0.0.1", port: int = 0, *, delay: float = 0.0
+    card: ServedElement, host: str = "127.0.0.1", port: int = 0, *, delay: float = 0.0
 ) -> Iterator[int]:
     """Let clients connect to an element, one after the other; yield the port.
 
@@ -278,7 +290,7 @@ def _connect(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _served(
-    card: ElementChannel,
+    card: ServedElement,
     next_link: Callable[[threading.Event], socket.socket | None],
     unblock: Callable[[], None],
     delay: float,
@@ -309,7 +321,7 @@ def _served(
         thread.join(_PATIENCE)
 
 
-def _serve(card: ElementChannel, link: socket.socket, stop: threading.Event, delay: float) -> None:
+def _serve(card: ServedElement, link: socket.socket, stop: threading.Event, delay: float) -> None:
     """Answer messages until the other side ends the connection.
 
     Raises:
