@@ -15,6 +15,15 @@ real command, run as shown, and each expectation is checked.
     recall.py       a recall by two operators
     audit.py        the verification afterwards
     screen.py, vins.py, proxy.py, foreign.py   how it is shown, and what it takes
+
+With ``--element scp03`` another story is told, of devices with secure elements in readers:
+
+    chips.py         the story
+    makers.py        master keys, the elements' maker's and ours, and the profile that names them
+    readers.py       pcscd with virtual readers, and the elements in them
+    chip_station.py  ONE STATION with readers
+    chip_trials.py   elements that break and lie, and a station that does
+    chip_audit.py    what the record says of key sets, held against the elements
 """
 
 import sys

@@ -5,7 +5,6 @@ was started is stopped, also on Ctrl-C.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -15,27 +14,25 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
+from demo import chips
 from demo.audit import Audit
 from demo.floor import Floor, Order, jobs_of
 from demo.publication import PublicHost
 from demo.realm import (
-    OPERATOR,
     CannotBegin,
     WentWrong,
     Workshop,
     make_directory,
-    postgresql_options,
-    softhsm_options,
+    make_realm,
 )
 from demo.recall import Recall
 from demo.screen import Screen
-from demo.trials import ROOM, SPARE, Trial, Trials, locate, silent_after_revocation
+from demo.trials import ROOM, SPARE, Trial, Trials, show_trials, silent_after_revocation
 from demo.vins import WMI, vins
 
 RUN = "2026-W47-A"
+VEHICLES = 500
+STATIONS = 3
 INTERRUPTED = 130
 
 
@@ -48,14 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory: Path = choices.directory
     workshop = None
     try:
-        if choices.element is not None:
-            raise CannotBegin(
-                f"--element {choices.element}: secure elements are not part of the demo yet; its vehicles"
-                " keep their keys in directories (leave ELEMENT out)"
-            )
         make_directory(directory)
         workshop = Workshop(directory, screen)
-        return _tell(workshop, choices)
+        return _tell(workshop, choices) if choices.element is None else chips.tell(workshop, choices)
     except CannotBegin as reason:
         screen.say(f"The demo cannot begin: {reason}", style="bold red")
         return 2
@@ -74,9 +66,15 @@ def _choices(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo/line.py", description="A production line on this machine.")
     parser.add_argument("--token", choices=["softhsm2"], help="keep the service's keys in a PKCS#11 token")
     parser.add_argument("--database", choices=["postgresql"], help="two server processes on PostgreSQL")
-    parser.add_argument("--element", metavar="KIND", help="reserved for secure elements")
-    parser.add_argument("--vehicles", type=_number(20, 100_000), default=500, help="20 or more [500]")
-    parser.add_argument("--stations", type=_number(2, 16), default=3, help="2 to 16 [3]")
+    parser.add_argument("--element", choices=["scp03"], help="devices with secure elements, in readers")
+    parser.add_argument(
+        "--vehicles",
+        type=_number(20, 100_000),
+        help=f"20 or more [{VEHICLES}; {chips.VEHICLES} with elements]",
+    )
+    parser.add_argument(
+        "--stations", type=_number(2, 16), help=f"2 to 16 [{STATIONS}; {chips.STATIONS} with elements]"
+    )
     parser.add_argument("--directory", type=Path, default=Path("demo-realm"), help="[demo-realm]")
     parser.add_argument("--plain", action="store_true", help="no colour, no moving display")
     return parser.parse_args(arguments)
@@ -120,7 +118,8 @@ class _Outcome:
 
 
 def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
-    stations = [f"ST{number:02}" for number in range(1, choices.stations + 1)]
+    vehicles = choices.vehicles or VEHICLES
+    stations = [f"ST{number:02}" for number in range(1, (choices.stations or STATIONS) + 1)]
     screen = workshop.screen
     where = os.path.relpath(workshop.realm)
     screen.say("Birthmark: a production line on this machine.", style="bold")
@@ -136,7 +135,7 @@ def _tell(workshop: Workshop, choices: argparse.Namespace) -> int:
             processes = 2 if choices.database == "postgresql" else 1
             until_it_is_stopped.enter_context(workshop.server(processes=processes))
             numbers = vins()
-            floor = _produce(workshop, stations, list(islice(numbers, choices.vehicles)))
+            floor = _produce(workshop, stations, list(islice(numbers, vehicles)))
             trials, entries = _try(workshop, floor, list(islice(numbers, SPARE)))
         audit = Audit(workshop)
         screen.chapter("What the vehicles' identities rest on, with the service stopped")
@@ -165,21 +164,11 @@ def _found(
     until_the_end: ExitStack,
 ) -> None:
     """Make the realm and open the runs."""
-    options: list[str] = []
-    if choices.token == "softhsm2":  # noqa: S105  # the name of a program
-        options += softhsm_options(workshop)
-    if choices.database == "postgresql":
-        options += until_the_end.enter_context(postgresql_options(workshop))
     workshop.screen.chapter("A realm: its authorities, its log, its stations, its operator")
+    make_realm(workshop, choices.token, choices.database, stations, until_the_end)
     names = [word for name in stations for word in ("--station", name)]
-    workshop.birthmark(
-        *("init", "realm", "--realm", "acme", "--organization", "Acme Motors", "--port", str(workshop.port)),
-        *(*names, "--operator", OPERATOR, *options),
-        place=workshop.directory,
-        answer=lambda lines: [line for line in lines if line.startswith(_FOUNDED)],
-    )
     host.found()
-    quantity = choices.vehicles + ROOM
+    quantity = (choices.vehicles or VEHICLES) + ROOM
     workshop.birthmark(
         *("run", "open", RUN, "--product", "roadster", "--quantity", str(quantity), *names),
         *("--hardware-id-kind", "vin", "--check-digit", "--wmi", WMI, "--hours", "8"),
@@ -187,7 +176,6 @@ def _found(
     )
 
 
-_FOUNDED = ("realm", "log", "root", "authority", "key store", "stations", "operator")
 _OPENED = ("status", "quantity", "opened_by", "signature", "hardware_id")
 
 
@@ -226,18 +214,7 @@ def _try(
     screen.say()
     released = next(path for path in sorted(workshop.vehicles.iterdir()) if path.name not in floor.held).name
     trials = Trials(workshop, floor, run=RUN, spare=spare, released=released).all()
-    shown = workshop.birthmark("log", "tail", "--lines", "1000000", "--json", answer=_count)
-    entries = [json.loads(line) for line in shown.stdout.splitlines()]
-    locate(trials, entries)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), width=98)
-    table.add_column("", width=6)
-    table.add_column("tried", ratio=35)
-    table.add_column("what happened", ratio=45)
-    table.add_column("log entry", width=16)
-    for trial in trials:
-        mark = "[green]ok[/]" if trial.passed else "[bold red]FAILED[/]"
-        table.add_row(mark, trial.tried, trial.answer, trial.where(), end_section=True)
-    screen.show(table)
+    entries = show_trials(workshop, trials)
     silent = silent_after_revocation(entries)
     screen.claim(
         "after the entry of its revocation the log has nothing from that station but refusals", holds=silent
@@ -261,10 +238,6 @@ def _recall(
     return recall
 
 
-def _count(lines: list[str]) -> list[str]:
-    return [f"({len(lines)} entries; where each trial stands among them is in the last column)"]
-
-
 def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcome) -> int:
     floor, screen = outcome.floor, workshop.screen
     failed = [trial.tried for trial in outcome.trials if not trial.passed] + outcome.audit.failures
@@ -286,7 +259,7 @@ def _summarise(workshop: Workshop, choices: argparse.Namespace, outcome: _Outcom
         "keys": keys if choices.token else "software keys: development only",
     }
     for name, text in rows.items():
-        screen.say(f"{name:<10} {text}")
+        screen.row(name, text)
     screen.say()
     if failed:
         for what in failed:

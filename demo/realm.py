@@ -41,6 +41,7 @@ _SOFTHSM = (
     Path("/usr/local/lib/softhsm/libsofthsm2.so"),
     Path("/opt/homebrew/lib/softhsm/libsofthsm2.so"),
 )
+_FOUNDED = ("realm", "log", "root", "authority", "key store", "stations", "operator")
 _MARKED = "Made by 'make demo', which removes this directory and makes it anew.\n"
 
 
@@ -87,9 +88,10 @@ class Workshop:
         }
         self.port, self.public_port = _free_ports(2)
         self._server: subprocess.Popen[bytes] | None = None
-        self._program = Path(sys.executable).with_name("birthmark")
-        if not self._program.exists():
-            raise CannotBegin(f"there is no {self._program}: run scripts/install")
+        self.program = Path(sys.executable).with_name("birthmark")
+        """The command."""
+        if not self.program.exists():
+            raise CannotBegin(f"there is no {self.program}: run scripts/install")
 
     def birthmark(
         self,
@@ -115,7 +117,7 @@ class Workshop:
             self.screen.command(words)
         try:
             done = subprocess.run(
-                [self._program, *words],
+                [self.program, *words],
                 cwd=place or self.realm,
                 env=self.environment | {"NO_COLOR": "1"},
                 stdin=subprocess.DEVNULL,
@@ -166,7 +168,7 @@ class Workshop:
         self.log = where
         with where.open("wb") as log:
             process = subprocess.Popen(
-                [self._program, *words],
+                [self.program, *words],
                 cwd=self.realm,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -289,3 +291,29 @@ def postgresql_options(workshop: Workshop) -> Iterator[list[str]]:
         url = f"postgresql://{parts.username}@{parts.hostname}:{parts.port}{parts.path}"
         where = os.path.relpath(password, workshop.directory)
         yield ["--database-url", url, "--database-password-file", where]
+
+
+def make_realm(
+    workshop: Workshop,
+    token: str | None,
+    database: str | None,
+    stations: Sequence[str],
+    until_the_end: ExitStack,
+) -> None:
+    """Make the realm by ``birthmark init``, with a token or a database of the demo's own where one is wanted.
+
+    Raises:
+        CannotBegin: what that needs is not installed.
+    """
+    options: list[str] = []
+    if token == "softhsm2":  # noqa: S105  # the name of a program
+        options += softhsm_options(workshop)
+    if database == "postgresql":
+        options += until_the_end.enter_context(postgresql_options(workshop))
+    names = [word for name in stations for word in ("--station", name)]
+    workshop.birthmark(
+        *("init", "realm", "--realm", "acme", "--organization", "Acme Motors", "--port", str(workshop.port)),
+        *(*names, "--operator", OPERATOR, *options),
+        place=workshop.directory,
+        answer=lambda lines: [line for line in lines if line.startswith(_FOUNDED)],
+    )

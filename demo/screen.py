@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 WIDTH = 100
+_LAMPS = {"PASS": "green", "HOLD": "red", "WAIT": "blue"}
 
 
 class Screen:
@@ -49,6 +50,11 @@ class Screen:
         for line in wrap(text, WIDTH - 6) or [""]:
             self._verbatim(f"   {line}" if line else "", style)
 
+    def row(self, name: str, text: str) -> None:
+        """Print a name and what is said of it."""
+        for at, line in enumerate(wrap(text, WIDTH - 18)):
+            self._verbatim(f"   {'' if at else name:<10} {line}", "")
+
     def command(self, words: Sequence[str], program: str = "birthmark", *, more: str = "") -> None:
         """Print a command as it could be typed; ``more`` is for the shell to expand."""
         groups = [f"$ {program}"]  # an option stays with its value
@@ -79,6 +85,14 @@ class Screen:
         self.console.print(Text.assemble("   ", mark, first), soft_wrap=True)
         for line in more:
             self._verbatim(f"          {line}", "")
+
+    def lamp(self, lamp: str, text: str) -> None:
+        """Show what the lamp over a station shows (PASS, HOLD or WAIT), and why."""
+        mark = (f" {lamp} ", f"bold white on {_LAMPS[lamp]}")
+        first, *more = wrap(text, WIDTH - 12)
+        self.console.print(Text.assemble("   ", mark, "  ", first), soft_wrap=True)
+        for line in more:
+            self._verbatim(f"           {line}", "")
 
     def show(self, thing: RenderableType) -> None:
         """Print a table or the like."""

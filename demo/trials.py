@@ -5,12 +5,16 @@ of the audit log it must have left.  ``locate`` then looks for those entries in 
 none counts as failed.
 """
 
+import json
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.table import Table
 
 from birthmark import errors
 from birthmark.edge.station import Enclave, Station
@@ -59,6 +63,27 @@ def locate(trials: Sequence[Trial], entries: Sequence[Entry]) -> None:
                 if matches(entries[index]):
                     trial.found[name] = index
                     break
+
+
+def show_trials(workshop: Workshop, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Find each trial's entries in the log, show what came of it, and return the log's entries."""
+    shown = workshop.birthmark("log", "tail", "--lines", "1000000", "--json", answer=_count)
+    entries = [json.loads(line) for line in shown.stdout.splitlines()]
+    locate(trials, entries)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), width=98)
+    table.add_column("", width=6)
+    table.add_column("tried", ratio=35)
+    table.add_column("what happened", ratio=45)
+    table.add_column("log entry", width=16)
+    for trial in trials:
+        mark = "[green]ok[/]" if trial.passed else "[bold red]FAILED[/]"
+        table.add_row(mark, trial.tried, trial.answer, trial.where(), end_section=True)
+    workshop.screen.show(table)
+    return entries
+
+
+def _count(lines: list[str]) -> list[str]:
+    return [f"({len(lines)} entries; where each trial stands among them is in the last column)"]
 
 
 def kind(name: str, device: str | None = None, **facts: str) -> Matches:

@@ -16,14 +16,18 @@ from pathlib import Path
 import pytest
 
 from demo.audit import Audit, forge
+from demo.chip_audit import ChipAudit
 from demo.floor import Job, Order, jobs_of
+from demo.production import main
 from demo.publication import PublicHost
+from demo.readers import readers
 from demo.realm import CannotBegin, WentWrong, Workshop, make_directory
 from demo.recall import asked_for_by
 from demo.screen import WIDTH, Screen
 from demo.trials import Trial, kind, locate, silent_after_revocation
 from demo.vins import vins, with_wrong_check_digit
-from tests.support.programs import need
+from tests.support.programs import missing, need, need_extra
+from tools.pcsc import wanting
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, str(ROOT / "demo/line.py"), "--plain"]
@@ -345,13 +349,6 @@ def test_a_directory_of_its_own_is_made_anew(tmp_path: Path) -> None:
     assert not (tmp_path / "demo-realm" / "vehicles" / "old").exists()
 
 
-def test_a_secure_element_is_refused_in_plain_words(tmp_path: Path) -> None:
-    done = run_demo(tmp_path / "demo-realm", "--element", "virtual")
-    assert done.returncode == 2
-    assert "not part of the demo yet" in done.stdout
-    assert not (tmp_path / "demo-realm").exists()
-
-
 @pytest.fixture
 def under_way(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A demo whose line has begun to work."""
@@ -402,6 +399,87 @@ def test_a_server_that_dies_ends_the_demo_with_the_servers_last_words(
     assert processes_in(directory) == []
 
 
+# --- secure elements ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A demo with secure elements that has run, in readers: its directory and what it said."""
+    need_extra("smartcard", "pcsc")
+    if (reason := wanting()) is not None:
+        missing(reason)
+    directory = tmp_path_factory.mktemp("demo") / "chips-of-a-test"
+    done = run_demo(directory, "--element", "scp03", "--vehicles", "20")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.stderr == ""
+    return directory, done.stdout
+
+
+@pytest.mark.timeout(SECONDS)
+def test_secure_elements_get_their_keys_through_readers(chipped: tuple[Path, str]) -> None:
+    """SPEC D1 to D5: several readers at once; what lies, is torn or exchanged is held or goes on; proved."""
+    _, said = chipped
+    passed = re.findall(r"^    PASS   (\w{17})  (ST\d+)  (Virtual \d 00 0\d) ", said, re.MULTILINE)
+    assert len({vin for vin, _, _ in passed}) == 20
+    assert len({reader for _, _, reader in passed}) == 8
+    table = said.partition("what happened")[2].partition("4. Years later")[0]
+    rows = re.findall(r"^  (ok|FAILED) .*?(\d+|\?) [a-z ]+$", table, re.MULTILINE)
+    assert [mark for mark, _ in rows] == ["ok"] * 5
+    assert all(leaf.isdigit() for _, leaf in rows)
+    flat = " ".join(said.split())
+    assert "ok 21 of 21 release tokens say: key set 31 of acme-elements-2026, kdf3, route service" in flat
+    assert "ok 21 of 21 elements gave the vehicle's certificate back" in flat
+    assert "its maker's key set is refused (6A88), its certificate is the vehicle's" in flat
+    assert re.search(r"20 injections in [\d.]+ s through pcscd: [\d.]+/s", flat)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_demo_with_readers_leaves_nothing_running_and_no_key_where_anybody_reads(
+    chipped: tuple[Path, str],
+) -> None:
+    directory, said = chipped
+    assert processes_in(directory) == []
+    master = (directory / "maker" / "master").read_text().strip()
+    assert len(master) == 64
+    assert master not in said
+    told = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != "maker"]
+    assert not [path for path in told if master.encode() in path.read_bytes()]
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_audit_finds_an_element_that_is_not_as_its_token_says(
+    chipped: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(chipped[0], tmp_path / "copy")
+    workshop = Workshop(tmp_path / "copy", Screen(plain=True))
+    audit = Audit(workshop)
+    certificate = audit.vehicles[3] / "device.crt"
+    certificate.unlink()
+    shutil.copy(audit.vehicles[4] / "device.crt", certificate)
+    with readers(workshop, 2) as where:
+        ChipAudit(workshop, where, audit, token=True).record(audit.vehicles[0].name)
+    assert [what.partition(" of ")[0] for what in audit.failures] == ["0", "20"]
+
+
+@pytest.mark.timeout(SECONDS)
+def test_without_readers_it_says_so_and_reaches_the_elements_over_tcp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.pcsc.wanting", lambda: "pcscd is not installed (Debian package pcscd)")
+    words = ["--plain", "--element", "scp03", "--vehicles", "20", "--directory", str(tmp_path / "chips")]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = main(words)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 0, said[-4000:]
+    assert "There is no PC/SC here: pcscd is not installed (Debian package pcscd)." in said
+    assert "over TCP (no PC/SC here)" in said
+    assert processes_in(tmp_path) == []
+
+
 # --- pieces -------------------------------------------------------------------------------------------------
 
 
@@ -436,8 +514,15 @@ def test_every_vehicle_gets_a_place_in_one_job(count: int, gang: int) -> None:
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("token", [False, True], ids=["files", "softhsm2"])
 @pytest.mark.parametrize("database", [False, True], ids=["sqlite", "postgresql"])
-def test_the_whole_demo_with_every_token_and_database(tmp_path: Path, *, token: bool, database: bool) -> None:
+@pytest.mark.parametrize("element", [False, True], ids=["enclaves", "scp03"])
+def test_the_whole_demo_with_every_token_and_database(
+    tmp_path: Path, *, token: bool, database: bool, element: bool
+) -> None:
     words: list[str] = []
+    if element:
+        need_extra("smartcard", "pcsc")
+        need("pcscd")
+        words += ["--element", "scp03"]
     if token:
         need("softhsm2-util", "softhsm2")
         need("pkcs11-tool", "opensc")
@@ -447,7 +532,8 @@ def test_the_whole_demo_with_every_token_and_database(tmp_path: Path, *, token: 
         words += ["--database", "postgresql"]
     done = run_demo(tmp_path / "demo-realm", *words)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "501 of 501 certificates" in done.stdout
+    assert ("25 of 25 elements are different ones" if element else "501 of 501 certificates") in done.stdout
+    assert ("route in-token" in " ".join(done.stdout.split())) is (element and token)
     assert ("development only" in done.stdout) is not token
     if token:
         kept = json.dumps(sorted(path.name for path in (tmp_path / "demo-realm" / "realm").iterdir()))
