@@ -13,9 +13,9 @@ Under a session with the final set, in one batch, in this order:
 7.  INITIALIZE UPDATE of the initial set: refused, or, where its number now is the final set's, not answered
     with the initial keys.
 
-A dialogue that is begun anew does all of this again.  It cannot know what an earlier one has done, so it
-deletes a probe key that may be left, and takes "there is no such set" for an answer to DELETE; that this is
-true is shown by step 6.
+A dialogue that finds the final set in the element does all of this, too.  It cannot know how far an earlier
+one came, so it deletes a probe key that may be left, and takes "there is no such set" for an answer to
+DELETE; that this is true is shown by step 6.
 """
 
 import hmac
@@ -64,7 +64,7 @@ class Gate:
     host_challenge: bytes
     """For the last INITIALIZE UPDATE."""
     anew: bool
-    """Another dialogue was here before."""
+    """The final set was there when this dialogue began: an earlier one may have been at the gate."""
 
     @property
     def same_number(self) -> bool:

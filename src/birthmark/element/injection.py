@@ -171,7 +171,7 @@ def inject(order: Order) -> Injection:
         probe=opened.keys.wrap_value(SecretBytes(order.token(order.profile.key_size))),
         contents=order.contents,
         host_challenge=order.token(order.profile.mode),
-        anew=order.state.phase is not KeySetPhase.ABSENT,
+        anew=is_final,
     )
     replies = yield from _ask(transcript, script_of(gate), _counted(order, state), last=True)
     passed = pass_gate(gate, replies)
