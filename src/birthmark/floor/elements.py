@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from birthmark.element.injection import KeySetPhase, KeySetState
 
-__all__ = ["ElementJournal", "ElementUse", "fresh"]
+__all__ = ["ElementJournal", "ElementUse", "element_use", "fresh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,5 +107,10 @@ class ElementUse:
     """Which device an element is in: no two devices have the same key set (SPEC C8)."""
 
     id: str
-    """Label of the master key and the key diversification data (hex), joined by ``/``."""
+    """As ``element_use`` or ``attestations.endorsement_use`` has it."""
     device: str
+
+
+def element_use(master: str, key_diversification_data: str) -> str:
+    """Return the id of an element: label of the master key and its data (hex), joined by ``/``."""
+    return f"{master}/{key_diversification_data}"

@@ -26,6 +26,7 @@ from birthmark.element.tpm_endorsement import check_endorsement
 from birthmark.floor.attestations import Attestation
 from birthmark.floor.clients import Capability
 from birthmark.floor.runs import AllowedDevice, Run
+from birthmark.ledger.entry import time_text
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, client_reads, live_client, refuse
@@ -163,6 +164,9 @@ class AttestDevices:
             "device": asked.attestation.device,
             "run": context.licence.id,
             "attestation": asked.attestation.id,
+            "nonce": asked.attestation.nonce.hex(),
+            "secret_sha256": asked.attestation.secret_sha256,
+            "expires_at": time_text(asked.attestation.expires_at),
             "tpm": asked.attestation.said(),
         }
         return Decision(asked.answer, [("attestation-begun", entry)])

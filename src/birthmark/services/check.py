@@ -35,6 +35,7 @@ from birthmark.ports import Log, Store
 from birthmark.services.ceremony_steps import Loader
 from birthmark.services.check_ceremonies import check_ceremonies
 from birthmark.services.check_certificates import check_certificates, check_hierarchy
+from birthmark.services.check_elements import check_elements
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
 from birthmark.services.check_recalls import check_recalls, check_shipments
@@ -73,6 +74,7 @@ def check(
     certificates = check_certificates(report, store, said, told)
     _check_devices(report, store, said, certificates, told)
     _check_records(report, store, said, told)
+    check_elements(report, store, said.elements, told)
     _check_runs(report, store, realm, said)
     check_recalls(
         report.find, realm, scan(report, store, Recall), partial(get, store, Credential), said.recalls

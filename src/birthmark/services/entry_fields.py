@@ -8,7 +8,17 @@ from typing import Any, TypeVar
 
 from birthmark import errors
 
-__all__ = ["Entry", "known", "number_of", "objects_of", "text_of", "text_or_none", "texts_of", "value_of"]
+__all__ = [
+    "Entry",
+    "known",
+    "number_of",
+    "object_of",
+    "objects_of",
+    "text_of",
+    "text_or_none",
+    "texts_of",
+    "value_of",
+]
 
 T = TypeVar("T")
 Entry = Mapping[str, Any]
@@ -36,6 +46,14 @@ def texts_of(entry: Entry, name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise errors.MalformedRequest(f"its {name} is no list of texts")
     return list(value)
+
+
+def object_of(entry: Entry, name: str) -> Entry:
+    """Return an object."""
+    value = value_of(entry, name)
+    if not isinstance(value, dict):
+        raise errors.MalformedRequest(f"its {name} is no object")
+    return value
 
 
 def objects_of(entry: Entry, name: str) -> list[Entry]:

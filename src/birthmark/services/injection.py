@@ -17,7 +17,7 @@ from birthmark.element.injection import Evidence
 from birthmark.element.profiles import ElementProfile
 from birthmark.floor.clients import Capability
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
-from birthmark.floor.elements import ElementJournal, ElementUse
+from birthmark.floor.elements import ElementJournal, ElementUse, element_use
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, refuse
@@ -184,7 +184,8 @@ class InjectDevices:
             return Decision(outcome, [("element-begun", said)])
         take_element(facts, profile, journal)
         facts.put(journal)
-        said |= {"initial_kvn": profile.initial.kvn, "final_kvn": profile.final.kvn}
+        final = profile.final
+        said |= {"initial_kvn": profile.initial.kvn, "final_kvn": final.kvn, "context": str(final.context)}
         return Decision(outcome, [("element-step", {**said, "journal": journal.said()})])
 
 
@@ -212,7 +213,7 @@ def take_element(facts: Facts, profile: ElementProfile, journal: ElementJournal)
     """
     if profile.final.context is not ContextSource.KDD or not journal.kdd:
         return
-    key = f"{journal.master}/{journal.kdd.hex()}"
+    key = element_use(journal.master, journal.kdd.hex())
     used = facts.get(ElementUse, key)
     if used is None:
         facts.put(ElementUse(id=key, device=journal.device))

@@ -16,6 +16,7 @@ from birthmark.floor.recalls import RecallOrder
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.check_ceremonies import CeremonySaid
+from birthmark.services.element_testimony import ELEMENT_ENTRIES, ElementsSaid
 from birthmark.services.entry_fields import (
     Entry,
     known,
@@ -184,6 +185,7 @@ class Said:
     """SHA-256 of each device's SubjectPublicKeyInfo to the device."""
     released: dict[int, Entry] = field(default_factory=dict)
     """Log index to record."""
+    elements: ElementsSaid = field(default_factory=ElementsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
     _batches: dict[str, str] = field(default_factory=dict)
@@ -210,8 +212,9 @@ class Said:
             self._take_of_many(entry)
         elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
             self._take_hierarchy(index, entry)
-        elif kind in KEY_ENTRIES:
-            self.assets.take(entry)
+        elif kind in KEY_ENTRIES or kind in ELEMENT_ENTRIES:
+            part: KeysSaid | ElementsSaid = self.assets if kind in KEY_ENTRIES else self.elements
+            part.take(entry)
         elif kind in _STATUS:
             self.authority_status[text_of(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
@@ -242,6 +245,8 @@ class Said:
             if proposed != again:
                 raise errors.MalformedRequest("it is not the run that was proposed")
         self.runs[name] = said
+        if opened:
+            self.elements.take_opened(name, RunLicence.decode(said.licence.encode()), entry)
 
     def _take_issued(self, index: int, entry: Entry) -> None:
         device, attempt, serial = (text_of(entry, name) for name in ("device", "attempt", "certificate"))
@@ -265,6 +270,7 @@ class Said:
             again.certificate, again.issued_at, again.issue_leaf = serial, entry["at"], index
             again.further = further
             self._take_revoked(entry, "reissue")
+            self.elements.take_issued(entry, again.run, device, attempt)
             return
         said = AttemptSaid(
             device=device,
@@ -282,6 +288,7 @@ class Said:
         self.devices[device] = DeviceSaid(
             state=DeviceState.ISSUED, run=said.run, attempt=attempt, attempts=said.number
         )
+        self.elements.take_issued(entry, said.run, device, attempt)
 
     def _take_released(self, index: int, entry: Entry) -> None:
         record = entry.get("record")
@@ -289,9 +296,10 @@ class Said:
             raise errors.MalformedRequest("its record is missing or no object")
         self.released[index] = record
         device = known(self.devices, "device", text_of(entry, "device"))
-        attempt = known(self.attempts, "attempt", text_of(record, "attempt"))
+        attempt = known(self.attempts, "attempt", name := text_of(record, "attempt"))
         device.state = attempt.state = DeviceState.RELEASED
         attempt.record, attempt.release_leaf = record, index
+        self.elements.take_released(record, attempt.run, attempt.device, name)
 
     def _take_disposed(self, entry: Entry) -> None:
         device = known(self.devices, "device", text_of(entry, "device"))
@@ -301,6 +309,7 @@ class Said:
         device.reason = None if device.state is DeviceState.ADMITTED else reason
         if device.state is DeviceState.HELD:
             attempt.state = DeviceState.HELD
+            self.elements.take_held(entry)
         if "certificates" in entry:
             self._take_revoked(entry, _CAUSE[entry["kind"]])
 
