@@ -1,7 +1,7 @@
 """Elements that do not hold the final set and say they do."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,7 +12,7 @@ from birthmark.element.card_keys import Dishonesty
 from birthmark.element.card_state import Traits
 from birthmark.element.diversification import KeyRole
 from birthmark.element.injection import KeySetPhase
-from birthmark.element.keyset import KeyEntry, SoftwareKeys
+from birthmark.element.keyset import KeyEntry, SoftwareKeys, check_value
 from birthmark.element.profiles import Replacement
 from birthmark.element.tlv import encode, encode_key_information
 from birthmark.secret import SecretBytes
@@ -112,6 +112,28 @@ def test_an_element_that_shows_something_else_than_wanted_is_held(lie: str) -> N
 
     with pytest.raises(errors.ProofFailed, match=reason):
         bench.run(liar)
+
+
+@dataclass(slots=True)
+class Noting(Liar):
+    """An element with all its keys, that notes the check values of probe keys."""
+
+    noted: list[bytes] = field(default_factory=list)
+
+    def wanted(self, plain: CommandAPDU) -> bytes:
+        answer = Liar.wanted(self, plain)
+        if plain.ins == 0xD8:
+            self.noted.append(answer[1:])
+        return answer
+
+
+def test_a_probe_key_is_never_used_again() -> None:
+    bench = Bench(profile_of())
+    noting = Noting(bench.element, bench.profile, bench.final(KDD), frozenset(), bench.contents or {})
+    for _ in range(5):
+        bench.run(noting)
+    known = check_value(SecretBytes(bytes(16)))
+    assert len({known, *noting.noted}) == 6
 
 
 def test_an_element_that_still_answers_for_its_initial_set_is_held() -> None:
