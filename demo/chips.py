@@ -22,6 +22,7 @@ from typing import Any
 from demo.audit import Audit
 from demo.chip_audit import ChipAudit
 from demo.chip_trials import ROOM, SPARE, ChipTrials
+from demo.floor import STALL_SECONDS
 from demo.makers import PROFILE, make_masters, take_profile_in
 from demo.readers import Readers, inserted, readers
 from demo.realm import OPERATOR, CannotBegin, WentWrong, Workshop, make_realm
@@ -157,8 +158,16 @@ def _take_through(
     shares = [jobs[at * READERS : (at + 1) * READERS] for at in range(len(stations))]
     busy = [pair for pair in zip(stations, names, shares, strict=True) if pair[2]]
     with ThreadPoolExecutor(max_workers=len(busy)) as pool:
-        for _ in pool.map(lambda share: _serve(workshop, share[0], share[1], share[2], line), busy):
-            pass
+        served = [pool.submit(_serve, workshop, station, name, share, line) for station, name, share in busy]
+        try:
+            for one in served:
+                one.result(STALL_SECONDS)
+        except BaseException as stopped:
+            for station in stations:
+                station.kill()  # whoever listens to it hears that it ended
+            if isinstance(stopped, TimeoutError):
+                raise WentWrong(f"a tray is not done after {STALL_SECONDS} s") from stopped
+            raise
     line.seconds += monotonic() - began
 
 
@@ -233,12 +242,13 @@ def _summarise(
     takt = sorted(event["seconds"] * 1000 for event in line.released)
     carrying = median(event["carrying"] * 1000 for event in line.released)
     commands = median(event["commands"] for event in line.released)
-    held = sum("held" in trial.leaves for trial in trials)
+    held = sum(trial.passed and "held" in trial.leaves for trial in trials)
     through = "over TCP (no PC/SC here)" if where.missing else "through pcscd"
     rows = {
         "devices": f"{len(audit.vehicles)} released, each with its key set proved; {held} held",
         "the line": f"{count} injections in {line.seconds:.1f} s {through}: {count / line.seconds:.1f}/s on"
-        f" {os.cpu_count()} cores, elements, stations and service included",
+        f" {os.cpu_count()} cores, which stations, elements and service share; putting elements into"
+        " readers is not counted",
         "takt": f"median {median(takt):.0f} ms, longest {takt[-1]:.0f} ms, {len(where.slots)} at a time; of"
         f" that {carrying:.0f} ms for {commands:.0f} commands to a virtual element. A chip takes longer",
         "log": f"{size} entries, verified",
