@@ -14,7 +14,7 @@ ELEMENT ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql for the real thing
+demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql for the real thing, ELEMENT=scp03 for secure elements
 	@scripts/install --runtime $(if $(TOKEN),--with $(TOKEN)) $(if $(DATABASE),--with $(DATABASE)) $(if $(filter scp03,$(ELEMENT)),--with scp03)
 	@.venv/bin/python demo/line.py $(if $(TOKEN),--token $(TOKEN)) $(if $(DATABASE),--database $(DATABASE)) $(if $(ELEMENT),--element $(ELEMENT))
 
