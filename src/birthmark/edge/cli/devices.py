@@ -1,6 +1,7 @@
 """``birthmark device``: where a device stands, its papers, and what becomes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,14 @@ from birthmark.edge.cli.inputs import device_id
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import session_of
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
+from birthmark.floor.elements import ElementJournal
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run, RunLicence
+from birthmark.ledger.entry import decode
 from birthmark.pki.certificates import to_pem
 from birthmark.ports import carry
 from birthmark.services.disposition import dispose
+from birthmark.services.element_status import element_status
 from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import authority_chain
 
@@ -75,6 +79,26 @@ def _shown(application: Application, profile: str, certificate: DeviceCertificat
         "certificate_sha256": certificate.sha256,
         "revoked": None if revoked is None else str(revoked),
     }
+
+
+def _element(application: Application, device: Device) -> dict[str, Any] | None:
+    """Return what is known of the device's secure element; None if nobody has spoken to one."""
+    facts = application.store.look({Run: (device.run,), ElementJournal: (device.id,)})
+    run = facts.get(Run, device.run)
+    if run is None:
+        raise errors.IntegrityFailure(f"run {device.run} of device {device.id} is gone")
+    licence = RunLicence.decode(run.document)
+    found = element_status(application.runs, licence, facts.get(ElementJournal, device.id))
+    return None if found is None else asdict(found)
+
+
+def _evidence(application: Application, attempt: Attempt) -> dict[str, Any]:
+    """Return what the log says was proved of the element or TPM of a released device; empty for neither."""
+    if attempt.release_leaf is None:
+        return {}
+    (item,) = application.log.entries(attempt.release_leaf, attempt.release_leaf + 1)
+    record: Any = decode(item.entry).get("record")
+    return {name: record[name] for name in ("key_set", "tpm") if name in record}
 
 
 @devices.command("list")
@@ -140,8 +164,10 @@ def show(
                     "released_at": attempt.released_at,
                     "release_leaf": attempt.release_leaf,
                     "further": further,
+                    **_evidence(application, attempt),
                 }
             )
+        element = _element(application, found)
     shown = {
         "id": found.id,
         "state": str(found.state),
@@ -150,7 +176,7 @@ def show(
         "reason": found.reason,
     }
     if as_json:
-        printing.line(printing.json_text({**shown, "history": attempts}))
+        printing.line(printing.json_text({**shown, "element": element, "history": attempts}))
         return
     printing.fields(shown)
     printing.line()
@@ -162,6 +188,26 @@ def show(
         shown_of = ("profile", "certificate", "revoked")
         rows = ([number, *(one[head] for head in shown_of)] for number, one in several)
         printing.columns(("number", *shown_of), rows)
+    _print_element(element, attempts)
+
+
+def _print_element(element: Mapping[str, Any] | None, attempts: Iterable[Mapping[str, Any]]) -> None:
+    """Print where a device's element stands, and what was proved of it in the attempt that released it."""
+    proved = [(name, row[name]) for row in attempts for name in ("key_set", "tpm") if name in row]
+    sections = [("element", element), *proved]
+    for title, values in sections:
+        if values is None:
+            continue
+        printing.line()
+        told = {name: value for name, value in values.items() if name != "journal"}
+        objects = told.pop("objects", [])
+        texts = {name: _joined(value) for name, value in told.items()}
+        texts |= {f"object {one['tag']}": one["sha256"] for one in objects}
+        printing.fields({f"{title}: {name.replace('_', ' ')}": text for name, text in texts.items()})
+
+
+def _joined(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 @devices.command()

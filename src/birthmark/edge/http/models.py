@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from birthmark.element.injection import KeySetPhase
 from birthmark.floor.devices import DeviceState
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ElementCommand",
     "ElementCommands",
     "ElementResponses",
+    "ElementStatus",
     "FurtherCertificate",
     "FurtherProof",
     "GangInject",
@@ -158,7 +160,7 @@ class FurtherCertificate(_Body):
 
 MOST_RESPONSES = 128
 Hex = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
-StepNumber = Annotated[int, Field(ge=0, le=100)]
+StepNumber = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class ElementCommand(_Body):
@@ -327,6 +329,22 @@ class FurtherStatus(_Body):
     revoked: str | None = Field(description="Why it is revoked; null while it is good.")
 
 
+class ElementStatus(_Body):
+    """How far the key set of a device's secure element has come, as far as is known."""
+
+    profile: str
+    phase: KeySetPhase
+    kvn: int | None = Field(
+        description="Key version number of the final set; null where the service does not know the profile."
+    )
+    master: str = Field(description="Label of the master key of the final set.")
+    key_diversification_data: str | None = Field(description="Names the chip (hex); null before it was seen.")
+    attempt: str = Field(description="The attempt under which it was last spoken to.")
+    tries: int = Field(description="Dialogues of that attempt that broke off.")
+    failures: int = Field(description="Authentications of unknown outcome since the last that was accepted.")
+    reason: str | None = Field(description="Why the last dialogue broke off, or why the device is held.")
+
+
 class DeviceStatus(_Body):
     """Where a device stands."""
 
@@ -343,6 +361,9 @@ class DeviceStatus(_Body):
         default=[], description="For the run's further profiles, in their order."
     )
     release_leaf: int | None = Field(description="Index of the release in the log.")
+    element: ElementStatus | None = Field(
+        default=None, description="Its secure element that gets a key set; null before it was spoken to."
+    )
 
 
 class Me(_Body):

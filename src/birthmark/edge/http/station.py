@@ -152,12 +152,12 @@ class StationPlane:
     async def device(self, request: Request, device: _DeviceId) -> Response:
         """Show where a device stands."""
         await self.reader(request)
-        return _json(await self.border.carry(device_view(device)))
+        return _json(await self.border.carry(device_view(self._app.runs, device)))
 
     async def token(self, request: Request, device: _DeviceId) -> Response:
         """Return the release token of a released device (C2SP .tlog-proof)."""
         await self.reader(request)
-        status = await self.border.carry(device_view(device))
+        status = await self.border.carry(device_view(self._app.runs, device))
         if status.release_leaf is None:
             raise errors.NotFound(f"{device} is {status.state}: it has no release token")
         text: str = await self.border.read(self._app.store.token, status.release_leaf)
@@ -261,7 +261,7 @@ class StationPlane:
             await self.border.carry(
                 dispose(caller, device, event, reason=body.reason, key=body.idempotency_key)
             )
-            return _json(await self.border.carry(device_view(device)))
+            return _json(await self.border.carry(device_view(self._app.runs, device)))
 
         endpoint.__doc__ = f"{event.capitalize()} a device."
         return endpoint

@@ -1,15 +1,20 @@
 """What the station plane shows of the record: runs and devices, as they stand now."""
 
+from dataclasses import asdict
+
 from birthmark import errors
 from birthmark.edge.http import models
 from birthmark.floor.clients import Client
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate
+from birthmark.floor.elements import ElementJournal
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Facts, Look, UseCase
+from birthmark.services.element_status import element_status
 from birthmark.services.issue import check_sees
 from birthmark.services.revocations import line_of, status
+from birthmark.services.runs import Runs
 
 __all__ = ["device_view", "run_view"]
 
@@ -49,8 +54,8 @@ def run_view(client: Client, run: str) -> UseCase[models.RunStatusView]:
     )
 
 
-def device_view(device: str) -> UseCase[models.DeviceStatus]:
-    """Show where a device stands, with the certificates of the attempt that counts.
+def device_view(runs: Runs, device: str) -> UseCase[models.DeviceStatus]:
+    """Show where a device stands, with the certificates of the attempt that counts and its element.
 
     Raises:
         errors.NotFound: there is no such device.
@@ -74,10 +79,11 @@ def device_view(device: str) -> UseCase[models.DeviceStatus]:
             raise errors.IntegrityFailure(f"certificate {serial} of device {device} is gone")
         held.append(certificate)
     lines = [line_of(certificate) for certificate in held]
-    facts = yield Look({Revocation: [line.id for line in lines]})
+    facts = yield Look({Revocation: [line.id for line in lines], ElementJournal: (row.id,)})
     reasons = [status(facts, line) for line in lines]
     revoked = [None if reason is None else str(reason) for reason in reasons]
-    profiles = RunLicence.decode(run.document).further_profiles
+    licence = RunLicence.decode(run.document)
+    element = element_status(runs, licence, facts.get(ElementJournal, row.id))
     return models.DeviceStatus(
         device=row.id,
         state=row.state,
@@ -95,7 +101,8 @@ def device_view(device: str) -> UseCase[models.DeviceStatus]:
                 certificate_sha256=certificate.sha256,
                 revoked=why,
             )
-            for profile, certificate, why in zip(profiles, held[1:], revoked[1:], strict=True)
+            for profile, certificate, why in zip(licence.further_profiles, held[1:], revoked[1:], strict=True)
         ],
         release_leaf=attempt.release_leaf,
+        element=None if element is None else models.ElementStatus(**asdict(element)),
     )

@@ -20,6 +20,7 @@ TPM), and ``write_station_directory`` for the files.
 
 from birthmark.edge.station.answers import (
     DeviceStatus,
+    ElementStatus,
     ElementStep,
     FurtherStatus,
     Issued,
@@ -47,6 +48,7 @@ __all__ = [
     "DeviceElement",
     "DeviceSlot",
     "DeviceStatus",
+    "ElementStatus",
     "ElementStep",
     "Enclave",
     "Endorsed",

@@ -18,6 +18,7 @@ from birthmark.secret import SecretBytes
 
 __all__ = [
     "DeviceStatus",
+    "ElementStatus",
     "ElementStep",
     "FurtherStatus",
     "Issued",
@@ -185,6 +186,44 @@ class FurtherStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ElementStatus:
+    """How far the key set of a device's secure element has come, as far as the service knows."""
+
+    profile: str
+    phase: str
+    """absent, intended or confirmed."""
+    kvn: int | None
+    """Key version number of the final set; None where the service does not know the profile."""
+    master: str
+    """Label of the master key of that set."""
+    key_diversification_data: str | None
+    """Hex: names the chip; None before it was seen."""
+    attempt: str
+    """The attempt under which it was last spoken to."""
+    tries: int
+    """Dialogues of that attempt that broke off."""
+    failures: int
+    """Authentications whose outcome is not known, since the last that was accepted."""
+    reason: str | None
+    """Why the last dialogue broke off, or why the device is held."""
+
+    @classmethod
+    def read(cls, body: _Body) -> "ElementStatus":
+        """Read a part of an answer."""
+        return cls(
+            profile=take(body, "profile", str),
+            phase=take(body, "phase", str),
+            kvn=_optional(body, "kvn", int),
+            master=take(body, "master", str),
+            key_diversification_data=_optional(body, "key_diversification_data", str),
+            attempt=take(body, "attempt", str),
+            tries=take(body, "tries", int),
+            failures=take(body, "failures", int),
+            reason=_optional(body, "reason", str),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
     """Where a device stands."""
 
@@ -203,10 +242,13 @@ class DeviceStatus:
     """Index of the release in the log."""
     further: tuple[FurtherStatus, ...] = ()
     """The further certificates, in the order of the run's profiles."""
+    element: ElementStatus | None = None
+    """Its secure element that gets a key set; None before it was spoken to."""
 
     @classmethod
     def read(cls, body: _Body) -> "DeviceStatus":
         """Read an answer."""
+        element: _Body | None = _optional(body, "element", dict)
         return cls(
             device=take(body, "device", str),
             state=take(body, "state", str),
@@ -219,6 +261,7 @@ class DeviceStatus:
             revoked=_optional(body, "revoked", str),
             release_leaf=_optional(body, "release_leaf", int),
             further=tuple(map(FurtherStatus.read, _objects(body, "further"))) if "further" in body else (),
+            element=None if element is None else ElementStatus.read(element),
         )
 
 
