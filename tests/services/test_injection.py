@@ -208,6 +208,20 @@ def test_a_step_that_is_sent_again_gets_the_same_commands(elements: ElementLine)
         elements.inject(issued.attempt, 1, [*responses[:-1], responses[-1][::-1]])
 
 
+def test_what_was_on_its_way_to_a_dialogue_is_no_lie_in_the_next(elements: ElementLine) -> None:
+    bench, device = chip(elements.profile, 1), workpiece("D1")
+    card, issued = ElementChannel(bench.element), elements.issue(device)
+    assert issued.element is not None
+    late = relay(card, issued.element.batch)
+    begun = elements.inject(issued.attempt, BEGIN)
+
+    with pytest.raises(errors.IllegalTransition, match="begin it anew"):
+        elements.inject(issued.attempt, issued.element.step, late)
+
+    assert elements.line.the(Device, device.id).state is DeviceState.ISSUED
+    elements.inject(issued.attempt, begun.step, relay(card, begun.batch))
+
+
 def test_a_proof_that_is_sent_again_gets_the_same_token(elements: ElementLine) -> None:
     bench, device = chip(elements.profile, 1), workpiece("D1")
     card = ElementChannel(bench.element)

@@ -127,6 +127,9 @@ class Dialogues:
         self._keys = keys
         self._entropy = entropy
         self._live: dict[str, _Live] = {}
+        # Step numbers go on when a dialogue is begun anew: what was on its way to the one before is not taken
+        # for an answer, and a lie, in the next.
+        self._steps: dict[str, int] = {}
 
     def begin(
         self,
@@ -157,7 +160,9 @@ class Dialogues:
         step = next(dialogue)
         if len(self._live) >= REMEMBERED_DIALOGUES:
             del self._live[next(iter(self._live))]
-        sent = Commands(attempt=journal.attempt, step=1, batch=step.batch, last=step.last)
+        if len(self._steps) >= REMEMBERED_DIALOGUES and journal.attempt not in self._steps:
+            del self._steps[next(iter(self._steps))]
+        sent = self._commands(journal.attempt, step)
         self._live[journal.attempt] = _Live(before=journal, journal=journal, dialogue=dialogue, sent=sent)
         return sent
 
@@ -208,8 +213,11 @@ class Dialogues:
             # The generator is spent: what the token would have said is asked for in a dialogue begun anew.
             return errors.Interrupted(f"the dialogue broke off: {gone}")
         live.journal = live.journal.at(step.state)
-        sent = live.sent
-        return Commands(attempt=sent.attempt, step=sent.step + 1, batch=step.batch, last=step.last)
+        return self._commands(live.sent.attempt, step)
+
+    def _commands(self, attempt: str, step: Step) -> Commands:
+        number = self._steps[attempt] = self._steps.get(attempt, 0) + 1
+        return Commands(attempt=attempt, step=number, batch=step.batch, last=step.last)
 
 
 def key_set(keys: KeyStore, source: DerivedKeys | FixedKeys, device: str, kdd: bytes) -> StaticKeys:
