@@ -21,8 +21,11 @@ from typing import Any, Self
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFCMAC, CounterLocation, Mode
 
+from birthmark import errors
 from birthmark.app import open_key_store
+from birthmark.edge.station import Enclave, Station
 from birthmark.edge.station.elements.virtual import on_tcp
+from birthmark.element.card import VirtualElement
 from birthmark.element.card_faults import ElementChannel, Fault
 from birthmark.element.catalogue import parse
 from birthmark.element.diversification import KeyRole
@@ -147,10 +150,16 @@ class Pause:
         assert self.go_on.wait(_WORK_SECONDS), "nobody let the element go on"
 
 
-class _Pausing(ElementChannel):
-    """The channel to an element that stops once."""
+class _Watched(ElementChannel):
+    """The channel to an element that stops once, and what was seen there."""
 
-    pause: Pause | None = None
+    def __init__(self, element: VirtualElement, faults: Iterable[Fault], pause: Pause | None) -> None:
+        super().__init__(element, faults)
+        self.pause = pause
+        self.exchanges: list[tuple[bytes, bytes]] = []
+        """Commands that were answered, with their responses."""
+        self.keys: set[tuple[int, int, bytes]] = set()
+        """Every key the element ever had: version number, identifier, value."""
 
     def transmit(self, command: bytes) -> bytes:
         pause = self.pause
@@ -158,6 +167,10 @@ class _Pausing(ElementChannel):
         if pause is not None and here and not pause.after:
             pause.stop()
         response = super().transmit(command)
+        self.exchanges.append((command, response))
+        self.keys |= {
+            (one.kvn, number, key.reveal()) for one in self.element.state.key_sets for number, key in one.keys
+        }
         if pause is not None and here and pause.after:
             pause.stop()
         return response
@@ -169,7 +182,7 @@ class Chip:
 
     name: str
     bench: Bench
-    channel: _Pausing
+    channel: _Watched
     port: int
     served: ExitStack = field(repr=False)
     """Closed, nobody reaches it any more."""
@@ -281,8 +294,7 @@ class Line:
         """Make a device whose element has these faults, and serve it until the line is closed."""
         self.made += 1
         bench = chip(profile(), self.made)
-        channel = _Pausing(bench.element, faults)
-        channel.pause = pause
+        channel = _Watched(bench.element, faults, pause)
         served = self.stack.enter_context(ExitStack())
         port = served.enter_context(on_tcp(channel))
         return Chip(name=f"C{self.made:05}", bench=bench, channel=channel, port=port, served=served)
@@ -296,6 +308,18 @@ class Line:
     def provision(self, chips: Sequence[Chip]) -> dict[str, dict[str, Any]]:
         """Have a station program provision them all."""
         return self.program(chips).finish()
+
+    def provision_here(self, chips: Sequence[Chip]) -> dict[str, dict[str, Any]]:
+        """Provision them from this process, one after the other, at another station."""
+        said: dict[str, dict[str, Any]] = {}
+        with Station(self.realm.station("ST03")) as station:
+            for chip in chips:
+                with Enclave(str(self.devices / chip.name), card=chip.channel) as device:
+                    try:
+                        said[chip.name] = {"released": station.provision(CHIPS, chip.name, device).leaf}
+                    except errors.Refusal as refused:
+                        said[chip.name] = {"refused": refused.code, "reason": str(refused)}
+        return said
 
     def results(self) -> dict[str, dict[str, Any]]:
         """Return what station programs said last of each device."""
