@@ -218,6 +218,10 @@ REFUSED: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
     "two sets in one place": ((("0x31", "0x30"),), r"final\.kvn: 30 is the initial set's"),
     "the probe on the final set": ((("0x3F", "0x31"),), "probe-kvn: 31 is that of a key set"),
     "the probe on the initial set": ((("0x3F", "0x30"),), "probe-kvn: 30 is that of a key set"),
+    "another set that is ours": (
+        (("probe-kvn = 0x3F", "probe-kvn = 0x3F\nother-key-sets = [0x31]"),),
+        "other-key-sets: 31 is a set of this profile",
+    ),
     "replacing the default set": (
         (('"add"', '"replace"'), (DERIVED, 'kvn = 0\nkeys = ["a", "b", "c"]\n')),
         r"initial\.kvn: PUT KEY replaces a set by its version number",

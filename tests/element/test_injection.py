@@ -11,13 +11,14 @@ from cryptography.hazmat.primitives.kdf.kbkdf import Mode as CounterMode
 
 from birthmark import errors
 from birthmark.element.apdu import Batch, CardChannel, relay
+from birthmark.element.card import VirtualElement
 from birthmark.element.card_state import Traits
 from birthmark.element.diversification import ContextSource, KeyRole, Scheme
 from birthmark.element.injection import KeySetPhase
 from birthmark.element.keyset import KeyBlockForm, KeyRoute, SoftwareKeys, check_value
 from birthmark.element.profiles import Replacement
 from birthmark.secret import SecretBytes
-from tests.support.injecting import FINAL_KVN, INITIAL_KVN, KDD, Bench, key_set, profile_of
+from tests.support.injecting import FINAL_KVN, INITIAL_KVN, KDD, Bench, Numbers, key_set, profile_of
 
 WAYS = {
     "added": (INITIAL_KVN, FINAL_KVN, Replacement.ADD),
@@ -343,3 +344,19 @@ def test_secrets_are_in_no_value_that_leaves_the_dialogue() -> None:
             assert isinstance(key, SecretBytes)
             assert key.reveal() not in shown
             assert key.reveal().hex().encode() not in shown
+
+
+def test_a_set_of_another_protocol_is_allowed_by_name_only() -> None:
+    """SPEC D4: what the profile does not name, the element must not have."""
+    named = replace(profile_of(), other_key_sets=frozenset({0x70}))
+    for profile in (named, profile_of()):
+        bench = Bench(profile=profile)
+        state = bench.element.state
+        (initial,) = state.key_sets
+        besides = state.with_key_set(replace(initial, kvn=0x70))
+        bench.element = VirtualElement(besides, entropy=Numbers(b"card"))
+        if profile is named:
+            assert bench.run().key_sets == (profile.final.kvn, 0x70)
+        else:
+            with pytest.raises(errors.ProofFailed, match=r"lists keys .*70/01"):
+                bench.run()

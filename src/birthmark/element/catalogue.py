@@ -162,6 +162,7 @@ def _scp03(table: TomlTable, name: str, digest: str) -> ElementProfile:
             KeyBlockForm, "key-blocks", table.take("key-blocks", str, default=KeyBlockForm.WITH_LENGTH.value)
         ),
         probe_kvn=table.take("probe-kvn", int, default=0x3F),
+        other_key_sets=frozenset(table.integers("other-key-sets")),
         probe_check_value=table.take("probe-check-value", bool, default=False),
         bare_key_information=table.take("bare-key-information", bool, default=False),
         counts_empty_commands=table.take("counts-empty-commands", bool, default=True),
@@ -321,6 +322,9 @@ def _wrong_versions(profile: ElementProfile) -> Iterator[tuple[str, str]]:
             yield key, f"{kvn:02X} is not between {least:02X} and 7F"
     if profile.probe_kvn in (initial.kvn, profile.final.kvn):
         yield "probe-kvn", f"{profile.probe_kvn:02X} is that of a key set, and the probe key is deleted"
+    for kvn in sorted(profile.other_key_sets):
+        if kvn in versions.values() or not 1 <= kvn <= 0x7F:
+            yield "other-key-sets", f"{kvn:02X} is a set of this profile, or not between 01 and 7F"
     if profile.replacement is Replacement.ADD and initial.kvn == profile.final.kvn:
         yield "final.kvn", f"{initial.kvn:02X} is the initial set's: one can be replaced there, none added"
     if profile.replacement is Replacement.REPLACE and initial.kvn == 0:

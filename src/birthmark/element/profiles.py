@@ -99,6 +99,9 @@ class ElementProfile:
     key_blocks: KeyBlockForm = KeyBlockForm.WITH_LENGTH
     probe_kvn: int = 0x3F
     """Key version number that is free for the probe key, and free again afterwards."""
+    other_key_sets: frozenset[int] = frozenset()
+    """Key version numbers that the element lists besides, and that are none of our business: keys of other
+    protocols, or for other uses.  Any other one holds the device."""
     probe_check_value: bool = False
     """Send the probe key's check value, for elements that load no key without one."""
     bare_key_information: bool = False

@@ -149,6 +149,7 @@ def _document(profile: AnyElementProfile) -> dict[str, Any]:
         "replacement": str(profile.replacement),
         "key_blocks": str(profile.key_blocks),
         "probe_kvn": f"{profile.probe_kvn:02X}",
+        "other_key_sets": [f"{kvn:02X}" for kvn in sorted(profile.other_key_sets)],
         "probe_check_value": profile.probe_check_value,
         "bare_key_information": profile.bare_key_information,
         "counts_empty_commands": profile.counts_empty_commands,
