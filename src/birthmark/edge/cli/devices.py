@@ -34,6 +34,9 @@ devices = typer.Typer(
 )
 DeviceArgument = Annotated[str, typer.Argument(metavar="KIND:ID", help="E.g. vin:1M8GDM9AXKP042788.")]
 
+_NOT_PRINTED = ("journal", "objects")
+_HEX = ("i", "key_sets", "kvn", "refused_kvn")
+
 
 def _find(application: Application, text: str) -> Device:
     device = device_id(text)
@@ -194,20 +197,20 @@ def show(
 def _print_element(element: Mapping[str, Any] | None, attempts: Iterable[Mapping[str, Any]]) -> None:
     """Print where a device's element stands, and what was proved of it in the attempt that released it."""
     proved = [(name, row[name]) for row in attempts for name in ("key_set", "tpm") if name in row]
-    sections = [("element", element), *proved]
-    for title, values in sections:
+    for title, values in (("element", element), *proved):
         if values is None:
             continue
+        told = {name: _text(name, value) for name, value in values.items() if name not in _NOT_PRINTED}
+        told |= {f"object {one['tag']}": one["sha256"] for one in values.get("objects", ())}
         printing.line()
-        told = {name: value for name, value in values.items() if name != "journal"}
-        objects = told.pop("objects", [])
-        texts = {name: _joined(value) for name, value in told.items()}
-        texts |= {f"object {one['tag']}": one["sha256"] for one in objects}
-        printing.fields({f"{title}: {name.replace('_', ' ')}": text for name, text in texts.items()})
+        printing.fields({f"{title} {name}".replace("_", " "): value for name, value in told.items()})
 
 
-def _joined(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+def _text(name: str, value: object) -> object:
+    """Return a value as the elements' own documents write it: numbers of key sets in hex."""
+    if isinstance(value, list):
+        return " ".join(str(_text(name, one)) for one in value)
+    return f"0x{value:02X}" if name in _HEX and isinstance(value, int) else value
 
 
 @devices.command()
