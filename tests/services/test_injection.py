@@ -282,6 +282,21 @@ def test_a_dead_element_is_held_with_the_reason_and_a_reworked_device_goes_on(el
     assert is_right(elements, bench, device.id)
 
 
+def test_authentications_that_are_known_to_have_been_accepted_are_not_counted(elements: ElementLine) -> None:
+    """SPEC D5: after an authentic response the count is back at none, also if the dialogue broke off then."""
+    bench, device = chip(elements.profile, 1), workpiece("D1")
+    delete, tries = 0xE4, elements.profile.tries
+    lost = [Fault(kind=FaultKind.ANSWER_LOST, at=n + 1, ins=delete) for n in range(tries)]
+
+    with pytest.raises(errors.ProofFailed, match=f"{tries} dialogues with its element broke off"):
+        elements.provision(device, ElementChannel(bench.element, lost))
+
+    assert elements.line.the(ElementJournal, device.id).failures == 0
+    elements.line.dispose(DeviceEvent.REWORK, device.id)
+    elements.provision(device, ElementChannel(bench.element))
+    assert is_right(elements, bench, device.id)
+
+
 def test_a_device_held_for_authentications_of_unknown_outcome_risks_one_more_with_each_rework(
     elements: ElementLine,
 ) -> None:

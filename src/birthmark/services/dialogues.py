@@ -9,7 +9,7 @@ A step that is sent again with the same responses gets the same answer, as long 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from string import Formatter
@@ -17,6 +17,7 @@ from string import Formatter
 from birthmark import errors
 from birthmark.element.apdu import Batch
 from birthmark.element.diversification import ContextSource, Derivation, context_of
+from birthmark.element.exchanges import BrokenOff
 from birthmark.element.injection import Evidence, Injection, KeySetState, Order, Step, inject
 from birthmark.element.keyset import StaticKeys
 from birthmark.element.profiles import DerivedKeys, ElementProfile, FixedKeys
@@ -207,6 +208,9 @@ class Dialogues:
             evidence, state = done.value
             live.journal = live.journal.at(state)
             return Finished(evidence=evidence, state=state)
+        except BrokenOff as known:
+            live.journal = replace(live.journal, failures=0)
+            return errors.Interrupted(str(known))
         except (errors.ProofFailed, errors.Interrupted) as refusal:
             return refusal
         except errors.Unavailable as gone:
