@@ -13,6 +13,7 @@ from birthmark import errors
 from birthmark.edge.station import ElementStatus, Enclave, Release, Station
 from birthmark.element.card_faults import Fault, FaultKind
 from tests.edge.http.test_openapi import Judge
+from tests.support.devices import asked as wanted
 from tests.support.server import RUN, Http, tls_context
 from tests.system.element_line import CHIPS, Chip, Line, element_realm, open_line
 
@@ -124,6 +125,24 @@ def test_what_is_shown_is_as_the_interface_is_described(
         judge = Judge(client.get("/openapi.json").json)
         for chip in (held, released[0]):
             judge.take("get", "/v1/devices/{device}", client.get(f"/v1/devices/{chip.device}"))
+
+
+def test_a_dialogue_is_as_the_interface_is_described(line: Line) -> None:
+    chip = line.chip()
+    with Http(line.server.address, tls_context(line.realm.station())) as client:
+        judge = Judge(client.get("/openapi.json").json)
+        _, body = wanted(chip.name)
+        issued = judge.take("post", "/v1/runs/{run}/issue", client.post(f"/v1/runs/{CHIPS}/issue", body)).json
+        begin = {"attempt": issued["attempt"], "element": {"step": 0, "responses": []}}
+        began = judge.take("post", "/v1/inject", client.post("/v1/inject", begin)).json
+        assert began["element"]["commands"][0]["command"].startswith("00a40400")
+        ended = {**begin, "element": {"step": 1, "responses": ["9000"]}}
+        judge.take("post", "/v1/inject", client.post("/v1/inject", ended))
+        judge.take("post", "/v1/inject", client.post("/v1/inject", {**begin, "element": {"step": False}}))
+        gang = {"dialogues": [begin, {**begin, "attempt": "0" * 32}]}
+        results = judge.take("post", "/v1/gang-inject", client.post("/v1/gang-inject", gang)).json["results"]
+    assert [result.get("status") for result in results] == [None, 404]
+    assert {status for _, path, status in judge.seen if path == "/v1/inject"} == {200, 400, 409}
 
 
 def test_a_process_that_does_not_know_the_profile_shows_the_journal(line: Line, held: Chip) -> None:

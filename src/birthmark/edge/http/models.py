@@ -160,7 +160,7 @@ class FurtherCertificate(_Body):
 
 MOST_RESPONSES = 128
 Hex = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
-StepNumber = Annotated[int, Field(ge=0, le=2**31)]
+StepNumber = Annotated[int, Field(strict=True, ge=0, le=2**31)]
 
 
 class ElementCommand(_Body):
