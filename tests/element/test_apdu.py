@@ -1,6 +1,5 @@
-"""Commands, responses, batches and dialogues (ISO/IEC 7816-3 and -4)."""
+"""Commands, responses and batches (ISO/IEC 7816-3 and -4)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -10,13 +9,12 @@ from hypothesis import strategies as st
 
 from birthmark import errors
 from birthmark.element.apdu import (
+    OK,
     Batch,
     CommandAPDU,
-    Dialogue,
     Guarded,
     ResponseAPDU,
     chained,
-    converse,
     relay,
 )
 
@@ -215,23 +213,9 @@ def test_data_before_6c_are_an_answer_like_any() -> None:
     assert relay(Script([b"x\x6c\x05"]), BATCH) == [b"x\x6c\x05"]
 
 
-def test_a_dialogue_is_sent_what_came_and_returns_what_it_made_of_it() -> None:
-    def dialogue() -> Dialogue[list[bytes]]:
-        first: Sequence[bytes] = yield BATCH[:1]
-        second: Sequence[bytes] = yield BATCH[1:]
-        return [*first, *second]
-
-    script = Script([b"\x01\x90\0", b"\x02\x90\0", b"\x03\x6a\x80"])
-    assert converse(script, dialogue()) == [b"\x01\x90\0", b"\x02\x90\0", b"\x03\x6a\x80"]
-
-
-def test_a_dialogue_that_refuses_refuses() -> None:
-    def dialogue() -> Dialogue[None]:
-        yield BATCH
-        raise errors.ProofFailed("no")
-
-    with pytest.raises(errors.ProofFailed):
-        converse(Script([b"\x90\0"] * 3), dialogue())
+def test_a_pin_or_a_key_does_not_show_in_a_command_or_a_response() -> None:
+    assert "secret" not in repr(CommandAPDU(0x00, 0x20, 0x00, 0x81, b"secret"))
+    assert "secret" not in repr(ResponseAPDU(OK, b"secret"))
 
 
 def test_a_command_does_not_show_in_a_batch() -> None:

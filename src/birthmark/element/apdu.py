@@ -1,7 +1,8 @@
-"""Commands and responses of smart cards, and the dialogues that are made of them (ISO/IEC 7816-3 and -4).
+"""Commands and responses of smart cards, and the batches in which they travel (ISO/IEC 7816-3 and -4).
 
-A procedure is a generator that yields ``Batch``es and is sent the responses: it does no I/O, so the same code
-runs in the service with a station in between, next to a simulated element, and against a recorded session.
+A procedure (``injection``) is a generator that yields batches and is sent the responses: it does no I/O, so
+the same code runs in the service with a station in between, next to a simulated element, and against a
+recorded session.  Neither commands nor responses are in a ``repr``.
 
 A ``Batch`` goes to the element in one piece, as far as it goes well.  After each command stands what has to
 come back for the next one to be sent: a status word, or, where a response can be foretold, its hash.  So an
@@ -9,10 +10,10 @@ honest station carries out "prove, then delete" without asking in between and wi
 responses say; whoever sent the batch judges them again, since a station may be anything.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from birthmark import errors
 
@@ -21,15 +22,11 @@ __all__ = [
     "Batch",
     "CardChannel",
     "CommandAPDU",
-    "Dialogue",
     "Guarded",
     "ResponseAPDU",
     "chained",
-    "converse",
     "relay",
 ]
-
-T = TypeVar("T")
 
 OK = 0x9000
 _MORE_DATA = 0x61
@@ -47,7 +44,7 @@ class CommandAPDU:
     ins: int
     p1: int
     p2: int
-    data: bytes = b""
+    data: bytes = field(default=b"", repr=False)
     le: int | None = None
     """Most octets wanted in the response: 1 to 65536, 256 being the most a short command can say; None for
     none."""
@@ -131,7 +128,7 @@ class ResponseAPDU:
     """A response (ISO/IEC 7816-3 section 12.1)."""
 
     sw: int
-    data: bytes = b""
+    data: bytes = field(default=b"", repr=False)
 
     def encode(self) -> bytes:
         """Return the octets that come from the element."""
@@ -186,9 +183,6 @@ class Guarded:
 
 Batch = tuple[Guarded, ...]
 """Commands that go to the element one after the other; never empty."""
-
-Dialogue = Generator[Batch, Sequence[bytes], T]
-"""A procedure: it yields a batch and is sent the responses, as many as there were before it stopped."""
 
 
 class CardChannel(Protocol):
@@ -250,14 +244,3 @@ def _exchange(channel: CardChannel, command: bytes) -> bytes:
         cla = command[0] & 0x03 if command[0] < 0x40 else 0
         response = channel.transmit(CommandAPDU(cla, 0xC0, 0, 0, le=response[-1] or 0x100).encode())
     raise errors.Unavailable("the element's response does not end")
-
-
-def converse(channel: CardChannel, dialogue: Dialogue[T]) -> T:
-    """Carry a dialogue over a channel until it returns."""
-    try:
-        batch = next(dialogue)
-        while True:
-            batch = dialogue.send(relay(channel, batch))
-    except StopIteration as done:
-        value: T = done.value
-        return value

@@ -70,7 +70,7 @@ class KeyBlockForm(StrEnum):
 class WrappedKey:
     """A key as it travels: AES-CBC under the K-DEK of the set that opened the session, initial vector 0."""
 
-    ciphertext: bytes
+    ciphertext: bytes = field(repr=False)
     """16 or 32 octets: the key, padded with zeros to a multiple of 16."""
     check_value: bytes
     """3 octets: the first ones of AES(key, 01…01)."""
