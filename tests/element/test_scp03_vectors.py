@@ -86,7 +86,6 @@ def test_our_element_answers_as_theirs_did(recorded: Recorded) -> None:
             assert len(exchange.response.data) == len(shortest.data) + 16
         else:
             assert channel.protect(exchange.answer) == exchange.response
-            assert channel.foretell(exchange.answer) == exchange.response
 
 
 @pytest.mark.parametrize("case", DERIVED["session_keys"], ids=lambda case: case["name"])

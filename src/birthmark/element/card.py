@@ -109,8 +109,6 @@ class VirtualElement:
         """Cut the power and give it back: sessions, chains and unfetched responses are gone."""
         self._volatile = _Volatile()
 
-    power_on = reset
-
     def process(self, command: bytes) -> bytes:
         """Carry out one command, whatever it is made of, and return the response, status word included."""
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from birthmark import errors
 from birthmark.element import tlv
-from birthmark.element.card_state import DEFAULT_KVN, CardState, KeySet, StatusError, StatusWord
+from birthmark.element.card_state import FACTORY_KVN, CardState, KeySet, StatusError, StatusWord
 from birthmark.element.diversification import KeyRole
 from birthmark.element.keyset import LoadedKey, SoftwareKeys, check_value, decode_put_key, decrypt_key
 from birthmark.secret import SecretBytes
@@ -145,7 +145,7 @@ def _with_keys(
     )
     after = state.with_key_set(changed, at=p1 or kvn)
     if changed.static_keys is not None:
-        after = after.without_key_set(DEFAULT_KVN)
+        after = after.without_key_set(FACTORY_KVN)
     if len(after.key_sets) > _MOST_KEY_SETS:
         raise StatusError(StatusWord.NOT_ENOUGH_SPACE)
     return after

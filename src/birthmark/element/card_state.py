@@ -19,7 +19,7 @@ from birthmark.element.tlv import encode_tag
 from birthmark.secret import SecretBytes
 
 __all__ = [
-    "DEFAULT_KVN",
+    "FACTORY_KVN",
     "ISSUER_SECURITY_DOMAIN",
     "MOST_OBJECT_OCTETS",
     "CardState",
@@ -34,7 +34,7 @@ __all__ = [
 
 ISSUER_SECURITY_DOMAIN = bytes.fromhex("A000000151000000")
 """AID of an issuer security domain (GlobalPlatform Card Specification v2.3 section H.1)."""
-DEFAULT_KVN = 0xFF
+FACTORY_KVN = 0xFF
 """Key version number that elements report of the set they leave their maker with; P1 00 asks for it."""
 AES = 0x88
 MOST_OBJECT_OCTETS = 0x8000
@@ -171,7 +171,7 @@ class CardState:
         usable = (found for found in self.key_sets if found.static_keys is not None)
         if p1 == 0:
             return next(usable, None)
-        return next((found for found in usable if found.kvn == p1 != DEFAULT_KVN), None)
+        return next((found for found in usable if found.kvn == p1 != FACTORY_KVN), None)
 
     def with_key_set(self, changed: KeySet, *, at: int | None = None) -> "CardState":
         """Return the state with a set in the place of the one with the number ``at`` (its own if None)."""
@@ -220,7 +220,7 @@ def fresh(
     """
     if len(key_diversification_data) != KDD_OCTETS:
         raise errors.MalformedRequest(f"key diversification data have {KDD_OCTETS} octets")
-    if not 1 <= kvn <= 0x7F and kvn != DEFAULT_KVN:
+    if not 1 <= kvn <= 0x7F and kvn != FACTORY_KVN:
         raise errors.MalformedRequest(
             f"an initial set has a key version number from 01 to 7F, or FF: not {kvn:02X}"
         )

@@ -34,7 +34,7 @@ from birthmark.element.profiles import (
     StoredObject,
     TPMProfile,
 )
-from birthmark.element.scp03 import Mode, Parameter
+from birthmark.element.scp03 import PROVABLE, Mode, Parameter
 from birthmark.errors import MalformedRequest, NotFound
 from birthmark.tomltable import SUFFIX, TomlTable, document_of, files_of
 
@@ -49,8 +49,7 @@ _LABEL = re.compile(r"[a-z0-9.-]{1,64}")
 _AID = re.compile(r"([0-9A-Fa-f]{2}){5,16}")
 _VARIABLE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _MODES = {"s8": Mode.S8, "s16": Mode.S16}
-_PROVABLE = Parameter.R_MAC | Parameter.R_ENCRYPTION
-_KNOWN_BITS = Parameter.S16 | Parameter.PSEUDO_RANDOM | _PROVABLE
+_KNOWN_BITS = Parameter.S16 | Parameter.PSEUDO_RANDOM | PROVABLE
 _KEY_INFORMATION = 0xE0
 _PEM_BEGINS = "-----BEGIN "
 _PEM_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
@@ -293,7 +292,7 @@ def _contradictions(profile: ElementProfile) -> Iterator[tuple[str, str]]:
     for value in sorted(profile.parameters):
         if value & ~_KNOWN_BITS:
             yield "parameters", f"{value:02X} has bits that mean nothing (Amendment D section 5.1)"
-        if value & _PROVABLE != _PROVABLE:
+        if value & PROVABLE != PROVABLE:
             yield "parameters", f"{value:02X}: the proof needs R-MAC and R-ENCRYPTION (20 and 40)"
         if bool(value & Parameter.S16) != (profile.mode is Mode.S16):
             yield "parameters", f"{value:02X} contradicts mode: the bit 01 says s16"
@@ -329,8 +328,7 @@ def _wrong_versions(profile: ElementProfile) -> Iterator[tuple[str, str]]:
         yield "final.kvn", f"{initial.kvn:02X} is the initial set's: one can be replaced there, none added"
     if profile.replacement is Replacement.REPLACE and initial.kvn == 0:
         yield "initial.kvn", "PUT KEY replaces a set by its version number, and 00 is none"
-    labels = initial.labels if isinstance(initial, FixedKeys) else (initial.master,)
-    if final.master in labels:
+    if final.master in initial.labels:
         yield "final.master", f"{final.master} is a key of the initial set, which others have"
 
 

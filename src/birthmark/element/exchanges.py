@@ -59,7 +59,7 @@ def sealed(channel: SecureChannel, commands: Iterable[Wanted]) -> Iterator[Excha
         wrapped, channel = channel.wrap(wanted.command)
         guard = None
         if wanted.foretold is not None:
-            guard = sha256(channel.foretell(wanted.foretold).encode()).hexdigest()
+            guard = sha256(channel.protect(wanted.foretold).encode()).hexdigest()
         guarded = Guarded(command=wrapped.encode(), status_words=wanted.guards, response_sha256=guard)
         yield Exchange(name=wanted.name, guarded=guarded, accepted=wanted.accepted, channel=channel)
 

@@ -14,8 +14,8 @@ from birthmark.element.apdu import CommandAPDU, ResponseAPDU
 from birthmark.element.keyset import StaticKeys
 from birthmark.element.profiles import ElementProfile
 from birthmark.element.scp03 import (
+    PROVABLE,
     Challenge,
-    Parameter,
     SecureChannel,
     SecurityLevel,
     Session,
@@ -41,7 +41,6 @@ DEFAULT_KVN = 0x00
 FACTORY_KVN = 0xFF
 """How the set from the factory is reported; it cannot be asked for."""
 NO_COUNTER = -1
-_PROVABLE = Parameter.R_MAC | Parameter.R_ENCRYPTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ def read_greeting(
         raise errors.ProofFailed(f"the element answered with key set {challenge.kvn:02X}, not the one asked")
     if challenge.i not in profile.parameters:
         raise errors.ProofFailed(f"the element says i={challenge.i:02X}, which its profile does not allow")
-    if challenge.i & _PROVABLE != _PROVABLE:
+    if challenge.i & PROVABLE != PROVABLE:
         raise errors.ProofFailed(f"the element says i={challenge.i:02X}: its answers could not be believed")
     if challenge.mode is not profile.mode:
         raise errors.ProofFailed(f"the element speaks {challenge.mode.name}, not {profile.mode.name}")

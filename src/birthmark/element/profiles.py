@@ -45,6 +45,11 @@ class DerivedKeys:
     scheme: Scheme
     context: ContextSource
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels of all keys it takes, as ``FixedKeys`` has them."""
+        return (self.master,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedKeys:

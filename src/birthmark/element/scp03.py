@@ -26,6 +26,7 @@ from birthmark.element.keyset import StaticKeys, aes_cmac
 from birthmark.secret import SecretBytes
 
 __all__ = [
+    "PROVABLE",
     "Challenge",
     "Mode",
     "Parameter",
@@ -45,7 +46,6 @@ __all__ = [
 BLOCK = 16
 KDD_OCTETS = 10
 _SCP03 = 0x03
-_COUNTER_OCTETS = 3
 
 
 class Mode(IntEnum):
@@ -74,6 +74,10 @@ class Parameter(IntEnum):
     PSEUDO_RANDOM = 0x10
     R_MAC = 0x20
     R_ENCRYPTION = 0x40
+
+
+PROVABLE = Parameter.R_MAC | Parameter.R_ENCRYPTION
+"""An element without these bits proves nothing: nobody knows that its answers are its own."""
 
 
 class _Constant(IntEnum):
@@ -339,10 +343,6 @@ class SecureChannel:
             data = _decrypted(self.session, self.response_icv, data)
         return ResponseAPDU(response.sw, data)
 
-    def foretell(self, response: ResponseAPDU) -> ResponseAPDU:
-        """Return the protected form that an honest element's response would have; see ``protect``."""
-        return self.protect(response)
-
     # --- the element's side --------------------------------------------------------------------------------
 
     def accept(self, wrapped: CommandAPDU) -> "tuple[CommandAPDU, SecureChannel]":
@@ -369,7 +369,7 @@ class SecureChannel:
         return plain, replace(following, mac_chaining_value=expected)
 
     def protect(self, response: ResponseAPDU) -> ResponseAPDU:
-        """Protect the response to the command that made this channel."""
+        """Protect the response to the command that made this channel; the host foretells one by it."""
         if not is_protected(response.sw):
             return replace(response, data=b"")
         data = response.data

@@ -27,7 +27,6 @@ __all__ = [
 KEY_INFORMATION_TEMPLATE = 0xE0
 _KEY_INFORMATION_DATA = 0xC0
 _EXTENDED_KEY = 0xFF
-_CONSTRUCTED = 0x20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +35,6 @@ class TLV:
 
     tag: int
     value: bytes = field(repr=False)
-
-    @property
-    def constructed(self) -> bool:
-        """Return whether the value is made of data objects."""
-        return bool((self.tag if self.tag <= 0xFF else self.tag >> 8) & _CONSTRUCTED)
 
     def encode(self) -> bytes:
         """Return tag, length and value."""

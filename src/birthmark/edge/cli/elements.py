@@ -118,8 +118,7 @@ def _read(file: Path, settings: Path) -> tuple[AnyElementProfile, bytes]:
 def _labels(profile: AnyElementProfile) -> set[str]:
     if isinstance(profile, TPMProfile):
         return set()
-    initial = profile.initial
-    return {profile.final.master, *(initial.labels if isinstance(initial, FixedKeys) else (initial.master,))}
+    return {*profile.initial.labels, *profile.final.labels}
 
 
 def _summary(profile: AnyElementProfile) -> dict[str, str]:
