@@ -5,6 +5,7 @@ That the element keeps its contract is for ``tests/edge/station/test_conformance
 
 import re
 import subprocess
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_a_url_that_names_no_token_is_refused(
 ) -> None:
     with pytest.raises(refusal, match=complaint), opened(url(bench, **changes)):
         pass
+
+
+def test_a_pin_that_is_no_text_is_not_shown(bench: PKCS11Bench) -> None:
+    pin = b"\xff1234"
+    with pytest.raises(errors.MalformedRequest, match="not UTF-8") as refused:
+        PKCS11Element(str(bench.hsm.module), "device", SecretBytes(pin))
+    assert refused.value.__cause__ is None
+    assert "1234" not in "".join(traceback.format_exception(refused.value))
+    bench.open().close()
 
 
 def test_what_is_no_library_is_told(bench: PKCS11Bench, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ contract.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -26,12 +26,14 @@ from urllib.parse import parse_qsl, unquote
 from birthmark.edge.station.element import DeviceElement
 from birthmark.element.apdu import CardChannel
 from birthmark.errors import MalformedRequest, NotFound
+from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = [
     "CHANNELS",
     "ELEMENTS",
     "ChannelFactory",
     "ElementFactory",
+    "algorithm_of",
     "allow",
     "opened",
     "opened_channel",
@@ -80,6 +82,18 @@ def allow(options: Mapping[str, str], *names: str) -> None:
     if strange := sorted(set(options) - set(names)):
         known = f"it has {', '.join(names)}" if names else "it has none"
         raise MalformedRequest(f"the element has no option {strange[0][:100]!r}; {known}")
+
+
+def algorithm_of(options: Mapping[str, str], known: Iterable[KeyAlgorithm] = KeyAlgorithm) -> KeyAlgorithm:
+    """Return what the option ``algorithm`` says of the keys that are made; EC P-256 where it is left out.
+
+    Raises:
+        MalformedRequest: it is none of those that are known.
+    """
+    names = list(known)
+    if (name := options.get("algorithm", KeyAlgorithm.EC_P256)) not in names:
+        raise MalformedRequest(f"algorithm is one of {', '.join(names)}")
+    return KeyAlgorithm(name)
 
 
 def split(url: str) -> tuple[str, str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from birthmark.edge.station.elements import algorithm_of
 from birthmark.edge.station.enclave import Enclave
 from birthmark.element.apdu import CardChannel
 from birthmark.errors import MalformedRequest
@@ -49,10 +50,7 @@ def carded(options: Mapping[str, str], channel: Callable[[], ClosingChannel]) ->
         raise MalformedRequest(
             "a secure element alone keeps no certificate: say where the device does, ?enclave=DIR"
         )
-    try:
-        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
-    except ValueError as wrong:
-        raise MalformedRequest(f"algorithm is one of {', '.join(KeyAlgorithm)}") from wrong
+    algorithm = algorithm_of(options)
     opened = channel()
     try:
         return CardedEnclave(directory, algorithm=algorithm, channel=opened)

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from birthmark.edge.station.elements import allow
+from birthmark.edge.station.elements import algorithm_of, allow
 from birthmark.edge.station.enclave import Enclave
 from birthmark.errors import MalformedRequest
-from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = ["element"]
 
@@ -20,8 +19,4 @@ def element(place: str, options: Mapping[str, str]) -> Enclave:
     allow(options, "algorithm")
     if not place:
         raise MalformedRequest("file: names no directory: write file:/path/of/the/device")
-    try:
-        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
-    except ValueError as wrong:
-        raise MalformedRequest(f"algorithm is one of {', '.join(KeyAlgorithm)}") from wrong
-    return Enclave(place, algorithm=algorithm)
+    return Enclave(place, algorithm=algorithm_of(options))

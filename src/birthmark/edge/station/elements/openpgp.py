@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from birthmark.edge.station.elements import allow, opened_channel
+from birthmark.edge.station.elements import algorithm_of, allow, opened_channel
 from birthmark.edge.station.elements.beside import Beside, refuse_delivered, refuse_released, token_mark
 from birthmark.edge.station.elements.pins import read_pin
 from birthmark.edge.station.elements.requests import (
@@ -315,10 +315,7 @@ def element(place: str, options: Mapping[str, str]) -> OpenPGPElement:
     allow(options, "pin", "admin-pin", "beside", "algorithm")
     pin = read_pin(options.get("pin"), "pin")
     admin_pin = read_pin(options.get("admin-pin"), "admin-pin")
-    try:
-        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
-    except ValueError as wrong:
-        raise MalformedRequest(f"algorithm is one of {', '.join(_CURVES)}") from wrong
+    algorithm = algorithm_of(options, _CURVES)
     with ExitStack() as stack:
         made = OpenPGPElement(
             stack.enter_context(opened_channel(place)),

@@ -24,7 +24,7 @@ from pkcs11 import Attribute, CertificateType, KeyType, Mechanism, MechanismFlag
 from pkcs11 import exceptions as token_errors
 from pkcs11.util.ec import encode_named_curve_parameters
 
-from birthmark.edge.station.elements import allow
+from birthmark.edge.station.elements import algorithm_of, allow
 from birthmark.edge.station.elements.beside import refuse_delivered, refuse_released
 from birthmark.edge.station.elements.pins import read_pin
 from birthmark.edge.station.elements.requests import (
@@ -74,6 +74,15 @@ _BORN_HERE = {
 }
 """What a token says of a key that was made on it and can never have left it."""
 
+_PIN_REFUSED = (
+    token_errors.PinExpired,
+    token_errors.PinIncorrect,
+    token_errors.PinInvalid,
+    token_errors.PinLenRange,
+    token_errors.PinLocked,
+    token_errors.UserPinNotInitialized,
+)
+
 _lock = threading.RLock()
 _open_tokens: set[tuple[str, bytes]] = set()
 
@@ -95,12 +104,14 @@ class PKCS11Element:
         Raises:
             NotFound: there is no such library or token.
             NotPermitted: the PIN is refused, or a try of it is gone already.
+            MalformedRequest: the PIN is no text, or the algorithm is none of these.
             Unavailable: this process has the token open.
         """
         if algorithm not in _CURVES:
             raise MalformedRequest(f"algorithm is one of {', '.join(_CURVES)}")
         self._algorithm = algorithm
         self._label = label
+        user_pin = _text(pin, label)
         with _calls(label):
             token = _find(module, label)
             self._taken = (str(Path(module).resolve()), bytes(token.serial))
@@ -110,7 +121,7 @@ class PKCS11Element:
                 raise NotPermitted(
                     f"a wrong PIN was given to the token {label!r}: enter the right one by hand"
                 )
-            self._session: Any = token.open(rw=True, user_pin=pin.reveal().decode())
+            self._session: Any = token.open(rw=True, user_pin=user_pin)
             _open_tokens.add(self._taken)
         self.serial_number = self._taken[1].hex()
 
@@ -299,11 +310,16 @@ def element(place: str, options: Mapping[str, str]) -> PKCS11Element:
     label = options.get("token")
     if not place or not label:
         raise MalformedRequest("write pkcs11:/path/of/library.so?token=LABEL&pin=FILE")
-    try:
-        algorithm = KeyAlgorithm(options.get("algorithm", KeyAlgorithm.EC_P256))
-    except ValueError as wrong:
-        raise MalformedRequest(f"algorithm is one of {', '.join(_CURVES)}") from wrong
+    algorithm = algorithm_of(options, _CURVES)
     return PKCS11Element(place, label, read_pin(options.get("pin"), "pin"), algorithm)
+
+
+def _text(pin: SecretBytes, label: str) -> str:
+    try:
+        return pin.reveal().decode()
+    except UnicodeDecodeError:
+        # Without its cause, which carries the PIN.
+        raise MalformedRequest(f"the PIN for the token {label!r} is not UTF-8") from None
 
 
 def _subject(certificate: bytes) -> bytes:
@@ -334,7 +350,7 @@ def _calls(label: str) -> Iterator[None]:
     with _lock:
         try:
             yield
-        except (token_errors.PinIncorrect, token_errors.PinLocked, token_errors.PinLenRange) as wrong:
+        except _PIN_REFUSED as wrong:
             raise NotPermitted(f"the token {label!r} refuses the PIN; it is not given again") from wrong
         except token_errors.UserAlreadyLoggedIn as wrong:
             raise Unavailable(f"the token {label!r} is open in this process already") from wrong
