@@ -45,8 +45,10 @@ class Dialogue:
     def carry(self, deed: Deed, *, dialogues: int = 8) -> Answer:
         """Carry it to its end, which is a release or a refusal; begin anew as long as the service says so."""
         element: dict[str, Any] = self.issued["element"]
+        number = 0
         while True:
-            step = GATE if element["last"] else element["step"]
+            number += 1
+            step = GATE if element["last"] else number
             responses = deed(self.chip.channel, step, batch_of(element))
             if element["last"]:
                 answer = self.prove(element["step"], responses)
@@ -56,7 +58,7 @@ class Dialogue:
                 dialogues -= 1
                 assert dialogues, "the service counts the dialogues that break off"
                 self.chip.channel.reset()
-                answer = self.inject(0)
+                answer, number = self.inject(0), 0
             elif answer.status != 200 or element["last"]:
                 return answer
             if answer.status != 200:

@@ -21,6 +21,7 @@ import pytest
 from birthmark.edge.station import Station
 from birthmark.element.apdu import Batch, CardChannel, relay
 from birthmark.element.card_faults import Fault, FaultKind
+from tests.edge.http.test_openapi import Judge
 from tests.support.postgresql import LocalPostgreSQL, start
 from tests.support.server import Answer
 from tests.support.softhsm import softhsm_token
@@ -229,14 +230,16 @@ def test_two_dialogues_for_one_device_release_nobody_for_the_other(line: Line, s
     mine = relay(one.channel, batch_of(element))
     begun = dialogue.inject(0).json["element"]
     theirs = relay(other.channel, batch_of(begun))
-    if steps == 1:
-        said = refused(dialogue.inject(1, mine))
+    assert dialogue.inject(element["step"], mine).json["code"] == "illegal-transition"
+    answer = dialogue.inject(begun["step"], theirs)
+    if steps == 1:  # nothing was known of the first one: the second is the device's now
+        assert answer.status == 200
+        assert one.is_as_it_came
     else:
-        assert dialogue.inject(element["step"], mine).json["code"] == "illegal-transition"
-        said = refused(dialogue.inject(1, theirs))
-    assert said["refused"] == "proof-failed"
-    assert other.is_as_it_came
-    settle(line, [one], {one.name: said})
+        said = refused(answer)
+        assert said["refused"] == "proof-failed"
+        assert other.is_as_it_came
+        settle(line, [one], {one.name: said})
 
 
 @pytest.mark.timeout(150)
@@ -300,3 +303,24 @@ def strike_at_random(
     said = program.finish()
     line.tears += given - sum(len(chip.channel.faults) for chip in chips)
     return settle(line, chips, said)
+
+
+def test_what_a_dialogue_is_answered_is_what_the_description_says(line: Line) -> None:
+    first, second = Dialogue(line, line.chip()), Dialogue(line, line.chip())
+    judge = Judge(first.client.get("/openapi.json").json)
+    element = first.issued["element"]
+    responses = relay(first.chip.channel, batch_of(element))
+
+    good = judge.take("post", "/v1/inject", first.inject(element["step"], responses)).json
+    assert good["element"]["step"] == element["step"] + 1
+    judge.take("post", "/v1/inject", first.inject(-1))
+    judge.take("post", "/v1/inject", first.inject(element["step"], responses[:1]))
+    judge.take("post", "/v1/inject", second.inject(second.issued["element"]["step"], []))
+    dialogues = [
+        {"attempt": dialogue.attempt, "element": {"step": 0, "responses": []}} for dialogue in (first, second)
+    ]
+    answer = first.client.post("/v1/gang-inject", {"dialogues": dialogues})
+    results = judge.take("post", "/v1/gang-inject", answer).json["results"]
+
+    assert [len(result["element"]["commands"]) > 0 for result in results] == [True, True]
+    assert {status for _, _, status in judge.seen} == {200, 400, 409}
