@@ -21,7 +21,7 @@ from birthmark import errors
 from birthmark.edge.station.elements.tpm import IAK, IDEVID, TPMElement, template
 from birthmark.element.tpm import Algorithm, Attest, Attributes, Public, Signature, check_certified
 from birthmark.floor.attestations import Attestation
-from birthmark.floor.devices import Attempt, Device, DeviceEvent, DeviceState, IdentityRecord
+from birthmark.floor.devices import Attempt, Device, DeviceEvent, DeviceState, IdentityRecord, KeyOrigin
 from birthmark.ledger import proof as tlog
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
@@ -32,6 +32,7 @@ from birthmark.services.issue import Issued
 from tests.support.realm import Line, workpiece
 from tests.support.swtpm import SoftwareTPM, software_tpm
 from tests.support.tpms import (
+    PROFILES,
     TPMLine,
     asked,
     csrs_of,
@@ -480,3 +481,14 @@ def test_a_refused_attestation_stands_in_the_log(small: TPMLine, element: TPMEle
         small.attest("T1", replace(element.endorsed(), iak=element.endorsed().idevid))
     last = small.line.entries()[-1]
     assert (last["kind"], last["request"], last["rule"]) == ("refused", "attest", "iak-attributes")
+
+
+def test_a_run_that_no_tpm_could_have_keys_for_is_not_opened(small: TPMLine) -> None:
+    service = small.service
+    third = service.runs.catalogue.load("vehicle")
+    pinned = (service.runs.catalogue.load(PROFILES[1]).sha256, third.sha256)
+
+    with refused("element"):
+        open_tpm_run(small, "R3", further_profiles=(PROFILES[1], third.name), further_sha256=pinned)
+    with refused("element"):
+        open_tpm_run(small, "R3", origins=(KeyOrigin.DELIVERED,))

@@ -19,6 +19,7 @@ from birthmark.element.catalogue import ElementCatalogue
 from birthmark.element.profiles import ElementProfile
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
+from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.locations import crl_path
 from birthmark.floor.revocations import Partitioning
@@ -178,10 +179,10 @@ class OpenRuns:
         check(constraints, licence.variables)
         device = yield from self._device(licence, constraints, sample)
         tests = negative_tests(constraints, {**licence.variables, VARIABLE: device.text})
-        rehearsed = self._rehearse(licence, f"{device.kind}:{device.text}")
+        rehearsed = self._rehearse(licence, device.device)
         evidence = {
             **rehearsed,
-            "hardware_id": f"{device.kind}:{device.text}",
+            "hardware_id": device.device,
             "inspections": [self._inspect(licence, profile, chain, device) for profile in profiles],
             **_told(constraints, tests),
         }
@@ -231,6 +232,12 @@ class OpenRuns:
             )
         said = {"element": profile.name, "element_sha256": profile.sha256}
         if not isinstance(profile, ElementProfile):
+            if len(licence.profiles) > 2 or KeyOrigin.BORN not in licence.origins:
+                raise errors.PolicyRefused(
+                    "element",
+                    "a tpm makes its keys itself, and has one or two to certify: its identity key, and"
+                    " its attestation key",
+                )
             return said
         check_objects(profile, licence)
         route = rehearse(self._keys, profile, device)
