@@ -157,6 +157,7 @@ class RunLicence:
         """Return what licences did not say before they pinned profiles: those stay as they were signed."""
         if not self.profile_sha256:
             return {}
+        element = {"element": self.element, "element_sha256": self.element_sha256}
         return {
             "device_class": self.device_class,
             "site": self.site,
@@ -165,7 +166,7 @@ class RunLicence:
             "profile_sha256": self.profile_sha256,
             "further_profiles": list(self.further_profiles),
             "further_sha256": list(self.further_sha256),
-            **({"element": self.element, "element_sha256": self.element_sha256} if self.element else {}),
+            **(element if any(element.values()) else {}),
         }
 
     @property
