@@ -200,8 +200,12 @@ class IdentityRecord:
     challenge: bytes
     proof: bytes
     further: str = ""
-    """Further credentials of the device: canonical JSON, under ``further`` a list of profile, certificate,
-    certificate_sha256, spki_sha256 and proof each; empty for none."""
+    """What else the record says, canonical JSON; empty for nothing.
+
+    ``further`` is a list of profile, certificate, certificate_sha256, spki_sha256 and proof for each further
+    certificate, ``key_set`` what was proved of its secure element (``services.injection``), ``tpm`` what was
+    attested (``floor.attestations``).
+    """
 
     def document(self) -> dict[str, object]:
         """Return the record as it stands in the log entry of the release (its own index apart)."""

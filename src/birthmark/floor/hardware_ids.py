@@ -42,6 +42,11 @@ class HardwareId:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def device(self) -> str:
+        """The id of the device it names: kind and hardware id, e.g. ``vin:1M8GDM9AXKP042788``."""
+        return f"{self.kind}:{self.text}"
+
 
 _WMI = re.compile(r"[A-HJ-NPR-Z0-9]{3}")
 _LONGEST_SERIAL = 64

@@ -30,8 +30,7 @@ from birthmark.ledger.entry import time_text
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, client_reads, live_client, refuse
-from birthmark.services.issue import check_scope
-from birthmark.services.runs import RunContext, Runs
+from birthmark.services.runs import RunContext, Runs, check_scope
 
 __all__ = ["AttestDevices", "AttestRequest", "Attesting"]
 
@@ -136,7 +135,7 @@ class AttestDevices:
         secret, nonce = self._entropy.token(SECRET_SIZE), self._entropy.token(NONCE_SIZE)
         attestation = Attestation(
             id=self._entropy.token(16).hex(),
-            device=f"{hardware_id.kind}:{hardware_id.text}",
+            device=hardware_id.device,
             run=licence.id,
             client=caller.client.id,
             ek_certificate=endorsement.certificate,

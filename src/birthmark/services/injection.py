@@ -32,8 +32,7 @@ from birthmark.services.dialogues import (
     element_of,
     journal_of,
 )
-from birthmark.services.issue import check_scope
-from birthmark.services.runs import RunContext, Runs
+from birthmark.services.runs import RunContext, Runs, check_scope
 
 __all__ = ["InjectDevices", "InjectRequest", "judge_element", "outcome_of"]
 

@@ -23,7 +23,7 @@ from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.attestations import Attestation
 from birthmark.floor.authorities import Authority, count_issuance
-from birthmark.floor.clients import Capability, Client, Role
+from birthmark.floor.clients import Capability, Client
 from birthmark.floor.devices import (
     Attempt,
     Device,
@@ -36,7 +36,7 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.elements import ElementJournal
 from birthmark.floor.hardware_ids import HardwareId
-from birthmark.floor.runs import AllowedDevice, Run, RunLicence, admit
+from birthmark.floor.runs import AllowedDevice, Run, admit
 from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
@@ -59,9 +59,9 @@ from birthmark.services.attestations import Attested, Known
 from birthmark.services.challenges import Challenged, Challenges, Provable
 from birthmark.services.dialogues import Commands, Dialogues, element_of, journal_of
 from birthmark.services.revocations import line_of, revoke
-from birthmark.services.runs import RunContext, Runs
+from birthmark.services.runs import RunContext, Runs, check_scope
 
-__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate", "check_scope", "check_sees"]
+__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate"]
 
 CHALLENGE_SIZE = 32
 
@@ -321,7 +321,7 @@ class IssueDevices:
             )
         csrs = (request.csr, *(request.further_csrs or (None,) * len(context.further)))
         templates = (context.template, *context.further)
-        device = f"{hardware_id.kind}:{hardware_id.text}"
+        device = hardware_id.device
         attestation = attestations.judged(context, device, request.attested, known)
         keys = attestations.keys_in(attestation, len(templates))
         certified = [
@@ -563,41 +563,3 @@ def _certify(
             )
         )
     facts.put(authority)
-
-
-def check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:
-    """Refuse a device that the run's list or the client's own certificate does not cover (SPEC C9)."""
-    allow_list = context.licence.allow_list
-    if allow_list is not None and facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is None:
-        raise errors.PolicyRefused(
-            "hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}"
-        )
-    if client.role is not Role.BOOTSTRAP:
-        return
-    if client.hardware_id is not None and client.hardware_id != device:
-        raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
-    if client.run is not None and (client.run != context.licence.id or allow_list is None):
-        raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
-
-
-def check_sees(facts: Facts, client: Client, licence: RunLicence) -> None:
-    """Refuse a bootstrap credential a look at a run under which it may provision nothing (SPEC C9).
-
-    Args:
-        facts: with the line of the run's list for the credential's device, where there are both.
-        client: who asks.
-        licence: of the run.
-
-    Raises:
-        errors.NotPermitted: says what the credential is for.
-    """
-    if client.role is not Role.BOOTSTRAP:
-        return
-    if client.run is not None and client.run != licence.id:
-        raise errors.NotPermitted(f"{client.id} is for run {client.run} only")
-    device, allow_list = client.hardware_id, licence.allow_list
-    if device is None:
-        return
-    listed = allow_list is None or facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is not None
-    if device.partition(":")[0] != licence.hardware_id.kind or not listed:
-        raise errors.NotPermitted(f"{client.id} is for {device} only, which run {licence.id} is not for")

@@ -43,9 +43,8 @@ from birthmark.services.attestations import attested_said
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.dialogues import Dialogues, Moved, Responses, element_of
 from birthmark.services.injection import judge_element, outcome_of
-from birthmark.services.issue import check_scope
 from birthmark.services.revocations import line_of, status
-from birthmark.services.runs import RunContext, Runs
+from birthmark.services.runs import RunContext, Runs, check_scope
 
 __all__ = ["ProveDevices", "ProveRequest", "Released"]
 

@@ -15,7 +15,7 @@ from birthmark import errors
 from birthmark.element.catalogue import ElementCatalogue
 from birthmark.element.profiles import AnyElementProfile
 from birthmark.floor.authorities import Authority
-from birthmark.floor.clients import Capability, Client, Credential
+from birthmark.floor.clients import Capability, Client, Credential, Role
 from birthmark.floor.realm import Realm
 from birthmark.floor.runs import (
     AllowedDevice,
@@ -42,6 +42,8 @@ __all__ = [
     "RunContext",
     "Runs",
     "authority_chain",
+    "check_scope",
+    "check_sees",
     "constraints_of",
     "issuer_of",
     "licence_of",
@@ -493,3 +495,41 @@ def _decide_import(
         if facts.get(AllowedDevice, key) is None:
             facts.put(AllowedDevice(id=key))
     return Decision(None, entries)
+
+
+def check_scope(facts: Facts, client: Client, context: RunContext, device: str) -> None:
+    """Refuse a device that the run's list or the client's own certificate does not cover (SPEC C9)."""
+    allow_list = context.licence.allow_list
+    if allow_list is not None and facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is None:
+        raise errors.PolicyRefused(
+            "hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}"
+        )
+    if client.role is not Role.BOOTSTRAP:
+        return
+    if client.hardware_id is not None and client.hardware_id != device:
+        raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
+    if client.run is not None and (client.run != context.licence.id or allow_list is None):
+        raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
+
+
+def check_sees(facts: Facts, client: Client, licence: RunLicence) -> None:
+    """Refuse a bootstrap credential a look at a run under which it may provision nothing (SPEC C9).
+
+    Args:
+        facts: with the line of the run's list for the credential's device, where there are both.
+        client: who asks.
+        licence: of the run.
+
+    Raises:
+        errors.NotPermitted: says what the credential is for.
+    """
+    if client.role is not Role.BOOTSTRAP:
+        return
+    if client.run is not None and client.run != licence.id:
+        raise errors.NotPermitted(f"{client.id} is for run {client.run} only")
+    device, allow_list = client.hardware_id, licence.allow_list
+    if device is None:
+        return
+    listed = allow_list is None or facts.get(AllowedDevice, AllowedDevice.key(allow_list, device)) is not None
+    if device.partition(":")[0] != licence.hardware_id.kind or not listed:
+        raise errors.NotPermitted(f"{client.id} is for {device} only, which run {licence.id} is not for")

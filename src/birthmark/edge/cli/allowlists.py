@@ -62,13 +62,12 @@ def _judge(rows: Iterator[tuple[int, str]], rule: HardwareIdRule, advance: Advan
     seen: dict[str, int] = {}
     complaints: list[str] = []
     octets = 0
-    kind = str(rule.kind)
     for count, (line, text) in enumerate(rows):
         octets += len(text) + 1
         if count % _TEST_EVERY == 0:
             advance(octets, max(size, octets))
         try:
-            device = f"{kind}:{rule.parse(text).text}"
+            device = rule.parse(text).device
         except errors.Refusal as refusal:
             hint = f" (is it a heading? name the column {HEADING})" if count == 0 else ""
             complaints.append(f"line {line}: {refusal}{hint}")

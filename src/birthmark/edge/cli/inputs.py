@@ -52,4 +52,4 @@ def device_id(text: str) -> str:
     if not colon or kind not in set(HardwareIdKind):
         kinds = ", ".join(f"{kind}:…" for kind in HardwareIdKind)
         raise errors.MalformedRequest(f"a device is named {kinds}, not {text!r}")
-    return f"{kind}:{HardwareIdRule(kind=HardwareIdKind(kind)).parse(hardware_id).text}"
+    return HardwareIdRule(kind=HardwareIdKind(kind)).parse(hardware_id).device

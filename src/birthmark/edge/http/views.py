@@ -12,9 +12,8 @@ from birthmark.floor.runs import AllowedDevice, Run, RunLicence
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Facts, Look, UseCase
 from birthmark.services.element_status import element_status
-from birthmark.services.issue import check_sees
 from birthmark.services.revocations import line_of, status
-from birthmark.services.runs import Runs
+from birthmark.services.runs import Runs, check_sees
 
 __all__ = ["device_view", "run_view"]
 
