@@ -1,10 +1,10 @@
 """What it costs to put a key set into a secure element and have it proved (SPEC D1 to D4).
 
 One injection with its gate is the product's own dialogue, from the first command to the evidence: nothing is
-left out but the network and the database; ``whole_line`` has the database, too.  Two shares are told apart: the
-service's (everything the dialogue computes, key store included) and the wire's (the element, its reader and
-what lies between).  The element is the virtual one, so the wire's share says what carrying costs, not what a
-chip does.
+left out but the network and the database; ``whole_line`` has the database, too.  Two shares are told apart:
+the service's (everything the dialogue computes, key store included) and the wire's (the element, its reader
+and what lies between).  The element is the virtual one, so the wire's share says what carrying costs, not
+what a chip does.
 """
 
 import importlib.util
