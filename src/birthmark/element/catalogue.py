@@ -26,6 +26,7 @@ from birthmark.element.diversification import KEY_SIZES, ContextSource, Scheme
 from birthmark.element.keyset import KeyBlockForm
 from birthmark.element.profiles import (
     AnyElementProfile,
+    ContentKind,
     DerivedKeys,
     ElementKind,
     ElementProfile,
@@ -262,10 +263,12 @@ def _is_tag(tag: int) -> bool:
 
 def _wrong_content(content: str) -> str | None:
     """Return what is wrong with what an object shall hold; None for nothing."""
-    form, colon, rest = content.partition(":")
-    if form == "text" and colon:
-        return _wrong_text(rest)
-    if content in ("certificate", "chain") or (form == "certificate" and _NAME.fullmatch(rest)):
+    kind, colon, argument = content.partition(":")
+    if kind == ContentKind.TEXT and colon:
+        return _wrong_text(argument)
+    if content in (ContentKind.CERTIFICATE, ContentKind.CHAIN):
+        return None
+    if kind == ContentKind.CERTIFICATE and _NAME.fullmatch(argument):
         return None
     return f"{content!r} is neither certificate, chain, certificate:PROFILE nor text:…"
 

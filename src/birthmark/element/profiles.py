@@ -15,6 +15,7 @@ from birthmark.element.scp03 import Mode
 
 __all__ = [
     "AnyElementProfile",
+    "ContentKind",
     "DerivedKeys",
     "ElementKind",
     "ElementProfile",
@@ -70,6 +71,14 @@ class Replacement(StrEnum):
     """In place of the initial one, for elements that take no second set."""
 
 
+class ContentKind(StrEnum):
+    """What a data object holds; before the colon in ``StoredObject.content``."""
+
+    CERTIFICATE = "certificate"
+    CHAIN = "chain"
+    TEXT = "text"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredObject:
     """A data object that is written by STORE DATA and read back by GET DATA."""
@@ -82,6 +91,16 @@ class StoredObject:
     ``certificate`` (the first one), ``chain`` (the authorities above, DER, joined), ``certificate:PROFILE``
     (a further one), or ``text:…`` with ``{hardware_id}`` and the run's variables in braces.
     """
+
+    @property
+    def kind(self) -> ContentKind:
+        """What it holds."""
+        return ContentKind(self.content.partition(":")[0])
+
+    @property
+    def argument(self) -> str:
+        """The profile of a further certificate, or a text with its braces; empty for what needs neither."""
+        return self.content.partition(":")[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

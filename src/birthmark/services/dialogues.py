@@ -20,7 +20,7 @@ from birthmark.element.diversification import ContextSource, Derivation, context
 from birthmark.element.exchanges import BrokenOff
 from birthmark.element.injection import Evidence, Injection, KeySetState, Order, Step, inject
 from birthmark.element.keyset import StaticKeys
-from birthmark.element.profiles import DerivedKeys, ElementProfile, FixedKeys
+from birthmark.element.profiles import ContentKind, DerivedKeys, ElementProfile, FixedKeys
 from birthmark.element.scp03 import KDD_OCTETS
 from birthmark.floor.elements import ElementJournal, fresh
 from birthmark.floor.runs import RunLicence
@@ -263,7 +263,7 @@ def rehearse(keys: KeyStore, profile: ElementProfile, device: str) -> str:
 
 def object_variables(profile: ElementProfile) -> frozenset[str]:
     """Return the names in braces in the objects of a profile, the hardware id's apart."""
-    texts = [stored.content.partition(":")[2] for stored in profile.objects if stored.content[:5] == "text:"]
+    texts = [stored.argument for stored in profile.objects if stored.kind is ContentKind.TEXT]
     names = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name is not None}
     return frozenset(names - {HARDWARE_ID})
 
@@ -276,8 +276,8 @@ def check_objects(profile: ElementProfile, licence: RunLicence) -> None:
     """
     issued = [name for name, _ in licence.profiles]
     for stored in profile.objects:
-        kind, _, name = stored.content.partition(":")
-        if kind == "certificate" and name and name not in issued:
+        name = stored.argument
+        if stored.kind is ContentKind.CERTIFICATE and name and name not in issued:
             raise errors.PolicyRefused(
                 "element-object", f"run {licence.id} issues no certificate of profile {name}"
             )
@@ -292,14 +292,14 @@ def _contents(
     by_profile = dict(zip((name for name, _ in licence.profiles), certificates, strict=True))
     contents = {}
     for stored in profile.objects:
-        kind, _, rest = stored.content.partition(":")
-        match kind:
-            case "text":
-                contents[stored.tag] = rest.format_map(values).encode()
-            case "chain":
+        match stored.kind:
+            case ContentKind.TEXT:
+                contents[stored.tag] = stored.argument.format_map(values).encode()
+            case ContentKind.CHAIN:
                 contents[stored.tag] = b"".join(context.chain)
-            case _:
-                contents[stored.tag] = by_profile[rest] if rest else certificates[0]
+            case ContentKind.CERTIFICATE:
+                name = stored.argument
+                contents[stored.tag] = by_profile[name] if name else certificates[0]
     return contents
 
 

@@ -18,7 +18,14 @@ from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.virtual_elements import virtual
 from birthmark.element import catalogue as packaged
 from birthmark.element.catalogue import LONGEST_FILE, ElementCatalogue
-from birthmark.element.profiles import AnyElementProfile, DerivedKeys, ElementProfile, FixedKeys, TPMProfile
+from birthmark.element.profiles import (
+    AnyElementProfile,
+    ContentKind,
+    DerivedKeys,
+    ElementProfile,
+    FixedKeys,
+    TPMProfile,
+)
 from birthmark.floor.runs import Run, RunLicence
 from birthmark.pki.profiles import Catalogue, ProfileKind
 from birthmark.settings import load
@@ -107,8 +114,8 @@ def _read(file: Path, settings: Path) -> tuple[AnyElementProfile, bytes]:
         )
     _, certificates = _catalogues(settings)
     for stored in profile.objects if isinstance(profile, ElementProfile) else ():
-        form, _, name = stored.content.partition(":")
-        if form == "certificate" and name and certificates.load(name).kind is not ProfileKind.DEVICE:
+        name = stored.argument if stored.kind is ContentKind.CERTIFICATE else ""
+        if name and certificates.load(name).kind is not ProfileKind.DEVICE:
             raise errors.MalformedRequest(
                 f"element profile {file.name}: objects: {name} is no profile of a device's certificates"
             )
