@@ -96,6 +96,11 @@ class Interrupted(Refusal):
 
     code = "interrupted"
 
+    def __init__(self, message: str, *, accepted: bool = False) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+        """The element had accepted our authentication, and shown it, before it broke off."""
+
 
 class PolicyRefused(Refusal):
     """A rule of the profile, run or authority forbids it.  ``rule`` names the rule."""

@@ -278,7 +278,7 @@ def test_a_secret_on_a_read_only_mount_is_taken_with_the_mode_it_has(tmp_path: P
     mount, umount = need("mount"), need("umount")
     done = subprocess.run([mount, "-t", "tmpfs", "none", str(tmp_path)], check=False, capture_output=True)
     if done.returncode != 0:
-        pytest.skip("this sandbox may not mount a tmpfs")
+        pytest.skip("this user may not mount here a tmpfs")
     try:
         secret = tmp_path / "passphrase"
         secret.write_text("correct horse\n")
@@ -303,7 +303,7 @@ def test_a_read_only_mount_of_the_root_file_system_excuses_nothing(tmp_path: Pat
     secret.chmod(0o444)
     done = subprocess.run([mount, "--bind", str(tmp_path), str(tmp_path)], check=False, capture_output=True)
     if done.returncode != 0:
-        pytest.skip("this sandbox may not mount")
+        pytest.skip("this user may not mount here")
     try:
         subprocess.run([mount, "-o", "remount,bind,ro", str(tmp_path)], check=True)
         with pytest.raises(errors.NotPermitted, match="open to group or others"):

@@ -16,7 +16,7 @@ from birthmark import errors
 from birthmark.element.apdu import OK, Batch, CommandAPDU, Guarded, ResponseAPDU
 from birthmark.element.scp03 import SecureChannel, is_protected
 
-__all__ = ["BrokenOff", "Exchange", "Transcript", "Wanted", "batch_of", "plain", "reading", "sealed"]
+__all__ = ["Exchange", "Transcript", "Wanted", "batch_of", "plain", "reading", "sealed"]
 
 _LONGEST = 0xFFFF
 
@@ -64,10 +64,6 @@ def sealed(channel: SecureChannel, commands: Iterable[Wanted]) -> Iterator[Excha
         yield Exchange(name=wanted.name, guarded=guarded, accepted=wanted.accepted, channel=channel)
 
 
-class BrokenOff(errors.Interrupted):
-    """It broke off after an authentic response: the element has accepted the batch's authentication."""
-
-
 def batch_of(script: Sequence[Exchange]) -> Batch:
     """Return the commands for the station."""
     return tuple(exchange.guarded for exchange in script)
@@ -78,7 +74,7 @@ def reading(script: Sequence[Exchange], responses: Sequence[bytes]) -> Iterator[
 
     Raises:
         Interrupted: the next response is missing, is none, or has a status word that was not accepted;
-            ``BrokenOff`` if there was an authentic one before it.
+            ``accepted`` if there was an authentic one before it.
         ProofFailed: it is a success and not authentic.
     """
     accepted = False
@@ -88,7 +84,7 @@ def reading(script: Sequence[Exchange], responses: Sequence[bytes]) -> Iterator[
                 raise errors.Interrupted(f"{exchange.name}: no answer; what the element did is unknown")
             response = _read(exchange, responses[number])
         except errors.Interrupted as unknown:
-            raise (BrokenOff(str(unknown)) if accepted else unknown) from None
+            raise errors.Interrupted(str(unknown), accepted=accepted) from unknown.__cause__
         accepted = accepted or (exchange.channel is not None and is_protected(response.sw))
         yield response
 

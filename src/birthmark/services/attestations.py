@@ -96,7 +96,8 @@ def judged(context: RunContext, device: str, answer: Attested | None, known: Kno
     shown = sha256(answer.secret.reveal()).hexdigest()
     if not hmac.compare_digest(shown, asked.secret_sha256):
         raise errors.PolicyRefused(
-            "tpm-activation", "the secret is not the one that the endorsement key's tpm could read"
+            "tpm-activation",
+            "the secret is not the one that the endorsement key's tpm could read: attest again",
         )
     check_certified(
         iak=Public.decode(asked.iak),
@@ -164,7 +165,9 @@ def spend(facts: Facts, answered: Attestation | None, at: datetime) -> None:
     if used is None:
         facts.put(ElementUse(id=use, device=answered.device))
     elif used.device != answered.device:
-        raise errors.PolicyRefused("tpm-is-unique", f"this tpm already belongs to {used.device}")
+        raise errors.PolicyRefused(
+            "tpm-is-unique", f"this tpm already belongs to {used.device}: hold this device, and look at both"
+        )
     facts.put(answered)
 
 

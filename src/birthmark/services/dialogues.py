@@ -17,7 +17,6 @@ from string import Formatter
 from birthmark import errors
 from birthmark.element.apdu import Batch
 from birthmark.element.diversification import ContextSource, Derivation, context_of
-from birthmark.element.exchanges import BrokenOff
 from birthmark.element.injection import Evidence, Injection, KeySetState, Order, Step, inject
 from birthmark.element.keyset import StaticKeys
 from birthmark.element.profiles import ContentKind, DerivedKeys, ElementProfile, FixedKeys
@@ -208,10 +207,11 @@ class Dialogues:
             evidence, state = done.value
             live.journal = live.journal.at(state)
             return Finished(evidence=evidence, state=state)
-        except BrokenOff as known:
-            live.journal = replace(live.journal, failures=0)
-            return errors.Interrupted(str(known))
-        except (errors.ProofFailed, errors.Interrupted) as refusal:
+        except errors.Interrupted as unknown:
+            if unknown.accepted:
+                live.journal = replace(live.journal, failures=0)
+            return unknown
+        except errors.ProofFailed as refusal:
             return refusal
         except errors.Unavailable as gone:
             # The generator is spent: what the token would have said is asked for in a dialogue begun anew.

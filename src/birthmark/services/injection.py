@@ -175,7 +175,9 @@ class InjectDevices:
         attempt, device = require_under_way(attempt, device)
         journal, outcome = moved.journal(facts, device.id, attempt.id, profile), moved.outcome
         if isinstance(outcome, errors.Refusal):
-            return _not_proved(facts, device, attempt, profile, moved, outcome)
+            return _not_proved(
+                facts, device, attempt, profile, journal, outcome, spoken=moved.after is not None
+            )
         if isinstance(outcome, Finished):
             raise errors.MalformedRequest("the responses to the last commands go with the proof")
         said = {"device": device.id, "attempt": attempt.id, "run": attempt.run, "step": outcome.step}
@@ -218,7 +220,9 @@ def take_element(facts: Facts, profile: ElementProfile, journal: ElementJournal)
         facts.put(ElementUse(id=key, device=journal.device))
     elif used.device != journal.device:
         raise errors.PolicyRefused(
-            "element-is-unique", f"the secure element {journal.kdd.hex()} already belongs to {used.device}"
+            "element-is-unique",
+            f"the secure element {journal.kdd.hex()} already belongs to {used.device}: hold this device, and"
+            " look at both",
         )
 
 
@@ -250,7 +254,7 @@ def judge_element(
         raise errors.Fault("a dialogue without an element")
     journal, outcome = moved.journal(facts, device.id, attempt.id, profile), moved.outcome
     if isinstance(outcome, errors.Refusal):
-        return _not_proved(facts, device, attempt, profile, moved, outcome)
+        return _not_proved(facts, device, attempt, profile, journal, outcome, spoken=moved.after is not None)
     if isinstance(outcome, Commands):
         raise errors.IllegalTransition("the dialogue with the element goes on: carry it on, then prove")
     return _confirm(facts, profile, journal, outcome.evidence)
@@ -261,19 +265,20 @@ def _not_proved(
     device: Device,
     attempt: Attempt,
     profile: ElementProfile,
-    moved: Moved,
+    journal: ElementJournal,
     outcome: errors.ProofFailed | errors.Interrupted,
+    *,
+    spoken: bool,
 ) -> Decision[errors.Refusal]:
     """Hold the device, or count the try; the refusal is the answer, and is committed.
 
     Raises:
         errors.Interrupted: nothing was said to the element, so that was no try.
     """
-    journal = moved.journal(facts, device.id, attempt.id, profile)
     said = {"device": device.id, "attempt": attempt.id, "run": attempt.run, "code": outcome.code}
     held = outcome
     if isinstance(outcome, errors.Interrupted):
-        if moved.after is None:
+        if not spoken:
             raise outcome
         journal = replace(journal, tries=journal.tries + 1, reason=str(outcome))
         if journal.tries < profile.tries:
