@@ -56,7 +56,7 @@ def busy(elements: ElementLine) -> None:
         elements.provision(workpiece("LYING"), ElementChannel(lying.element))
     under_way = elements.issue(workpiece("UNDERWAY"))
     assert under_way.element is not None
-    elements.inject(under_way.attempt, 1, relay(channel(8), under_way.element.batch))
+    elements.inject(under_way.attempt, under_way.element.step, relay(channel(8), under_way.element.batch))
     with pytest.raises(errors.PolicyRefused, match="already belongs to serial:CLEAN"):
         elements.provision(workpiece("TWIN"), channel(1))
     scratched = elements.issue(workpiece("SCRATCHED"))

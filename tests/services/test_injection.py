@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from birthmark.element.card_faults import ElementChannel, Fault, FaultKind
 from birthmark.element.card_keys import Dishonesty
 from birthmark.element.injection import KeySetPhase
 from birthmark.floor.clients import Role
-from birthmark.floor.devices import Device, DeviceEvent, DeviceState, IdentityRecord
+from birthmark.floor.devices import Device, DeviceCertificate, DeviceEvent, DeviceState, IdentityRecord
 from birthmark.floor.elements import ElementJournal
 from birthmark.ledger.entry import parse
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.revocation import ReasonCode
+from birthmark.ports import Decision, Facts
+from birthmark.services.acts import outcomes
 from birthmark.services.dialogues import BEGIN, Commands
+from birthmark.services.revocations import line_of, revoke
+from tests.support.acts import act
 from tests.support.elements import ElementLine, chip, make_element_line
 from tests.support.injecting import Bench
 from tests.support.realm import proof, workpiece
@@ -200,12 +207,12 @@ def test_a_step_that_is_sent_again_gets_the_same_commands(elements: ElementLine)
     assert issued.element is not None
     responses = relay(card, issued.element.batch)
 
-    first = elements.inject(issued.attempt, 1, responses)
-    again = elements.inject(issued.attempt, 1, responses)
+    first = elements.inject(issued.attempt, issued.element.step, responses)
+    again = elements.inject(issued.attempt, issued.element.step, responses)
 
     assert again == first
     with pytest.raises(errors.IllegalTransition, match="begin it anew"):
-        elements.inject(issued.attempt, 1, [*responses[:-1], responses[-1][::-1]])
+        elements.inject(issued.attempt, issued.element.step, [*responses[:-1], responses[-1][::-1]])
 
 
 def test_what_was_on_its_way_to_a_dialogue_is_no_lie_in_the_next(elements: ElementLine) -> None:
@@ -354,11 +361,11 @@ def test_two_dialogues_with_the_elements_of_one_device_do_not_both_go_on(element
     begun = elements.inject(issued.attempt, BEGIN)
     second = relay(ElementChannel(theirs.element), begun.batch)
     elements.service = one
-    elements.inject(issued.attempt, 1, first)
+    elements.inject(issued.attempt, issued.element.step, first)
 
     elements.service = other
     with pytest.raises(errors.Interrupted, match="another dialogue"):
-        elements.inject(issued.attempt, 1, second)
+        elements.inject(issued.attempt, begun.step, second)
 
 
 def test_who_may_not_prove_may_not_speak(elements: ElementLine) -> None:
@@ -368,14 +375,47 @@ def test_who_may_not_prove_may_not_speak(elements: ElementLine) -> None:
     assert issued.element is not None
     responses = relay(ElementChannel(bench.element), issued.element.batch)
 
-    for step, sent in ((1, responses), (BEGIN, [])):
+    for step, sent in ((issued.element.step, responses), (BEGIN, [])):
         with pytest.raises(errors.NotPermitted, match="not allowed on run"):
             elements.inject(issued.attempt, step, sent, by=stranger)
     with pytest.raises(errors.NotFound):
         elements.inject("0" * 32, BEGIN)
 
     assert elements.line.entries()[-1]["kind"] == "refused"
-    elements.inject(issued.attempt, 1, responses)  # the dialogue did not move for them
+    elements.inject(issued.attempt, issued.element.step, responses)  # the dialogue did not move for them
+
+
+def test_nobody_else_moves_a_dialogue_by_a_proof(elements: ElementLine) -> None:
+    stranger = elements.line.enrol(Role.STATION, "ST09")
+    bench, device = chip(elements.profile, 1), workpiece("D1")
+    issued = elements.issue(device)
+    assert issued.element is not None
+    responses = relay(ElementChannel(bench.element), issued.element.batch)
+
+    for other in (stranger, elements.line.operator):
+        with pytest.raises(errors.NotPermitted):
+            elements.prove(proof(issued, device.key), issued.element.step, [b"\x90\x00"], by=other)
+
+    elements.inject(issued.attempt, issued.element.step, responses)
+
+
+def test_a_key_set_is_not_put_into_a_device_whose_certificate_was_recalled(elements: ElementLine) -> None:
+    bench, device = chip(elements.profile, 1), workpiece("D1")
+    issued = elements.issue(device)
+    assert issued.element is not None
+    responses = relay(ElementChannel(bench.element), issued.element.batch)
+    certificate = elements.line.the(DeviceCertificate, Certificate.from_der(issued.certificate).serial_hex)
+
+    def decide(facts: Facts, at: datetime) -> Decision[None]:
+        revoke(facts, line_of(certificate), ReasonCode.KEY_COMPROMISE, at, "test")
+        return Decision(None, [("note", {"text": "revoked"})])
+
+    outcomes(elements.service.store.submit([act(decide)]).result())
+
+    for step, sent in ((issued.element.step, responses), (BEGIN, [])):
+        with pytest.raises(errors.IllegalTransition, match="revoked"):
+            elements.inject(issued.attempt, step, sent)
+    assert bench.element.state.key_sets[0].kvn == elements.profile.initial.kvn
 
 
 def test_a_run_without_an_element_has_no_dialogues(elements: ElementLine) -> None:

@@ -35,6 +35,7 @@ __all__ = ["ElementLine", "chip", "element_profile", "give_masters", "make_eleme
 T = TypeVar("T")
 TRANSPORT = KeyLabel("from-the-makers")
 Carrier = Callable[[CardChannel, Commands], Sequence[bytes]]
+"""What a station does with a step, whose number is that in its dialogue, from 1."""
 
 
 def element_profile(**fields: object) -> ElementProfile:
@@ -120,8 +121,14 @@ class ElementLine:
         with suppress(errors.Unavailable):  # a dead one answers nothing, which the service is told
             card.reset()
         commands = issued.element or self.inject(issued.attempt, BEGIN)
+        number = 0
         while True:
-            responses = relay(card, commands.batch) if carrier is None else carrier(card, commands)
+            number += 1
+            responses = (
+                relay(card, commands.batch)
+                if carrier is None
+                else carrier(card, replace(commands, step=number))
+            )
             if commands.last:
                 return self.prove(proof(issued, device.key), commands.step, responses)
             commands = self.inject(issued.attempt, commands.step, responses)

@@ -152,6 +152,10 @@ def inject(order: Order) -> Injection:
     state = replace(order.state, key_diversification_data=data)
     if is_final:
         final_keys, initial_keys = opened.keys, order.initial_keys(data)
+        if counter_of(opened.greeting) != NO_COUNTER and order.state.final_counter == NO_COUNTER:
+            # No session with the final set was ever gone on with, and the initial one has put it in: that
+            # authentication was accepted.
+            state = replace(state, failures=0)
     else:
         final_keys, initial_keys = order.final_keys(data), opened.keys
         state = replace(state, initial_counter=counter_of(opened.greeting))

@@ -127,8 +127,8 @@ class Dialogues:
         self._keys = keys
         self._entropy = entropy
         self._live: dict[str, _Live] = {}
-        # Step numbers go on when a dialogue is begun anew: what was on its way to the one before is not taken
-        # for an answer, and a lie, in the next.
+        # Step numbers begin anywhere and go on when a dialogue is begun anew: what was on its way to the one
+        # before, or to another process, is not taken for an answer, and a lie, in this one.
         self._steps: dict[str, int] = {}
 
     def begin(
@@ -220,7 +220,8 @@ class Dialogues:
         return self._commands(live.sent.attempt, step)
 
     def _commands(self, attempt: str, step: Step) -> Commands:
-        number = self._steps[attempt] = self._steps.get(attempt, 0) + 1
+        before = self._steps.get(attempt) or int.from_bytes(self._entropy.token(3), "big")
+        number = self._steps[attempt] = before + 1
         return Commands(attempt=attempt, step=number, batch=step.batch, last=step.last)
 
 

@@ -5,7 +5,7 @@ next commands.  The responses to the last commands come with the proof (``prove`
 the release; what that needs from here is ``outcome_of`` and ``judge_element``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -18,6 +18,7 @@ from birthmark.element.profiles import ElementProfile
 from birthmark.floor.clients import Capability
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
 from birthmark.floor.elements import ElementJournal, ElementUse, element_use
+from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, refuse
@@ -32,9 +33,17 @@ from birthmark.services.dialogues import (
     element_of,
     journal_of,
 )
+from birthmark.services.revocations import require_good
 from birthmark.services.runs import RunContext, Runs, check_scope
 
-__all__ = ["InjectDevices", "InjectRequest", "judge_element", "outcome_of"]
+__all__ = [
+    "InjectDevices",
+    "InjectRequest",
+    "judge_element",
+    "outcome_of",
+    "permission_reads",
+    "permit",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +77,7 @@ class InjectDevices:
             if request.element.step == BEGIN and request.attempt in challenged
         ]
         facts: Facts = yield Look(
-            client_reads(caller)
+            permission_reads(caller, contexts, challenged.values())
             | {
                 Attempt: [request.attempt for request in requests if request.element.step == BEGIN],
                 Device: [found.device for found in begun],
@@ -111,6 +120,11 @@ class InjectDevices:
                 Device: (challenged.device,),
                 Run: (challenged.run,),
                 ElementJournal: (challenged.device,),
+                DeviceCertificate: challenged.serials,
+                Revocation: [
+                    revocation_key(context.licence.authority, context.licence.partition, serial)
+                    for serial in challenged.serials
+                ],
             }
             if context.licence.allow_list is not None:
                 reads[AllowedDevice] = (AllowedDevice.key(context.licence.allow_list, challenged.device),)
@@ -139,8 +153,7 @@ class InjectDevices:
             profile = element_of(context)
             if profile is None:
                 raise errors.IllegalTransition(f"run {context.licence.id} puts no key set into an element")
-            client = live_client(facts, caller, Capability.PROVE)
-            self._runs.working(context.licence, client)
+            permit(facts, caller, self._runs, context, challenged.device)
             if request.element.step != BEGIN:
                 return self._dialogues.advance(request.attempt, request.element)
             if request.element.responses:
@@ -164,15 +177,15 @@ class InjectDevices:
         facts: Facts,
         _at: datetime,
     ) -> Decision[Any]:
-        client = live_client(facts, caller, Capability.PROVE)
         if isinstance(moved, errors.Refusal):
+            live_client(facts, caller, Capability.PROVE)
             raise moved
         if context is None or challenged is None or (profile := element_of(context)) is None:
             raise errors.Fault("a dialogue without an element")
-        self._runs.working(context.licence, client)
-        check_scope(facts, client, context, challenged.device)
+        permit(facts, caller, self._runs, context, challenged.device)
         attempt, device = facts.get(Attempt, request.attempt), facts.get(Device, challenged.device)
         attempt, device = require_under_way(attempt, device)
+        require_good(facts, attempt)
         journal, outcome = moved.journal(facts, device.id, attempt.id, profile), moved.outcome
         if isinstance(outcome, errors.Refusal):
             return _not_proved(
@@ -188,6 +201,27 @@ class InjectDevices:
         final = profile.final
         said |= {"initial_kvn": profile.initial.kvn, "final_kvn": final.kvn, "context": str(final.context)}
         return Decision(outcome, [("element-step", {**said, "journal": journal.said()})])
+
+
+def permission_reads(
+    caller: Caller, contexts: Mapping[str, RunContext], challenged: Iterable[Challenged]
+) -> dict[type, Sequence[str]]:
+    """Return what ``permit`` is going to look at."""
+    lists = [(contexts[found.run].licence.allow_list, found.device) for found in challenged]
+    listed = [AllowedDevice.key(one, device) for one, device in lists if one is not None]
+    return client_reads(caller) | {AllowedDevice: listed}
+
+
+def permit(facts: Facts, caller: Caller, runs: Runs, context: RunContext, device: str) -> None:
+    """Refuse to speak to an element for somebody who may not prove for its device.
+
+    Raises:
+        errors.NotPermitted: the client may not, or not on this run, or not for this device.
+        errors.PolicyRefused: the device is not on the run's list.
+    """
+    client = live_client(facts, caller, Capability.PROVE)
+    runs.working(context.licence, client)
+    check_scope(facts, client, context, device)
 
 
 def require_under_way(attempt: Attempt | None, device: Device | None) -> tuple[Attempt, Device]:

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from birthmark import errors
+from birthmark.element.profiles import ElementProfile
 from birthmark.floor.answers import Answer
 from birthmark.floor.attestations import Attestation
 from birthmark.floor.clients import Capability, Client
@@ -30,7 +31,7 @@ from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import canonical
 from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.ports import Act, Committed, Decision, Facts, ProofOf, UseCase
+from birthmark.ports import Act, Committed, Decision, Facts, Look, ProofOf, UseCase
 from birthmark.services.acts import (
     Caller,
     answer_key,
@@ -42,8 +43,8 @@ from birthmark.services.acts import (
 from birthmark.services.attestations import attested_said
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.dialogues import Dialogues, Moved, Responses, element_of
-from birthmark.services.injection import judge_element, outcome_of
-from birthmark.services.revocations import line_of, status
+from birthmark.services.injection import judge_element, outcome_of, permission_reads, permit
+from birthmark.services.revocations import require_good
 from birthmark.services.runs import RunContext, Runs, check_scope
 
 __all__ = ["ProveDevices", "ProveRequest", "Released"]
@@ -102,8 +103,9 @@ class ProveDevices:
         contexts: dict[str, RunContext] = {}
         for run in {found.run for found in challenged.values()}:
             contexts[run] = yield from self._runs.known(run)
+        seen = yield from self._seen(caller, contexts, challenged)
         acts = [
-            self._prove_act(caller, contexts, challenged.get(request.attempt), request)
+            self._prove_act(caller, contexts, challenged.get(request.attempt), request, seen)
             for request in requests
         ]
         committed: list[Committed[Any]] = yield acts
@@ -133,9 +135,12 @@ class ProveDevices:
         contexts: Mapping[str, RunContext],
         challenged: Challenged | None,
         request: ProveRequest,
+        seen: Facts | None,
     ) -> Act[Attempt | errors.ProofFailed]:
         failure = None if challenged is None else _check_proof(challenged, request)
-        moved = None if challenged is None else self._moved(contexts[challenged.run], request)
+        moved = None
+        if challenged is not None:
+            moved = self._moved(caller, contexts[challenged.run], challenged, request, seen)
         digest = request.digest()
         reads = client_reads(caller)
         reads |= {Answer: (answer_key(caller, request.key),), Attempt: (request.attempt,)}
@@ -162,8 +167,27 @@ class ProveDevices:
             reads=reads,
         )
 
-    def _moved(self, context: RunContext, request: ProveRequest) -> Moved | errors.Refusal | None:
-        """Return what the element's last responses come to; None for a device that has no element."""
+    def _seen(
+        self, caller: Caller, contexts: Mapping[str, RunContext], challenged: Mapping[str, Challenged]
+    ) -> UseCase[Facts | None]:
+        """Return what is looked at before a dialogue is moved; None where no device has an element."""
+        if not any(isinstance(context.equipment, ElementProfile) for context in contexts.values()):
+            return None
+        found: Facts = yield Look(permission_reads(caller, contexts, challenged.values()))
+        return found
+
+    def _moved(
+        self,
+        caller: Caller,
+        context: RunContext,
+        challenged: Challenged,
+        request: ProveRequest,
+        seen: Facts | None,
+    ) -> Moved | errors.Refusal | None:
+        """Return what the element's last responses come to; None for a device that has no element.
+
+        A dialogue is moved by nobody who may not prove.
+        """
         try:
             if element_of(context) is None:
                 if request.element is not None:
@@ -174,6 +198,9 @@ class ProveDevices:
                     f"run {context.licence.id} puts a key set into each device's secure element: the proof"
                     " comes with its last responses"
                 )
+            if seen is None:
+                raise errors.Fault("an element, and nobody looked who asks")
+            permit(seen, caller, self._runs, context, challenged.device)
             return outcome_of(self._dialogues, request.attempt, request.element)
         except errors.Refusal as refusal:
             return refusal
@@ -213,7 +240,7 @@ class ProveDevices:
         proved = move(device.id, device.state, DeviceEvent.PROVE)
         if failure is not None:
             return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
-        _require_good(facts, attempt)
+        require_good(facts, attempt)
         if isinstance(moved, errors.Refusal):
             raise moved
         key_set: dict[str, Any] | None = None
@@ -239,19 +266,6 @@ class ProveDevices:
 
 class _StaleChallenge(errors.Unavailable):
     """What this process remembers of an attempt is out of date; look again.  Commits nothing."""
-
-
-def _require_good(facts: Facts, attempt: Attempt) -> None:
-    """Refuse to release a device one of whose certificates was recalled since it was issued."""
-    for serial in attempt.certificates:
-        certificate = facts.get(DeviceCertificate, serial)
-        if certificate is None:
-            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
-        reason = status(facts, line_of(certificate))
-        if reason is not None:
-            raise errors.IllegalTransition(
-                f"the certificate of {attempt.device} is revoked ({reason}): hold the device and rework it"
-            )
 
 
 def _released(attempt: Attempt, token: str) -> Released:

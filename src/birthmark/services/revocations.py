@@ -7,15 +7,16 @@ reinstated, a revoked one stays as it is, with the reason and the time it was fi
 from dataclasses import dataclass
 from datetime import datetime
 
+from birthmark import errors
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Credential
-from birthmark.floor.devices import DeviceCertificate
+from birthmark.floor.devices import Attempt, DeviceCertificate
 from birthmark.floor.revocations import AUTHORITIES, CLIENTS, Revocation, revocation_key
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.revocation import ReasonCode, revoked_entry
 from birthmark.ports import Facts
 
-__all__ = ["Line", "line_of", "reinstate", "revoke", "status"]
+__all__ = ["Line", "line_of", "reinstate", "require_good", "revoke", "status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +79,21 @@ def reinstate(facts: Facts, line: Line, at: datetime, cause: str) -> bool:
     lifted = ReasonCode.REMOVE_FROM_CRL
     facts.put(Revocation(id=line.id, entry=b"", reason=lifted, revoked_at=at, cause=cause))
     return True
+
+
+def require_good(facts: Facts, attempt: Attempt) -> None:
+    """Refuse to go on with a device one of whose certificates was recalled since it was issued.
+
+    Raises:
+        errors.IllegalTransition: one is revoked.
+        errors.IntegrityFailure: one is gone.
+    """
+    for serial in attempt.certificates:
+        certificate = facts.get(DeviceCertificate, serial)
+        if certificate is None:
+            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+        reason = status(facts, line_of(certificate))
+        if reason is not None:
+            raise errors.IllegalTransition(
+                f"the certificate of {attempt.device} is revoked ({reason}): hold the device and rework it"
+            )
