@@ -16,17 +16,19 @@ from birthmark.element.injection import KeySetPhase
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import Device, DeviceCertificate, DeviceEvent, DeviceState, IdentityRecord
 from birthmark.floor.elements import ElementJournal
+from birthmark.floor.key_assets import KeyAsset, KeyStatus
 from birthmark.ledger.entry import parse
 from birthmark.pki.certificates import Certificate
+from birthmark.pki.keys import KeyLabel
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Decision, Facts
 from birthmark.services.acts import outcomes
 from birthmark.services.dialogues import BEGIN, Commands
 from birthmark.services.revocations import line_of, revoke
-from tests.support.acts import act
+from tests.support.acts import act, put
 from tests.support.elements import ElementLine, chip, make_element_line
 from tests.support.injecting import Bench
-from tests.support.realm import proof, workpiece
+from tests.support.realm import proof, tamper, workpiece
 
 TEARS = (FaultKind.TEAR_BEFORE, FaultKind.TEAR_AFTER, FaultKind.ANSWER_LOST)
 
@@ -79,6 +81,7 @@ def test_four_requests_give_a_device_its_certificate_its_key_set_and_its_release
     assert entry["kind"] == "device-released"
     said = entry["record"]["key_set"]
     assert said["master"] == "ours"
+    assert said["master_check_value"] == elements.line.keys.attributes(KeyLabel("ours")).fingerprint
     assert said["route"] == "service", "a software store has no token to keep them in"
     assert said["key_diversification_data"] == bench.kdd.hex()
     assert said["key_sets"] == [elements.profile.final.kvn]
@@ -457,6 +460,33 @@ def test_a_run_is_not_opened_for_keys_that_cannot_be_made(elements: ElementLine)
     assert isinstance(refused(profile, element="other"), errors.NotFound)
     objects = (replace(profile.objects[0], content="certificate:dlms-tls-1"),)
     assert isinstance(refused(replace(profile, objects=objects)), errors.PolicyRefused)
+
+
+def test_a_key_that_is_not_the_one_on_record_is_not_used(elements: ElementLine) -> None:
+    """A label alone does not make a master key ours: not for a new run, and not after a restart."""
+    line = elements.line
+    asset = line.the(KeyAsset, "ours")
+
+    def recorded(changed: KeyAsset) -> None:
+        line.service.store.submit([put(changed)]).result()
+
+    def opened() -> None:
+        licence = line.licence("R9", element="chip", element_sha256=elements.profile.sha256)
+        use_case = elements.service.opening.open(line.operator.caller, licence, line.sign(licence))
+        elements.service.carry(use_case)
+
+    tamper(line.url, ("UPDATE key_asset SET fingerprint = %s WHERE label = %s", ("0102030405", "ours")))
+    with pytest.raises(errors.IntegrityFailure, match="keys check"):
+        opened()
+    elements.service = elements.another()
+    issued = elements.issue(workpiece("D1"))
+    assert issued.element is None
+    with pytest.raises(errors.IntegrityFailure, match="another one than on record"):
+        elements.inject(issued.attempt, BEGIN)
+    tamper(line.url, ("UPDATE key_asset SET fingerprint = %s WHERE label = %s", (asset.fingerprint, "ours")))
+    recorded(replace(asset, status=KeyStatus.DESTROYED))
+    with pytest.raises(errors.PolicyRefused, match="not on record as in use"):
+        elements.inject(issued.attempt, BEGIN)
 
 
 def test_opening_says_which_way_the_keys_will_go(elements: ElementLine) -> None:

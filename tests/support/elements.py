@@ -16,13 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from birthmark import errors
+from birthmark.adapters.system import SystemEntropy
 from birthmark.element.apdu import CardChannel, relay
 from birthmark.element.card_keys import HONEST, Dishonesty
 from birthmark.element.catalogue import ElementCatalogue
 from birthmark.element.profiles import ElementProfile, StoredObject
+from birthmark.floor.key_assets import KeyPurpose
 from birthmark.pki.attributes import SecretKind
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import KeyStore
+from birthmark.services.custody import KeyCustody
 from birthmark.services.dialogues import BEGIN, Commands, Responses
 from birthmark.services.injection import InjectRequest
 from birthmark.services.issue import Issued
@@ -30,7 +33,7 @@ from birthmark.services.prove import ProveRequest, Released
 from tests.support.injecting import Bench, master, profile_of
 from tests.support.realm import Client, Line, Service, Workpiece, make_line, open_service, proof
 
-__all__ = ["ElementLine", "chip", "element_profile", "give_masters", "make_element_line"]
+__all__ = ["ElementLine", "chip", "element_profile", "give_masters", "make_element_line", "put_on_record"]
 
 T = TypeVar("T")
 TRANSPORT = KeyLabel("from-the-makers")
@@ -63,6 +66,21 @@ def give_masters(keys: KeyStore, size: int = 16, kind: str = "diversify") -> Non
     for name in ("maker", "ours"):
         share = public.encrypt(master(name, size).reveal(), oaep)
         keys.accept_secret(KeyLabel(name), SecretKind(f"{kind}-aes-{size * 8}"), share, TRANSPORT)
+
+
+def put_on_record(line: Line, *labels: str) -> None:
+    """Decide on keys that are in the store."""
+    custody = KeyCustody(line.realm, line.clock, SystemEntropy())
+    for label in labels:
+        adopted = custody.adopt(
+            line.operator.caller,
+            line.keys,
+            "software",
+            KeyLabel(label),
+            KeyPurpose.MASTER_DIVERSIFICATION,
+            "provisioning",
+        )
+        line.service.carry(adopted)
 
 
 def chip(profile: ElementProfile, number: int, *, dishonesty: Dishonesty = HONEST) -> Bench:
@@ -155,6 +173,7 @@ def make_element_line(
     profile = profile or element_profile()
     line = make_line(tmp_path, database_url)
     give_masters(line.keys, profile.key_size)
+    put_on_record(line, "maker", "ours")
     service = open_service(line.url, line.keys, line.clock, elements=catalogue_of(profile))
     line.services.append(service)
     made = ElementLine(line=line, profile=profile, service=service)

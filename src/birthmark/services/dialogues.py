@@ -8,7 +8,7 @@ it, says so: the station begins anew, and the element is asked where it stands.
 A step that is sent again with the same responses gets the same answer, as long as its dialogue lives.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -22,10 +22,11 @@ from birthmark.element.keyset import StaticKeys
 from birthmark.element.profiles import ContentKind, DerivedKeys, ElementProfile, FixedKeys
 from birthmark.element.scp03 import KDD_OCTETS
 from birthmark.floor.elements import ElementJournal, fresh
+from birthmark.floor.key_assets import KeyAsset, KeyStatus
 from birthmark.floor.runs import RunLicence
 from birthmark.floor.samples import VARIABLE as HARDWARE_ID
 from birthmark.pki.keys import KeyLabel
-from birthmark.ports import Entropy, Facts, KeyStore
+from birthmark.ports import Entropy, Facts, KeyStore, Look, UseCase
 from birthmark.services.runs import RunContext
 
 __all__ = [
@@ -38,8 +39,10 @@ __all__ = [
     "check_objects",
     "element_of",
     "journal_of",
+    "labels_of",
     "object_variables",
     "rehearse",
+    "require_assets",
 ]
 
 REMEMBERED_DIALOGUES = 4096
@@ -130,6 +133,18 @@ class Dialogues:
         # Step numbers begin anywhere and go on when a dialogue is begun anew: what was on its way to the one
         # before, or to another process, is not taken for an answer, and a lie, in this one.
         self._steps: dict[str, int] = {}
+        self._decided: set[str] = set()
+
+    def require_decided(self, profile: ElementProfile) -> UseCase[None]:
+        """Refuse keys that are not those that were decided on; asked once a process, and then remembered.
+
+        Raises:
+            errors.Refusal: as ``require_assets`` does.
+        """
+        labels = labels_of(profile)
+        if not self._decided.issuperset(labels):
+            require_assets(self._keys, (yield Look({KeyAsset: labels})), labels)
+            self._decided.update(labels)
 
     def begin(
         self,
@@ -243,6 +258,40 @@ def key_set(keys: KeyStore, source: DerivedKeys | FixedKeys, device: str, kdd: b
         return keys.fixed_keys((enc, mac, dek))
     context = kdd if source.context is ContextSource.KDD else context_of(source.scheme, device)
     return keys.derived_keys(KeyLabel(source.master), Derivation(scheme=source.scheme, context=context))
+
+
+def labels_of(profile: ElementProfile) -> tuple[str, ...]:
+    """Return the labels of the keys that a profile's key sets come from."""
+    initial = profile.initial
+    first = initial.labels if isinstance(initial, FixedKeys) else (initial.master,)
+    return (*first, profile.final.master)
+
+
+def require_assets(keys: KeyStore, facts: Facts, labels: Iterable[str]) -> None:
+    """Compare keys in the store with what is on record of them: a label alone does not make a key ours.
+
+    Args:
+        keys: the store.
+        facts: with the key assets of these labels.
+        labels: of the keys.
+
+    Raises:
+        errors.NotFound: there is no such key.
+        errors.PolicyRefused: it is on no record, or was destroyed (rule ``key-asset``).
+        errors.IntegrityFailure: it is another key than the one on record.
+    """
+    for label in labels:
+        found, asset = keys.attributes(KeyLabel(label)), facts.get(KeyAsset, label)
+        if asset is None or asset.status is not KeyStatus.ACTIVE:
+            raise errors.PolicyRefused(
+                "key-asset",
+                f"key {label!r} is not on record as in use: it is made or taken in by a ceremony, or see"
+                " 'birthmark keys master' and 'birthmark keys adopt'",
+            )
+        if (found.fingerprint, str(found.kind)) != (asset.fingerprint, asset.kind):
+            raise errors.IntegrityFailure(
+                f"key {label!r} in the store is another one than on record: see 'birthmark keys check'"
+            )
 
 
 def rehearse(keys: KeyStore, profile: ElementProfile, device: str) -> str:

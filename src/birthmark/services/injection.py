@@ -18,6 +18,7 @@ from birthmark.element.profiles import ElementProfile
 from birthmark.floor.clients import Capability
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
 from birthmark.floor.elements import ElementJournal, ElementUse, element_use
+from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
@@ -85,11 +86,20 @@ class InjectDevices:
                 DeviceCertificate: [serial for found in begun for serial in found.serials],
             }
         )
+        undecided: dict[str, errors.Refusal] = {}
+        for run in {found.run for found in begun}:
+            try:
+                if (profile := element_of(contexts[run])) is not None:
+                    yield from self._dialogues.require_decided(profile)
+            except errors.Refusal as refusal:
+                undecided[run] = refusal
         acts = []
         for request in requests:
             found = challenged.get(request.attempt)
             context = None if found is None else contexts[found.run]
-            acts.append(self._act(caller, context, found, request, facts))
+            refused = None if found is None or request.element.step != BEGIN else undecided.get(found.run)
+            moved = refused or self._think(caller, context, found, request, facts)
+            acts.append(self._act(caller, context, found, request, moved))
         committed: list[Committed[Any]] = yield acts
         return [self._answer(request, item) for request, item in zip(requests, committed, strict=True)]
 
@@ -110,9 +120,8 @@ class InjectDevices:
         context: RunContext | None,
         challenged: Challenged | None,
         request: InjectRequest,
-        seen: Facts,
+        moved: Moved | errors.Refusal,
     ) -> Act[Any]:
-        moved = self._think(caller, context, challenged, request, seen)
         reads = client_reads(caller) | {Attempt: (request.attempt,)}
         fields: dict[str, Any] = {"attempt": request.attempt[:64], "step": request.element.step}
         if challenged is not None and context is not None:
@@ -347,10 +356,12 @@ def _confirm(
     confirmed = replace(journal, reason=None)
     facts.put(confirmed)
     final = profile.final
+    asset = facts.get(KeyAsset, final.master)
     return {
         "profile": profile.name,
         "profile_sha256": profile.sha256,
         "master": final.master,
+        "master_check_value": None if asset is None else asset.fingerprint,
         "scheme": str(final.scheme),
         "context": str(final.context),
         "route": str(evidence.route),

@@ -235,6 +235,10 @@ class IssueDevices:
         if profile is None:
             return results
         devices = [result.device for result in results if isinstance(result, Issued)]
+        try:
+            yield from self._dialogues.require_decided(profile)
+        except errors.Refusal:
+            return results
         facts: Facts = yield Look({ElementJournal: devices})
         for index, result in enumerate(results):
             if isinstance(result, Issued):

@@ -21,6 +21,7 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareId
+from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.locations import crl_path
 from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunStatus, require_authorised
@@ -32,7 +33,7 @@ from birthmark.pki.constraints import Constraint, NegativeTest, check, negative_
 from birthmark.pki.profiles import Profile, ProfileKind
 from birthmark.ports import Act, Committed, Decision, Facts, Inspector, KeyStore, Look, Scan, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
-from birthmark.services.dialogues import check_objects, object_variables, rehearse
+from birthmark.services.dialogues import check_objects, labels_of, object_variables, rehearse, require_assets
 from birthmark.services.inspection import RULE, inspect_article
 from birthmark.services.runs import (
     Runs,
@@ -179,7 +180,7 @@ class OpenRuns:
         check(constraints, licence.variables)
         device = yield from self._device(licence, constraints, sample)
         tests = negative_tests(constraints, {**licence.variables, VARIABLE: device.text})
-        rehearsed = self._rehearse(licence, device.device)
+        rehearsed = yield from self._rehearse(licence, device.device)
         evidence = {
             **rehearsed,
             "hardware_id": device.device,
@@ -213,7 +214,7 @@ class OpenRuns:
             )
         return found
 
-    def _rehearse(self, licence: RunLicence, device: str) -> Mapping[str, Any]:
+    def _rehearse(self, licence: RunLicence, device: str) -> UseCase[Mapping[str, Any]]:
         """Make a key set for an element that there is not, as the run will for each of its own (SPEC D3).
 
         Raises:
@@ -240,6 +241,8 @@ class OpenRuns:
                 )
             return said
         check_objects(profile, licence)
+        labels = labels_of(profile)
+        require_assets(self._keys, (yield Look({KeyAsset: labels})), labels)
         route = rehearse(self._keys, profile, device)
         return {**said, "master": profile.final.master, "scheme": str(profile.final.scheme), "route": route}
 
