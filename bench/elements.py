@@ -374,7 +374,9 @@ def whole_line(devices: int) -> Line:
             labels = (KeyLabel(profile.initial.master), KeyLabel(profile.final.master))
             maker = _masters(application.keys, profile.key_size, *labels)
             for label in labels:
-                site.command("keys", "adopt", label, "--purpose", "master-diversification", "--users", "bench")
+                site.command(
+                    "keys", "adopt", label, "--purpose", "master-diversification", "--users", "bench"
+                )
             site.command(
                 *("run", "open", "ELEMENTS", "--product", "vehicle", "--quantity", "100000"),
                 *("--hardware-id-kind", "serial", "--station", "ST01", "--element", profile.name),

@@ -22,7 +22,7 @@ bootstrap-issue bootstrap-list bootstrap-revoke
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
 ceremony-list ceremony-show ceremony-custodian ceremony-store
-keys-list keys-check keys-adopt keys-transport keys-kek keys-accept keys-backup keys-restore
+keys-list keys-master keys-check keys-adopt keys-transport keys-kek keys-accept keys-backup keys-restore
 profile-list profile-show profile-lint profile-add
 element-list element-show element-lint element-add element-virtual
 responder-key responder-enrol responder-revoke
