@@ -111,9 +111,9 @@ def element_realm(
         give_masters(keys)
     finally:
         keys.close()
-    for master in ("maker", "ours"):
+    for label in ("maker", "ours"):
         wanted = ("--purpose", "master-diversification", "--users", "provisioning")
-        realm.run("keys", "adopt", master, *wanted)
+        realm.run("keys", "adopt", label, *wanted)
     realm.open_run(CHIPS, 100_000, "--element", "chip")
     return realm
 
