@@ -68,8 +68,8 @@ def wipe(tpm: SoftwareTPM) -> None:
     """Take the identity out of a TPM, as its owner can."""
     need_extra("tpm2_pytss", "tpm")
     from tpm2_pytss.constants import ESYS_TR  # noqa: PLC0415  # an extra
-    from tpm2_pytss.ESAPI import ESAPI  # noqa: PLC0415
-    from tpm2_pytss.TSS2_Exception import TSS2_Exception  # noqa: PLC0415
+    from tpm2_pytss.ESAPI import ESAPI  # noqa: PLC0415  # an extra
+    from tpm2_pytss.TSS2_Exception import TSS2_Exception  # noqa: PLC0415  # an extra
 
     with ESAPI(tpm.tcti) as esys:
         for handle in (IDEVID, IAK):

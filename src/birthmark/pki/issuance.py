@@ -335,7 +335,8 @@ def build_reference(
         builder = builder.add_extension(value, critical=profile.critical(extension))
     hash_algorithm = ALGORITHMS[issuer.key_algorithm].hash_algorithm
     # The signature is thrown away: what counts are the octets the library would have signed.
-    built = builder.sign(throwaway_key(issuer.key_algorithm), hash_algorithm)  # type: ignore[arg-type]
+    key = throwaway_key(issuer.key_algorithm)
+    built = builder.sign(key, hash_algorithm)  # type: ignore[arg-type]  # no hash for Ed25519: the stub knows not
     return TBSCertificate(
         der=built.tbs_certificate_bytes, serial_number=serial_number, profile=profile, issuer=issuer
     )
@@ -418,8 +419,8 @@ def _plain_extension(
             return x509.OCSPNoCheck()
         case Extension.KEY_USAGE:
             bits = [usage in profile.key_usage for usage in KeyUsage]
-            # As many bits as KeyUsage takes; mypy cannot count them.
-            return x509.KeyUsage(*bits, encipher_only=False, decipher_only=False)  # type: ignore[misc]
+            only = {"encipher_only": False, "decipher_only": False}
+            return x509.KeyUsage(*bits, **only)
         case Extension.EXTENDED_KEY_USAGE:
             return x509.ExtendedKeyUsage([x509.ObjectIdentifier(text) for text in profile.extended_key_usage])
         case Extension.CERTIFICATE_POLICIES:

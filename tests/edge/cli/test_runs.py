@@ -69,7 +69,7 @@ def test_the_licence_is_signed_with_the_operators_own_key(realm: Place) -> None:
         application.close()
     assert RunLicence.decode(run.document).quantity == 3
     # Verified by the library itself, with the certificate that lies in the operator's directory.
-    from cryptography import x509  # noqa: PLC0415
+    from cryptography import x509  # noqa: PLC0415  # only this test needs it
     from cryptography.hazmat.primitives import hashes  # noqa: PLC0415  # only this test needs it
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  # only this test needs it
 

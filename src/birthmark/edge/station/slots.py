@@ -86,8 +86,8 @@ class FolderSlot:
         key = maker(self._algorithm)()
         self._store_key(SecretBytes(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())))
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-        # The stub does not say that Ed25519, which hashes for itself, goes with no hash.
-        signed = builder.sign(key, ALGORITHMS[self._algorithm].hash_algorithm)  # type: ignore[arg-type]
+        hashed = ALGORITHMS[self._algorithm].hash_algorithm
+        signed = builder.sign(key, hashed)  # type: ignore[arg-type]  # no hash for Ed25519: the stub knows not
         return signed.public_bytes(Encoding.PEM)
 
     def install(self, *, certificate: bytes, chain: Sequence[bytes], private_key: SecretBytes | None) -> None:

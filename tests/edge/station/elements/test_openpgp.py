@@ -243,5 +243,5 @@ def test_any_historical_bytes_are_read(octets: bytes) -> None:
 
 
 def test_what_a_card_says_of_lengths_is_believed() -> None:
-    assert openpgp._takes_extended(bytes.fromhex("0031e473fb11ff059000"))  # noqa: SLF001
-    assert not openpgp._takes_extended(bytes.fromhex("0031c573c00180059000"))  # noqa: SLF001
+    assert openpgp._takes_extended(bytes.fromhex("0031e473fb11ff059000"))  # noqa: SLF001  # a decoder
+    assert not openpgp._takes_extended(bytes.fromhex("0031c573c00180059000"))  # noqa: SLF001  # a decoder

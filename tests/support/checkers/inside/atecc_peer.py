@@ -62,7 +62,7 @@ def carried_out(order: dict[str, Any]) -> dict[str, Any]:
     if "csr" in order:
         # On CPython its names are octets (it extends a bytearray by them); its own serial number is text.
         request = util.CSR(chip, 0, order["csr"], b"AT", b"", b"Graz", b"Acme", b"")
-        request._common = chip.serial_number.encode()  # noqa: SLF001
+        request._common = chip.serial_number.encode()  # noqa: SLF001  # its own way leaves text there
         result["csr"] = bytes(request.generate_csr()).decode()
     if "sign" in order:
         result["signature"] = bytes(chip.ecdsa_sign(0, bytes.fromhex(order["sign"]))).hex()
