@@ -12,9 +12,9 @@ once, and only then answers.
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 from birthmark import errors
@@ -27,6 +27,7 @@ from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
 
 __all__ = [
+    "BACKWARD_TOLERANCE",
     "Act",
     "Clock",
     "Committed",
@@ -34,11 +35,13 @@ __all__ = [
     "Draft",
     "Entropy",
     "Facts",
+    "Health",
     "Inspector",
     "KeyStore",
     "Log",
     "LogEntry",
     "Look",
+    "Observer",
     "Octets",
     "ProofOf",
     "Publication",
@@ -47,6 +50,7 @@ __all__ = [
     "SignedAnswer",
     "SignedAnswers",
     "Store",
+    "Unobserved",
     "UseCase",
     "carry",
 ]
@@ -57,6 +61,76 @@ T_co = TypeVar("T_co", covariant=True)
 
 Reads = Mapping[type, Sequence[str]]
 """Which values somebody wants to see: the keys by type of value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether something we depend on works, as it was last seen: for screens and metrics, which do not wait."""
+
+    up: bool
+    """It did what it was last asked."""
+    reason: str
+    """Why it is not up; or what is lost though it is, as of a pair that is one; empty if all is well."""
+    since: datetime
+    """When it became so, in UTC."""
+    active: str = ""
+    """What does the work: the token's label, ``software``; empty where there is but one."""
+
+
+class Observer(Protocol):
+    """Hears what goes on, for the people who watch the service; nothing is decided by it.
+
+    Its methods return at once, raise nothing, and may be called from any thread.
+    """
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """Return what surrounds one stretch of work: ``think``, ``train``, ``token``."""
+        ...
+
+    def refused(self, code: str) -> None:
+        """Hear of a refusal that somebody was told."""
+        ...
+
+    def waiting(self, acts: int) -> None:
+        """Hear that so many more acts wait for a train; fewer, if negative."""
+        ...
+
+    def committed(self, acts: int, kinds: Sequence[str], seconds: float) -> None:
+        """Hear of a train that is durable: its acts, the kinds of its log entries, how long it took."""
+        ...
+
+    def not_committed(self, acts: int) -> None:
+        """Hear of a train that failed as a whole."""
+        ...
+
+    def key_used(self, seconds: float, *, failed: bool) -> None:
+        """Hear of one use of the key store."""
+        ...
+
+
+class Unobserved:
+    """Nobody watches."""
+
+    __slots__ = ()
+
+    def span(self, _name: str) -> AbstractContextManager[object]:
+        """See ``Observer.span``."""
+        return nullcontext()
+
+    def refused(self, code: str) -> None:
+        """See ``Observer.refused``."""
+
+    def waiting(self, acts: int) -> None:
+        """See ``Observer.waiting``."""
+
+    def committed(self, acts: int, kinds: Sequence[str], seconds: float) -> None:
+        """See ``Observer.committed``."""
+
+    def not_committed(self, acts: int) -> None:
+        """See ``Observer.not_committed``."""
+
+    def key_used(self, seconds: float, *, failed: bool) -> None:
+        """See ``Observer.key_used``."""
 
 
 class KeyStore(Protocol):
@@ -203,7 +277,7 @@ class KeyStore(Protocol):
         ...
 
     def public_key(self, label: KeyLabel) -> bytes:
-        """Return the SubjectPublicKeyInfo of a key (DER)."""
+        """Return the SubjectPublicKeyInfo of a key (DER), also of a transport key."""
         ...
 
     def sign(self, label: KeyLabel, message: bytes) -> bytes:
@@ -222,6 +296,10 @@ class KeyStore(Protocol):
     def close(self) -> None:
         """Let go of the store; it answers no more.  Closing twice does nothing."""
         ...
+
+
+BACKWARD_TOLERANCE = timedelta(seconds=5)
+"""How far the clock may fall behind the log's last entry (an NTP step) before the line is held."""
 
 
 class Clock(Protocol):
@@ -453,6 +531,21 @@ class Store(Protocol):
 
     def checkpoint(self) -> str:
         """Return the newest checkpoint (C2SP signed note)."""
+        ...
+
+    def health(self) -> Health:
+        """Return what became of the last train; the database is not asked."""
+        ...
+
+    def probe(self) -> datetime:
+        """Commit a train that changes nothing, and return the time of the log's last entry.
+
+        Locks the head, holds it against what this process saw, writes, and waits until that is durable.
+
+        Raises:
+            errors.Unavailable: the database cannot be written to now, or the trains do not run.
+            errors.IntegrityFailure: it is not the one this process saw, or lacks tables or rights.
+        """
         ...
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from birthmark import errors
 from birthmark.adapters.sql.database import Database
-from birthmark.adapters.sql.store import BACKWARD_TOLERANCE, LONGEST_TRAIN
+from birthmark.adapters.sql.store import LONGEST_TRAIN
 from birthmark.floor.clients import Client
 from birthmark.floor.devices import Device, KeyUse
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import parse_time
 from birthmark.ledger.proof import verify
-from birthmark.ports import Act, Decision, Facts
+from birthmark.ports import BACKWARD_TOLERANCE, Act, Decision, Facts
 from tests.support.acts import act, note, put, use
 from tests.support.faults import Gate
 from tests.support.realm import START, Line
@@ -345,3 +345,31 @@ def test_the_line_is_held_while_the_logs_key_cannot_sign(small_line: Line) -> No
     assert small_line.get(KeyUse, "a") is None
     down.clear()
     assert commit(small_line, put(use("a"))) == ["put"]
+
+
+def test_a_probe_writes_and_changes_nothing(line: Line) -> None:
+    commit(line, put(use("a")))
+    size, checkpoint = line.size(), line.service.store.checkpoint()
+    line.clock.turn(seconds=90)
+    last = line.service.store.probe()
+    assert (line.size(), line.service.store.checkpoint()) == (size, checkpoint)
+    assert last == line.clock.now() - timedelta(seconds=90)
+    assert line.service.store.health().up
+
+
+def test_health_says_what_became_of_the_last_train_and_since_when(line: Line) -> None:
+    store, began = line.service.store, line.clock.now()
+    commit(line, put(use("a")))
+    line.clock.turn(hours=-1)
+    with pytest.raises(errors.Unavailable):
+        commit(line, put(use("b")))
+    health = store.health()
+    assert not health.up
+    assert "the clock says" in health.reason
+    assert health.since == began - timedelta(hours=1)
+    with pytest.raises(errors.Unavailable):
+        commit(line, put(use("b")))
+    assert store.health() == health
+    line.clock.turn(hours=1)
+    commit(line, put(use("b")))
+    assert (store.health().up, store.health().reason) == (True, "")

@@ -16,24 +16,39 @@ run act by act, and the act that broke it fails alone.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Mapping as CollectionsMapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from birthmark import errors
 from birthmark.adapters.sql.database import Broken, Database, Row, TableShape, Writes
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
+from birthmark.adapters.sql.octets import PIECE_ROWS, JoinedOctets, joining, page_joined
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
 from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import encode, time_text
 from birthmark.ledger.merkle import EMPTY_ROOT, Edge, Growth, leaf_hash
 from birthmark.ledger.proof import TlogProof
-from birthmark.ports import Act, Clock, Committed, Decision, Facts, LogEntry, Octets, Reads
+from birthmark.ports import (
+    BACKWARD_TOLERANCE,
+    Act,
+    Clock,
+    Committed,
+    Decision,
+    Facts,
+    Health,
+    LogEntry,
+    Observer,
+    Octets,
+    Reads,
+    Unobserved,
+)
 
 __all__ = ["SQLStore", "read_realm"]
 
@@ -42,9 +57,8 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 _INTERNAL = "internal fault; see the service's log"
 LONGEST_TRAIN = 512
-PIECE_ROWS = 10_000
-BACKWARD_TOLERANCE = timedelta(seconds=5)
-"""How far the clock may fall behind the last checkpoint (an NTP step) before the line is held."""
+PROBE_SECONDS = 10.0
+"""How long a probe waits for its train."""
 
 
 def read_realm(database: Database) -> Realm:
@@ -148,11 +162,13 @@ class _View:
 class _Train:
     """The part of a train that its answers need once it is durable."""
 
-    __slots__ = ("growth", "note")
+    __slots__ = ("growth", "kinds", "note")
 
     def __init__(self, growth: Growth) -> None:
         self.growth = growth
         self.note = ""
+        self.kinds: list[str] = []
+        """Of its log entries, for the observer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +183,11 @@ class _Committed:
         return TlogProof(index, entry, self.train.growth.inclusion_proof(index), self.train.note).encode()
 
 
-def _append_entries(decision: Decision[Any], encoded: Sequence[bytes], growth: Growth) -> Sequence[LogEntry]:
+def _append_entries(decision: Decision[Any], encoded: Sequence[bytes], train: _Train) -> Sequence[LogEntry]:
     if isinstance(decision.answer, errors.Refusal):
         decision.answer.recorded = True
-    return [LogEntry(index=growth.append(leaf_hash(entry)), entry=entry) for entry in encoded]
+    train.kinds += [kind for kind, _ in decision.entries]
+    return [LogEntry(index=train.growth.append(leaf_hash(entry)), entry=entry) for entry in encoded]
 
 
 def _impossible(act: Act[Any]) -> Act[Any]:
@@ -182,87 +199,33 @@ def _impossible(act: Act[Any]) -> Act[Any]:
     return replace(act, decide=decide, reads={})
 
 
-class _Octets:
-    """See ``ports.Octets``."""
-
-    __slots__ = ("_page", "_pages", "_prefix", "_query", "_sum", "_until", "as_of")
-
-    def __init__(
-        self,
-        pages: Callable[[str, Sequence[Any]], list[Row]],
-        query: Callable[[str, Sequence[Any]], list[Row]],
-        statements: tuple[str, str],
-        bounds: tuple[str, str],
-        as_of: datetime,
-    ) -> None:
-        self._pages = pages
-        self._query = query
-        self._page, self._sum = statements
-        self._prefix, self._until = bounds
-        self.as_of = as_of
-
-    @property
-    def size(self) -> int:
-        """See ``ports.Octets.size``."""
-        ((size,),) = self._query(self._sum, (self._prefix, self._until))
-        return int(size)
-
-    def pieces(self) -> Iterator[bytes]:
-        """See ``ports.Octets.pieces``."""
-        # No key is the prefix itself: all have something behind it.
-        low, count = self._prefix, PIECE_ROWS
-        while count == PIECE_ROWS:
-            ((count, low, piece),) = self._pages(self._page, (low, self._until))
-            if piece:
-                yield piece
-
-
-def _page_joined(mapping: Mapping[Any], field: str) -> str:
-    """Return the query for a page of octets: how many rows, the last key, the field of all joined."""
-    key = mapping.columns[0]
-    page = (
-        f"SELECT {key}, {field} FROM {mapping.table} WHERE {key} > %s AND {key} < %s"
-        f" ORDER BY {key} LIMIT {PIECE_ROWS}"
-    )
-    return f"SELECT count(*), max({key}), string_agg({field}, ''::bytea ORDER BY {key}) FROM ({page}) page"
-
-
-def _joining(
-    query: Callable[[str, Sequence[Any]], list[Row]], mapping: Mapping[Any], field: str
-) -> Callable[[str, Sequence[Any]], list[Row]]:
-    """Return what answers the same where the database cannot join octets."""
-    key = mapping.columns[0]
-
-    def page(_statement: str, bounds: Sequence[Any]) -> list[Row]:
-        rows = query(
-            f"SELECT {key}, {field} FROM {mapping.table} WHERE {key} > %s AND {key} < %s"
-            f" ORDER BY {key} LIMIT {PIECE_ROWS}",
-            bounds,
-        )
-        return [(len(rows), rows[-1][0] if rows else None, b"".join([row[1] for row in rows]))]
-
-    return page
-
-
 _Job = tuple[Sequence[Act[Any]], "Future[list[Committed[Any]]]"]
 
 
 class SQLStore:
     """The store over SQLite or PostgreSQL; see ``ports.Store``."""
 
-    def __init__(self, database: Database, clock: Clock, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        sign: Callable[[bytes], bytes],
+        observer: Observer | None = None,
+    ) -> None:
         """Open the store; ``sign`` signs checkpoints with the log's key."""
         self.realm = read_realm(database)
         self.log = LogReader(database, self.realm.vkey)
         self._database = database
         self._clock = clock
         self._sign = sign
+        self._observer = observer or Unobserved()
         self._public = VerifierKey.parse(self.realm.vkey).public
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._closed = False
         self._seen: tuple[int, bytes] | None = None
         """Size and edge of the log as this process last saw them."""
+        self._health = Health(up=True, reason="", since=clock.now())
         self._thread = threading.Thread(target=self._run, name="commit-train", daemon=True)
         self._thread.start()
 
@@ -273,6 +236,7 @@ class SQLStore:
             if self._closed:
                 future.set_exception(errors.Unavailable("the service is stopping"))
             else:
+                self._observer.waiting(len(acts))
                 self._queue.put((acts, future))
         return future
 
@@ -348,8 +312,10 @@ class SQLStore:
                 f"SELECT coalesce(sum(length({field})), 0) FROM {mapping.table}"
                 f" WHERE {key} > %s AND {key} < %s"
             )
-            joined = query if self._database.joins_octets else _joining(query, mapping, field)
-            yield _Octets(joined, query, (_page_joined(mapping, field), sum_up), (prefix, until), moment(at))
+            joined = query if self._database.joins_octets else joining(query, mapping, field)
+            yield JoinedOctets(
+                joined, query, (page_joined(mapping, field), sum_up), (prefix, until), moment(at)
+            )
 
     def token(self, index: int) -> str:
         """See ``Store.token``."""
@@ -358,6 +324,21 @@ class SQLStore:
     def checkpoint(self) -> str:
         """See ``Store.checkpoint``."""
         return self.log.checkpoint()
+
+    def health(self) -> Health:
+        """See ``Store.health``."""
+        return self._health
+
+    def probe(self) -> datetime:
+        """See ``Store.probe``."""
+        future = self.submit(())
+        try:
+            future.result(PROBE_SECONDS)
+        except TimeoutError as hangs:
+            future.cancel()
+            raise errors.Unavailable(f"the database has not answered for {PROBE_SECONDS:g} s") from hangs
+        ((at,),) = self._database.query("SELECT at FROM head WHERE id = 1")
+        return moment(at)
 
     def close(self) -> None:
         """Finish the trains that are waiting and close the database."""
@@ -379,6 +360,7 @@ class SQLStore:
                     break
                 jobs.append(following)
                 acts += len(following[0])
+            self._observer.waiting(-acts)
             # Who stopped waiting before its train left does not travel; from here on nobody can cancel.
             jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
             if jobs:
@@ -386,12 +368,14 @@ class SQLStore:
 
     def _commit(self, jobs: Sequence[_Job]) -> None:
         """Commit a train and answer its jobs; whatever happens, every job gets an answer."""
+        travelling = [act for acts, _ in jobs for act in acts]
         try:
-            results = self._train([act for acts, _ in jobs for act in acts])
+            results = self._train(travelling)
         except Broken:
-            log.exception("the database refused a train of %d", sum(len(acts) for acts, _ in jobs))
+            log.exception("the database refused a train of %d", len(travelling))
             self._commit_apart(jobs)
         except BaseException as cause:  # noqa: BLE001  # a job without an answer would hang its client
+            self._failed(len(travelling), cause)
             for _, future in jobs:
                 future.set_exception(cause)
         else:
@@ -410,11 +394,33 @@ class SQLStore:
                     except Broken:
                         results += self._train([_impossible(act)])
             except BaseException as failed:  # noqa: BLE001  # as above
+                self._failed(len(acts), failed)
                 future.set_exception(failed)
             else:
                 future.set_result(results)
 
+    def _failed(self, acts: int, cause: BaseException) -> None:
+        self._observer.not_committed(acts)
+        reason = str(cause) if isinstance(cause, errors.Refusal) else _INTERNAL
+        if self._health.up or self._health.reason != reason:
+            since = self._clock_or(self._health.since) if self._health.up else self._health.since
+            self._health = Health(up=False, reason=reason, since=since)
+
+    def _succeeded(self) -> None:
+        if not self._health.up:
+            self._health = Health(up=True, reason="", since=self._clock_or(self._health.since))
+
+    def _clock_or(self, otherwise: datetime) -> datetime:
+        try:
+            return self._clock.now()
+        except errors.Refusal:  # what held the train may be the clock
+            return otherwise
+
     def _train(self, acts: Sequence[Act[Any]]) -> list[Committed[Any]]:
+        if not acts:
+            self._write_nothing()
+            return []
+        begun = time.perf_counter()
         reads: dict[Mapping[Any], dict[str, None]] = {}
         for act in acts:
             for kind, keys in act.reads.items():
@@ -431,7 +437,7 @@ class SQLStore:
             entries: list[LogEntry] = []
             results: list[Committed[Any]] = []
             for act in acts:
-                answer, leaves = self._decide(act, facts, train.growth, at)
+                answer, leaves = self._decide(act, facts, train, at)
                 entries += leaves
                 results.append(_Committed(answer, leaves, train))
             if not entries and not facts.new and not facts.changed:
@@ -450,7 +456,25 @@ class SQLStore:
             raise
         self._database.commit([*inserts, *log_inserts], [*updates, (HEAD, [head])])
         self._seen = (train.growth.size, train.growth.edge.to_bytes())
+        self._succeeded()
+        self._observer.committed(len(acts), train.kinds, time.perf_counter() - begun)
         return results
+
+    def _write_nothing(self) -> None:
+        """Write the head as it is: the train of a probe."""
+        (size, edge, last), _ = self._database.begin([])
+        try:
+            self._require_growth(size, bytes(edge))
+        except BaseException:
+            self._database.rollback()
+            raise
+        try:
+            self._database.commit([], [(HEAD, [(1, size, bytes(edge), last)])])
+        except Broken as refused:
+            raise errors.IntegrityFailure(
+                f"the database refuses to write the log's head: {refused}"
+            ) from refused
+        self._succeeded()
 
     def _require_growth(self, size: int, edge: bytes) -> None:
         """Refuse a log that is not the one this process saw: a backup was put back, or a replica took over.
@@ -490,27 +514,27 @@ class SQLStore:
         return max(now.replace(microsecond=now.microsecond // 1000 * 1000), last)
 
     def _decide(
-        self, act: Act[Any], facts: _WorkingSet, growth: Growth, at: datetime
+        self, act: Act[Any], facts: _WorkingSet, train: _Train, at: datetime
     ) -> tuple[Any, Sequence[LogEntry]]:
-        view = _View(facts, growth.size)
+        view = _View(facts, train.growth.size)
         try:
             decision = act.decide(view, at)
             encoded = self._encode(act, decision.entries, at)
         except errors.Refusal as refusal:
             if refusal.retryable:
                 return refusal, ()
-            return self._refuse(act, facts, growth, at, refusal)
+            return self._refuse(act, facts, train, at, refusal)
         except Exception:
             # A fault of ours in one act must not take the train with it; it is logged like a refusal.
             log.exception("an act of %s failed", act.actor)
-            return self._refuse(act, facts, growth, at, errors.Fault(_INTERNAL))
+            return self._refuse(act, facts, train, at, errors.Fault(_INTERNAL))
         view.merge()
-        return decision.answer, _append_entries(decision, encoded, growth)
+        return decision.answer, _append_entries(decision, encoded, train)
 
     def _refuse(
-        self, act: Act[Any], facts: _WorkingSet, growth: Growth, at: datetime, refusal: errors.Refusal
+        self, act: Act[Any], facts: _WorkingSet, train: _Train, at: datetime, refusal: errors.Refusal
     ) -> tuple[errors.Refusal, Sequence[LogEntry]]:
-        view = _View(facts, growth.size)
+        view = _View(facts, train.growth.size)
         try:
             decision = act.refuse(view, at, refusal)
             encoded = self._encode(act, decision.entries, at)
@@ -520,7 +544,7 @@ class SQLStore:
             log.exception("a refusal of %s could not be put on record", act.actor)
             return errors.Fault(_INTERNAL), ()
         view.merge()
-        return decision.answer, _append_entries(decision, encoded, growth)
+        return decision.answer, _append_entries(decision, encoded, train)
 
     def _encode(self, act: Act[Any], entries: Sequence[tuple[str, Any]], at: datetime) -> list[bytes]:
         common: dict[str, Any] = {
