@@ -75,6 +75,10 @@ def _password(settings: DatabaseSettings) -> SecretBytes | None:
     return None if settings.password_file is None else read_passphrase_file(settings.password_file)
 
 
+def _open_database(settings: DatabaseSettings) -> Database:
+    return open_database(settings.url, _password(settings), standbys=settings.synchronous_standbys)
+
+
 def migrate(settings: DatabaseSettings) -> None:
     """Bring the database to the newest schema; make the file if it is SQLite's."""
     from birthmark.adapters.sql import migrate as sql_migrate  # half a second, for a command that is rare
@@ -100,7 +104,7 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
     # What is let go goes in the order opposite to its opening: the store before the keys, because the last
     # train's checkpoint wants the log's key.
     with ExitStack() as opened:
-        database = open_database(settings.database.url, _password(settings.database))
+        database = _open_database(settings.database)
         with ExitStack() as until_the_store_has_it:
             until_the_store_has_it.callback(database.close)
             realm = _realm(settings, database)
@@ -187,7 +191,7 @@ def build_public(settings: Settings, *, clock: Clock | None = None) -> PublicApp
         if plane.ocsp == "live" and plane.key_store is not None:
             keys = open_key_store(plane.key_store)
             opened.callback(keys.close)
-            database = open_database(settings.database.url, _password(settings.database))
+            database = _open_database(settings.database)
             with ExitStack() as until_the_store_has_it:
                 until_the_store_has_it.callback(database.close)
                 _realm(settings, database)

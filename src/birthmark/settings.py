@@ -77,8 +77,12 @@ class DatabaseSettings(_Table):
     """Where the record lies."""
 
     url: str
-    """``sqlite:///FILE`` or ``postgresql://USER@HOST:PORT/NAME``, without a password."""
+    """``sqlite:///FILE`` or ``postgresql://USER@HOST:PORT/NAME``, without a password; a server and its
+    standbys are ``postgresql://USER@HOST:PORT,HOST:PORT/NAME``."""
     password_file: Path | None = None
+    synchronous_standbys: int = Field(default=0, ge=0, le=16)
+    """How many synchronous standbys PostgreSQL must wait for at least; a server that waits for fewer is
+    refused."""
 
     @field_validator("url")
     @classmethod
@@ -88,6 +92,12 @@ class DatabaseSettings(_Table):
         except errors.MalformedRequest as wrong:
             raise ValueError(str(wrong)) from wrong
         return url
+
+    @model_validator(mode="after")
+    def _has_standbys(self) -> Self:
+        if self.synchronous_standbys and self.url.startswith("sqlite:"):
+            raise ValueError("an embedded database has no synchronous-standbys")
+        return self
 
 
 class SoftwareKeys(_Table):
