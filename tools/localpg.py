@@ -9,6 +9,9 @@ so root's cluster belongs to the user ``postgres``, or ``nobody`` where that doe
 once, what it had handed to the kernel stays.  Use it as a context manager; a cluster left running by a
 killed parent has to be ended by hand (its folder is below the temporary folder and starts with
 ``birthmark-postgresql-``).
+
+`LocalPostgreSQL.standby` makes a second server that follows the first by streaming replication, and
+`LocalPostgreSQL.promote` makes that one the primary.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,22 +51,35 @@ class LocalPostgreSQL:
 
     Args:
         settings: server settings that win over the durable ones, spelled as in ``postgresql.conf``.
+        within: the folder to make the cluster's in; the temporary folder if left out.
+        initdb: further options of ``initdb``.
+        primary: the server that this one is to follow; its data is copied instead of made.
 
     Raises:
         FileNotFoundError: PostgreSQL's server programs are not installed.
-        PostgreSQLFailed: ``initdb`` or the server refused.
+        PostgreSQLFailed: ``initdb``, ``pg_basebackup`` or the server refused.
     """
 
-    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        within: Path | None = None,
+        initdb: Sequence[str] = (),
+        primary: "LocalPostgreSQL | None" = None,
+    ) -> None:
         self._settings = {**_DURABLE, **(settings or {})}
         self._postgres = _program("postgres")
         self._account = _unprivileged()
-        self._password = secrets.token_urlsafe(24)
+        self._password: str = secrets.token_urlsafe(24) if primary is None else primary._password  # noqa: SLF001  # a copy has the same users
         self._server: subprocess.Popen[bytes] | None = None
-        self.folder = _folder(self._account)
+        self.folder = _folder(self._account, within)
         self.log = self.folder / "log"
         try:
-            self._initdb()
+            if primary is None:
+                self._initdb(initdb)
+            else:
+                self._copy(primary)
             self._start_on_a_free_port()
         except BaseException:
             self.stop()
@@ -108,6 +124,21 @@ class LocalPostgreSQL:
         with self.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def standby(self, settings: Mapping[str, str] | None = None) -> "LocalPostgreSQL":
+        """Make a server that follows this one, on a copy of its data; commits wait for it if told to.
+
+        Its name in ``synchronous_standby_names`` is that of ``cluster_name``, which ``settings`` may set;
+        PostgreSQL's default is ``walreceiver``.
+        """
+        return LocalPostgreSQL(settings, primary=self)
+
+    def promote(self) -> None:
+        """Make a standby a primary, and wait until it is."""
+        with self.connect() as connection:
+            promoted = connection.execute("SELECT pg_promote(true, %s)", (START_SECONDS,)).fetchone()
+        if promoted != (True,):
+            raise PostgreSQLFailed("the standby did not become a primary")
+
     def kill(self) -> None:
         """Crash the server: SIGKILL to the postmaster and all its children, and wait until they are gone."""
         if self._server is None:
@@ -123,16 +154,17 @@ class LocalPostgreSQL:
             os.close(process)
 
     def restart(self) -> None:
-        """Start again on the same port and the same data, after `kill` or from running."""
-        self._end()
+        """Start again on the same port and the same data, after `kill` or `shut_down` or from running."""
+        self.shut_down()
         self._start()
 
     def stop(self) -> None:
         """End the server, breaking open connections, and remove its folder.  Does nothing the second time."""
-        self._end()
+        self.shut_down()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _end(self) -> None:
+    def shut_down(self) -> None:
+        """End the server, breaking open connections; its data stays."""
         if self._server is None:
             return
         self._server.send_signal(signal.SIGINT)  # "fast shutdown": roll back, checkpoint, leave
@@ -142,14 +174,22 @@ class LocalPostgreSQL:
             self.kill()
         self._server = None
 
-    def _initdb(self) -> None:
+    def _copy(self, primary: "LocalPostgreSQL") -> None:
+        command = [_program("pg_basebackup"), "--pgdata", str(self.folder / "data"), "--write-recovery-conf"]
+        command += ["--checkpoint", "fast", "--wal-method", "stream", "--no-sync", "--no-password"]
+        command += ["--dbname", f"host=127.0.0.1 port={primary.port} user={SUPERUSER}"]
+        done = self._run(command, PGPASSWORD=self._password)
+        if done.returncode != 0:
+            raise PostgreSQLFailed(f"pg_basebackup failed: {done.stdout.decode(errors='replace')[-2000:]}")
+
+    def _initdb(self, options: Sequence[str]) -> None:
         secret = self.folder / "password"
         secret.write_text(self._password)
         if self._account is not None:
             os.chown(secret, *self._account)
         command = [_program("initdb"), "--pgdata", str(self.folder / "data"), "--username", SUPERUSER]
         command += ["--pwfile", str(secret), "--auth", "scram-sha-256"]
-        command += ["--locale", "C.UTF-8", "--encoding", "UTF8", "--no-sync"]
+        command += ["--locale", "C.UTF-8", "--encoding", "UTF8", "--no-sync", *options]
         done = self._run(command)
         secret.unlink()
         if done.returncode != 0:
@@ -191,14 +231,14 @@ class LocalPostgreSQL:
                 raise PostgreSQLFailed(f"postgres did not start: {words or refused}") from refused
             return
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[bytes]:
         with tempfile.TemporaryFile() as output:
-            process = self._popen(command, output.fileno())
+            process = self._popen(command, output.fileno(), **environment)
             process.wait()
             output.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, output.read())
 
-    def _popen(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
+    def _popen(self, command: list[str], output: int, **environment: str) -> subprocess.Popen[bytes]:
         """Start *command* in a session of its own: Ctrl-C reaches us first, and the server through us."""
         user, group = self._account or (None, None)
         return subprocess.Popen(
@@ -207,7 +247,7 @@ class LocalPostgreSQL:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=self.folder,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC", **environment},
             user=user,
             group=group,
             extra_groups=None if user is None else [],
@@ -234,9 +274,9 @@ def _unprivileged() -> tuple[int, int] | None:
     raise PostgreSQLFailed("postgres refuses to run as root, and there is neither user postgres nor nobody")
 
 
-def _folder(account: tuple[int, int] | None) -> Path:
+def _folder(account: tuple[int, int] | None, within: Path | None) -> Path:
     """Make the cluster's folder where the account reaches it; a socket's path stays below 108 bytes."""
-    parent = Path(tempfile.gettempdir())
+    parent = within or Path(tempfile.gettempdir())
     if account is not None and not all(each.stat().st_mode & 0o001 for each in (parent, *parent.parents)):
         parent = Path("/tmp")  # noqa: S108 (mkdtemp makes a folder of mode 0700 there)
     folder = Path(tempfile.mkdtemp(prefix="birthmark-postgresql-", dir=parent))

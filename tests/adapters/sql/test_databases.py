@@ -134,7 +134,7 @@ def test_every_error_has_one_meaning(cause: Exception, kind: type[Exception]) ->
 
 def test_an_error_without_words_has_its_name() -> None:
     assert str(failure_of(psycopg.OperationalError())) == "database: OperationalError"
-    assert str(failure_of(psycopg.OperationalError("\nlater"))) == "database: OperationalError"
+    assert str(failure_of(psycopg.InterfaceError("\nlater"))) == "database: InterfaceError"
 
 
 def test_a_realm_is_written_into_a_migrated_database_only(database_url: str) -> None:

@@ -7,7 +7,10 @@ SQLite's own busy handler sleeps up to a tenth of a second) and ``BEGIN IMMEDIAT
 trips: one to lock and read, one to write and commit.
 
 Durability: SQLite runs in WAL mode with ``synchronous=FULL``; a PostgreSQL server that was set to
-``fsync=off`` is refused, and ``synchronous_commit`` is forced on.
+``fsync=off`` or ``full_page_writes=off`` is refused, and ``synchronous_commit`` is forced on.
+
+What a driver complains of is told as what it means and what to do (``failure_of``): an outage is waited for,
+and the line goes on by itself when it ends; damage is not waited for.
 """
 
 import sqlite3
@@ -144,20 +147,55 @@ _WRONG = (
     psycopg.errors.IndexCorrupted,
 )
 """What waiting does not mend: the database is not the one that was migrated, not ours, or damaged."""
+_BY_ITSELF = "the line goes on by itself afterwards"
+_SQLITE_WORDS = {
+    sqlite3.SQLITE_FULL: f"its disk is full: free some space; {_BY_ITSELF}",
+    sqlite3.SQLITE_READONLY: f"its file or file system is read-only: make it writable; {_BY_ITSELF}",
+    sqlite3.SQLITE_IOERR: f"its disk fails or is full: look at the machine's log; {_BY_ITSELF}",
+    sqlite3.SQLITE_CANTOPEN: f"its file cannot be opened: see that it is there and writable; {_BY_ITSELF}",
+    sqlite3.SQLITE_PERM: f"its file may not be accessed: give the service its rights back; {_BY_ITSELF}",
+    sqlite3.SQLITE_BUSY: "another program has it locked, which nobody may while the line works",
+}
+"""By primary result code (SQLite, "Result and Error Codes"): what it means, and what to do."""
+_POSTGRESQL_WORDS = {
+    psycopg.errors.DiskFull: f"the disk of its server is full: free some space there; {_BY_ITSELF}",
+    psycopg.errors.IoError: f"the disk of its server fails: look at that machine's log; {_BY_ITSELF}",
+    psycopg.errors.TooManyConnections: "its server has no connection left: raise max_connections",
+    psycopg.errors.ReadOnlySqlTransaction: (
+        "its server is a standby or read-only: name all servers in the url; the line goes on by itself when"
+        " one of them is the primary"
+    ),
+    psycopg.errors.LockNotAvailable: (
+        "another service has the head of the log locked; it may be waiting for a synchronous standby"
+    ),
+    psycopg.errors.QueryCanceled: "its server gave up a statement that took too long",
+}
 
 
 def failure_of(cause: Exception) -> Exception:
     """Return what a driver's error means: ``Broken``, ``IntegrityFailure`` or ``Unavailable``."""
+    said = _first_line(cause)
     if isinstance(cause, _REFUSED):
-        return Broken(_first_line(cause))
+        return Broken(said)
     if isinstance(cause, sqlite3.Error):
         # SQLITE_ERROR: no such table or column, or a statement that makes no sense now.
         code = getattr(cause, "sqlite_errorcode", None)
         wrong = not isinstance(cause, sqlite3.OperationalError) or code == sqlite3.SQLITE_ERROR
+        words = None if code is None else _SQLITE_WORDS.get(code & 0xFF)
     else:
         wrong = isinstance(cause, _WRONG)
+        words = _postgresql_words(cause)
     kind = errors.IntegrityFailure if wrong else errors.Unavailable
-    return kind(f"database: {_first_line(cause)}")
+    return kind(f"database: {said}" if words is None or wrong else f"database: {words} ({said})")
+
+
+def _postgresql_words(cause: Exception) -> str | None:
+    for kind, words in _POSTGRESQL_WORDS.items():
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, psycopg.OperationalError) and cause.sqlstate is None and str(cause).strip():
+        return f"its server cannot be reached; {_BY_ITSELF.removesuffix(' afterwards')} when it can"
+    return None
 
 
 def _first_line(cause: Exception) -> str:

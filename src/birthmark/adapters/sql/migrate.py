@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
@@ -11,6 +12,7 @@ from alembic.util import CommandError
 
 from birthmark import errors
 from birthmark.adapters.sql.database import Broken, failure_of
+from birthmark.adapters.sql.postgresql import connection_parameters
 from birthmark.adapters.sql.rows import milliseconds
 from birthmark.floor.realm import Realm
 from birthmark.secret import SecretBytes
@@ -19,15 +21,21 @@ __all__ = ["create_realm", "migrate"]
 
 
 def _engine(url: str, password: SecretBytes | None) -> sqlalchemy.Engine:
-    try:
-        address = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError as cause:
-        raise errors.MalformedRequest("the database url is none") from cause
-    if address.get_backend_name() == "postgresql":
-        address = address.set(drivername="postgresql+psycopg")
+    if url.startswith("postgresql://"):
+        parameters = connection_parameters(
+            url
+        )  # SQLAlchemy's own URLs cannot name several hosts as libpq's do
         if password is not None:
-            address = address.set(password=password.reveal().decode())
-    return sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+            parameters["password"] = password.reveal().decode()
+        return sqlalchemy.create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: psycopg.connect("", **parameters),
+            poolclass=sqlalchemy.NullPool,
+        )
+    try:
+        return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError) as cause:
+        raise errors.MalformedRequest("the database url is none") from cause
 
 
 @contextmanager

@@ -1,17 +1,34 @@
-"""PostgreSQL as the commit train's database: several processes, several machines."""
+"""PostgreSQL as the commit train's database: several processes, several machines, a standby that takes over.
 
+What is answered must be where the server promises to keep it.  Three things would break that without an
+error, and are looked for here:
+
+- a server set to forget (``fsync=off``, ``full_page_writes=off``), or one that waits for fewer synchronous
+  standbys than the settings demand;
+- a COMMIT whose wait for its standby is cancelled: it *succeeds*, on this server alone, with a warning
+  (PostgreSQL 15, sections 20.6.1 and 27.2.8);
+- a commit that a crash cut off from its standby: after recovery it is there for everyone to read.
+
+So a commit that warns is a commit whose outcome is unknown, no statement timeout ends a COMMIT (we let go of
+the connection instead, and its rows stay invisible and its lock held until the standby has them), and every
+new connection first waits until all that the server committed before is as durable as it promises.
+"""
+
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import Diagnostic
 
 from birthmark import errors
 from birthmark.adapters.sql.database import IMPOSSIBLE, Query, Reads, Row, TableShape, Writes, failure_of
 from birthmark.secret import SecretBytes
 
-__all__ = ["PostgreSQL"]
+__all__ = ["PostgreSQL", "connection_parameters", "standbys_demanded"]
 
 PLANNER = (
     "SET plan_cache_mode = force_generic_plan",
@@ -28,58 +45,201 @@ Until its first ANALYZE a growing table looks small to PostgreSQL's planner, whi
 every train would cost more than the one before.  And it takes a range between two unknown keys for a two
 hundredth of the table: rather than walk the index to the end of a page, it would sort all the rest for each.
 """
+_SESSION = "; ".join(
+    (
+        "SET synchronous_commit = on",
+        "SET lock_timeout = '10s'",
+        "SET idle_in_transaction_session_timeout = '30s'",
+        "SET statement_timeout = '5s'",
+        *PLANNER,
+    )
+)
+TRAIN_SECONDS = 20
+"""How long a train waits for the server's answer; longer than ``lock_timeout``."""
+READ_SECONDS = 60
+"""How long one statement of a reader may take."""
+_ABROAD = {
+    "connect_timeout": "5",
+    # A machine that loses its power says no goodbye: without these its silence is believed for two hours.
+    "keepalives_idle": "5",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""Parameters of libpq (PostgreSQL 15, section 34.1.2) unless the url has others."""
+_PROMISES = (
+    "SELECT current_setting('fsync'), current_setting('full_page_writes'),"
+    " current_setting('synchronous_commit'), current_setting('synchronous_standby_names')"
+)
+_SETTLE = (
+    "SELECT CASE WHEN pg_is_in_recovery() THEN NULL"
+    " ELSE pg_logical_emit_message(true, 'birthmark', '')::text END"
+)
+"""Writes a record to the WAL that nobody reads: its commit waits as a train's does, for all before it."""
+_OF_NO_CONCERN = {"GetNewTransactionId", "SetTransactionIdLimit", "GetNewMultiXactId", "SetMultiXactIdLimit"}
+"""Functions of the server that warn of transaction ids running out, which makes no commit less durable."""
+
+
+def connection_parameters(url: str) -> dict[str, Any]:
+    """Return libpq's parameters of a connection URI, with what we want where it says nothing.
+
+    A URI of several hosts means the one that can be written to, unless it says which it means.
+
+    Raises:
+        errors.MalformedRequest: it is none.
+    """
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as cause:
+        raise errors.MalformedRequest("the database url is none") from cause
+    several = "," in str(given.get("host") or "") or "," in str(given.get("hostaddr") or "")
+    return {**_ABROAD, **({"target_session_attrs": "read-write"} if several else {}), **given}
+
+
+def standbys_demanded(names: str) -> int:
+    """Return how many standbys a value of ``synchronous_standby_names`` makes a commit wait for.
+
+    (PostgreSQL 15, section 20.6.2: ``[FIRST] n (list)``, ``ANY n (list)``, or a list, which means one.)
+    """
+    counted = re.match(r"\s*(?:(?:FIRST|ANY)\s+)?(\d+)\s*\(", names, re.IGNORECASE)
+    if counted is not None:
+        return int(counted[1])
+    return 1 if names.strip() else 0
+
+
+class _Silent(psycopg.OperationalError):
+    """The server did not answer in time."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that waits so long and no longer, and remembers what the server warned of."""
+
+    patience = float(READ_SECONDS + 10)
+    warned: list[str]
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """See psycopg; whatever is under way when the time is over is let go of, connection and all."""
+        limit = self.patience if timeout is None else timeout
+        try:
+            return super().wait(gen, interval=interval, timeout=limit)
+        except psycopg.errors._WaitTimeout as cause:  # noqa: SLF001  # what psycopg documents that it raises
+            self.pgconn.finish()
+            raise _Silent(f"no answer within {limit:g} seconds") from cause
+
+    def note(self, notice: Diagnostic) -> None:
+        """Remember a warning: psycopg calls this for every notice."""
+        if notice.severity_nonlocalized == "WARNING" and notice.source_function not in _OF_NO_CONCERN:
+            self.warned.append(f"{notice.message_primary}")
 
 
 class PostgreSQL:
-    """PostgreSQL: several processes, several machines."""
+    """PostgreSQL: several processes, several machines.
+
+    Args:
+        url: a libpq connection URI, of one host or several.
+        password: goes with it.
+        standbys: how many synchronous standbys a commit must wait for at least; a server that waits for
+            fewer is refused.
+    """
 
     joins_octets = True
 
-    def __init__(self, conninfo: str, password: SecretBytes | None = None) -> None:
-        self._conninfo = conninfo
+    def __init__(self, url: str, password: SecretBytes | None = None, *, standbys: int = 0) -> None:
+        self._parameters = connection_parameters(url)
         self._password = password
+        self._standbys = standbys
         self._local = threading.local()
-        self._readers: list[psycopg.Connection[Any]] = []
-        self._train: psycopg.Connection[Any] | None = None
+        self._readers: list[_Connection] = []
+        self._train: _Connection | None = None
+        self._doubts = 0
+        """How often it was left unknown where a commit is kept."""
+        self._settled = 0
+        """How many of these doubts are no more."""
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        password = None if self._password is None else self._password.reveal().decode()
+    def _connect(self, *, train: bool = False) -> _Connection:
+        parameters = dict(self._parameters)
+        if self._password is not None:
+            parameters["password"] = self._password.reveal().decode()
         try:
-            db = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5, password=password)
-            db.execute("SET synchronous_commit = on")
-            db.execute("SET lock_timeout = '10s'")
-            db.execute("SET statement_timeout = '60s'")
-            db.execute("SET idle_in_transaction_session_timeout = '30s'")
-            for setting in PLANNER:
-                db.execute(setting.encode())
-            fsync = db.execute("SHOW fsync").fetchone()
+            db = _Connection.connect("", autocommit=True, **parameters)
         except psycopg.Error as cause:
             raise failure_of(cause) from cause
-        if fsync is None or fsync[0] != "on":
+        db.warned = []
+        db.add_notice_handler(db.note)
+        try:
+            db.execute(_SESSION.encode())
+            self._require_promises(db.execute(_PROMISES).fetchone())
+            self._settle(db)
+            db.execute(f"SET statement_timeout = '{0 if train else READ_SECONDS}s'".encode())
+        except psycopg.Error as cause:
             db.close()
-            raise errors.IntegrityFailure(
-                "the PostgreSQL server runs with fsync=off: nothing it commits is durable"
-            )
+            raise failure_of(cause) from cause
+        except BaseException:
+            db.close()
+            raise
+        if train:
+            db.patience = float(TRAIN_SECONDS)
         return db
+
+    def _require_promises(self, promised: Sequence[Any] | None) -> None:
+        """Refuse a server that does not keep what it commits, or not where the settings want it."""
+        fsync, pages, commits, names = promised or ("", "", "", "")
+        for name, value in (("fsync", fsync), ("full_page_writes", pages)):
+            if value != "on":
+                raise errors.IntegrityFailure(
+                    f"the PostgreSQL server runs with {name}=off: what it commits may not outlive a power cut"
+                )
+        found = standbys_demanded(names)
+        if found < self._standbys:
+            raise errors.IntegrityFailure(
+                f"the settings demand {self._standbys} synchronous standbys, the PostgreSQL server waits for"
+                f" {found} (synchronous_standby_names = '{names}')"
+            )
+        if self._standbys and commits not in ("on", "remote_apply"):
+            raise errors.IntegrityFailure(
+                f"the PostgreSQL server commits with synchronous_commit={commits}, although it was set to on"
+            )
+
+    def _settle(self, db: _Connection) -> None:
+        """Wait until all that the server committed before is as durable as it promises.
+
+        Raises:
+            errors.Unavailable: it could not be had in time.
+        """
+        doubts = self._doubts
+        db.execute(_SETTLE.encode())
+        if db.warned:
+            raise errors.Unavailable(
+                "database: a synchronous standby is away, and the line is held until it is back"
+                f" ({db.warned[-1]})"
+            )
+        self._settled = max(self._settled, doubts)
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
         """See ``Database.begin``."""
         if self._train is not None:
             try:
                 return self._begin(self._train, reads)
-            except errors.Unavailable:
-                pass  # nothing was written, and the server may have restarted since: connect, once more
-        self._train = self._connect()
+            except errors.Unavailable as unavailable:
+                if not _is_elsewhere(unavailable.__cause__):
+                    raise
+                # Nothing was written, and the server may have restarted since: connect, once more.
+        self._train = self._connect(train=True)
         return self._begin(self._train, reads)
 
-    def _begin(self, train: psycopg.Connection[Any], reads: Reads) -> tuple[Row, list[list[Row]]]:
+    def _begin(self, train: _Connection, reads: Reads) -> tuple[Row, list[list[Row]]]:
+        promised = None
         try:
             with train.pipeline():
                 train.execute("BEGIN")
                 head_cursor = train.execute("SELECT size, edge, at FROM head WHERE id = 1 FOR UPDATE")
+                if self._standbys:  # what was promised when we connected may be taken back by a reload
+                    promised = train.execute(_PROMISES)
                 cursors = [train.execute(_select_statement(shape), (list(keys),)) for shape, keys in reads]
             head = head_cursor.fetchone()
             rows = [cursor.fetchall() for cursor in cursors]
+            if promised is not None:
+                self._require_promises(promised.fetchone())
         except (psycopg.Error, *IMPOSSIBLE) as cause:
             self._reconnect()
             raise failure_of(cause) from cause
@@ -91,7 +251,7 @@ class PostgreSQL:
             raise errors.IntegrityFailure("the database has no log head")
         return head, rows
 
-    def _under_way(self) -> psycopg.Connection[Any]:
+    def _under_way(self) -> _Connection:
         if self._train is None:
             raise RuntimeError("no train is under way")
         return self._train
@@ -113,16 +273,27 @@ class PostgreSQL:
     def commit(self, inserts: Writes, updates: Writes) -> None:
         """See ``Database.commit``."""
         train = self._under_way()
+        train.warned.clear()
         try:
             with train.pipeline():
                 train.execute(_write_statement(inserts, updates), _columns([*inserts, *updates]))
                 train.execute("COMMIT")
         except (psycopg.Error, *IMPOSSIBLE) as cause:
+            self._doubts += 1
             self._reconnect()
             raise failure_of(cause) from cause
         except BaseException:
+            self._doubts += 1
             self._reconnect()
             raise
+        if train.warned:
+            # "The transaction has already committed locally, but might not have been replicated to the
+            # standby" (SyncRepWaitForLSN): whoever asks again is answered when it has been.
+            self._doubts += 1
+            self._reconnect()
+            raise errors.Unavailable(
+                f"database: it is not known whether a standby has what was committed ({train.warned[-1]})"
+            )
 
     def _reconnect(self) -> None:
         """Roll back, and let the next train connect again.
@@ -147,8 +318,10 @@ class PostgreSQL:
             self._train.close()
             self._train = None
 
-    def _reader(self) -> psycopg.Connection[Any]:
-        db: psycopg.Connection[Any] | None = getattr(self._local, "db", None)
+    def _reader(self) -> _Connection:
+        db: _Connection | None = getattr(self._local, "db", None)
+        if db is not None and self._settled < self._doubts:
+            db.close()  # it would show what may be gone tomorrow; a new one waits until it is not
         if db is None or db.closed:
             db = self._local.db = self._connect()
             self._readers = [reader for reader in self._readers if not reader.closed] + [db]
@@ -166,10 +339,10 @@ class PostgreSQL:
         db = self._reader()
         try:
             return db.execute(statement, parameters).fetchall()
-        except psycopg.OperationalError:
-            db.close()  # the server may have restarted since: try once on a new connection
         except (psycopg.Error, *IMPOSSIBLE) as cause:
-            raise failure_of(cause) from cause
+            if not _is_elsewhere(cause):
+                raise failure_of(cause) from cause
+            db.close()  # the server may have restarted since: try once on a new connection
         try:
             return self._reader().execute(statement, parameters).fetchall()
         except (psycopg.Error, *IMPOSSIBLE) as cause:
@@ -201,6 +374,21 @@ class PostgreSQL:
             self._train = None
         while self._readers:
             self._readers.pop().close()
+
+
+def _is_elsewhere(cause: BaseException | None) -> bool:
+    """Return whether a new connection may find what this one lost: a server restarted, or took over.
+
+    Operator interventions are class 57 (shutdowns), connection exceptions class 08; a connection that is cut
+    off has no code at all (PostgreSQL 15, appendix A).
+    """
+    if not isinstance(cause, psycopg.Error) or isinstance(cause, _Silent):
+        return False
+    if isinstance(cause, psycopg.errors.ReadOnlySqlTransaction):
+        return True
+    if isinstance(cause, psycopg.errors.QueryCanceled) or not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or cause.sqlstate[:2] in ("08", "57", "25")
 
 
 def _select_statement(shape: TableShape) -> bytes:
