@@ -21,6 +21,7 @@ __all__ = [
     "PolicyRefused",
     "ProofFailed",
     "QuotaExhausted",
+    "RateLimited",
     "Refusal",
     "TooLarge",
     "Unauthenticated",
@@ -117,6 +118,18 @@ class Unavailable(Refusal):
 
     code = "unavailable"
     retryable = True
+
+
+class RateLimited(Refusal):
+    """The client or the run goes faster than it may; the same request may be sent again a little later."""
+
+    code = "rate-limited"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which it is worth trying again."""
 
 
 class Fault(Refusal):

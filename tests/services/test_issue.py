@@ -328,7 +328,7 @@ def test_a_revoked_station_is_refused_at_once_whatever_a_process_remembers(line:
 
 def test_an_operator_who_does_not_exist_or_was_revoked_stands_at_no_station(line: Line) -> None:
     """SPEC E1: people by operator id; an id that nobody has proves nothing."""
-    bob = line.enrol(Role.OPERATOR, "bob", by=line.operator)
+    bob = line.enrol(Role.OFFICER, "bob", by=line.operator)
     with_bob = line.station.with_operator("bob")
     line.issue(workpiece("D1"), by=with_bob)
     line.service.carry(line.service.authorise.revoke(line.operator.caller, bob.id, "left"))

@@ -134,14 +134,14 @@ def test_an_operator_does_not_revoke_itself(small_line: Line) -> None:
     line = small_line
     with pytest.raises(errors.NotPermitted, match="operator:anna cannot revoke itself"):
         line.service.carry(line.service.authorise.revoke(line.operator.caller, "operator:anna", "leaving"))
-    bob = line.enrol(Role.OPERATOR, "bob")
+    bob = line.enrol(Role.OFFICER, "bob")
     revoked = line.service.carry(line.service.authorise.revoke(bob.caller, "operator:anna", "leaving"))
     assert revoked.status == "revoked"
 
 
 def test_a_licence_signed_by_somebody_else_opens_nothing(line: Line) -> None:
     """SPEC C3: a run is a signed licence."""
-    bob = line.enrol(Role.OPERATOR, "bob", by=line.operator)
+    bob = line.enrol(Role.OFFICER, "bob", by=line.operator)
     with pytest.raises(errors.NotPermitted, match="is not what was signed"):
         open_licence(line, line.licence("R2"), signer=bob)
     with pytest.raises(errors.NotPermitted, match="the licence is operator:anna's, not operator:bob's"):
@@ -187,7 +187,7 @@ def test_who_may_not_open_a_run_imports_no_list(line: Line) -> None:
     (entry,) = line.entries(size)
     assert (entry["kind"], entry["request"], entry["actor"]) == ("refused", "import-list", "station:ST01")
     assert list(line.service.store.scan(AllowedDevice)) == []
-    bob = line.enrol(Role.OPERATOR, "bob", by=line.operator)
+    bob = line.enrol(Role.OFFICER, "bob", by=line.operator)
     line.service.carry(line.service.authorise.revoke(line.operator.caller, bob.id, "left"))
     with pytest.raises(errors.Unauthenticated, match="operator:bob was revoked"):
         line.service.carry(line.service.runs.import_list(bob.caller, ["serial:L1"]))

@@ -323,7 +323,7 @@ def test_the_same_key_under_another_name_is_the_same_person(plant: People) -> No
 def test_a_renewed_certificate_is_the_same_person(plant: People) -> None:
     close(plant, "R1")
     recall = plant.propose(plant.order(RUN, "R1"))
-    renewed = plant.line.enrol(Role.OPERATOR, "anna", by=plant.bela, renew=True)
+    renewed = plant.line.enrol(Role.OFFICER, "anna", by=plant.bela, renew=True)
     with pytest.raises(errors.NotPermitted, match="it takes two"):
         plant.approve(recall, by=renewed)
 
@@ -747,7 +747,7 @@ def approve_in_another_process(
 
     blastradius.PAGE = 5
     service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
-    recalls = Recalls(service.store.realm, Hands(), SystemEntropy())
+    recalls = Recalls(service.store.realm, Hands(), SystemEntropy(), service.store.log)
     caller = service.carry(recognise(approver))
     done = service.carry(recalls.approve(caller, recall, approval, wait))
     service.store.close()
@@ -795,7 +795,7 @@ def approve_and_be_killed(
 
     blastradius.PAGE = 5
     service = open_service(url, SoftwareKeyStore.open(Path(keys), PASSPHRASE), Hands())
-    recalls = Recalls(service.store.realm, Hands(), SystemEntropy())
+    recalls = Recalls(service.store.realm, Hands(), SystemEntropy(), service.store.log)
     caller = service.carry(recognise(approver))
     begun = service.carry(recalls.get(recall))[0].changed
     service.carry(recalls.approve(caller, recall, approval, doom))

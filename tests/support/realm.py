@@ -375,7 +375,7 @@ class Line:
         key = ec.generate_private_key(ec.SECP256R1())
         variables = {
             "organization": ORGANIZATION,
-            str(role): name,
+            role.kind: name,
             "run": name,
             "site": "Graz",
             "line": "L1",
@@ -542,7 +542,7 @@ def make_line(tmp_path: Path, database_url: str, *, environment: Environment = E
     create_realm(url, realm)
     line = Line(url=url, keys=made.keys, clock=clock, service=open_service(url, made.keys, clock))
     line.service.carry(commit(None, made.progress, made.record, "software"))
-    line.operator = line.enrol(Role.OPERATOR, "anna")
+    line.operator = line.enrol(Role.OFFICER, "anna")
     line.station = line.enrol(Role.STATION, "ST01")
     return line
 

@@ -64,7 +64,8 @@ class People:
     recalls: Recalls = field(init=False)
 
     def __post_init__(self) -> None:
-        self.recalls = Recalls(self.line.realm, self.line.clock, SystemEntropy())
+        store = self.line.service.store
+        self.recalls = Recalls(store.realm, self.line.clock, SystemEntropy(), store.log)
 
     def preview(
         self, kind: SelectionKind, value: str, action: RecallAction = RecallAction.REVOKE, **window: Any
@@ -128,15 +129,15 @@ def people(line: Line) -> People:
     return People(
         line=line,
         anna=line.operator,
-        bela=line.enrol(Role.OPERATOR, "bela", by=line.operator),
-        carl=line.enrol(Role.OPERATOR, "carl", by=line.operator),
+        bela=line.enrol(Role.OFFICER, "bela", by=line.operator),
+        carl=line.enrol(Role.OFFICER, "carl", by=line.operator),
     )
 
 
 def enrol_with_key(line: Line, name: str, key: ec.EllipticCurvePrivateKey) -> Client:
     """Enrol an operator with a key that somebody brings along."""
     enrolment = Enrolment(
-        role=Role.OPERATOR,
+        role=Role.OFFICER,
         name=name,
         subject_public_key_info=key.public_key().public_bytes(
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo

@@ -1,13 +1,16 @@
 """Who may talk to the line, and what each may do.
 
-A client is a station, an operator, a device holding a bootstrap certificate, or the server itself.  A client
-has credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte
-with the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what.
+A client is a station, a person, a device holding a bootstrap certificate, or the server itself.  A client has
+credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte with
+the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what, and ``TWO_PERSON``
+of what nobody does alone.
+
+A person is the same person whatever their role: the id says ``operator:``, and the role is what may change.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from birthmark import errors
@@ -16,6 +19,9 @@ from birthmark.floor.segments import is_segment
 
 __all__ = [
     "CAPABILITIES",
+    "PEOPLE",
+    "PERSON",
+    "PROPOSAL_LIFE",
     "TWO_PERSON",
     "Capability",
     "Client",
@@ -23,20 +29,44 @@ __all__ = [
     "Credential",
     "Role",
     "check_name",
+    "client_id",
     "require",
     "takes_two",
 ]
 
 
+PERSON = "operator"
+"""What the ids of people begin with, and the profile of their certificates, whatever their role."""
+
+
 class Role(StrEnum):
-    """What kind of client it is."""
+    """What a client is there for."""
 
     STATION = "station"
     BOOTSTRAP = "bootstrap"
+    """A device, or the one who installs it, that fetches its own identity."""
     OPERATOR = "operator"
+    """Works at the line: may stop a device, not let it go on."""
+    LINE_LEAD = "line-lead"
+    """Decides over devices and stations of the line."""
+    OFFICER = "officer"
+    """Of the maker's product security: opens runs, recalls, changes authorities and roles."""
+    AUDITOR = "auditor"
+    """Reads everything and changes nothing."""
+    CUSTODIAN = "custodian"
+    """Attends ceremonies, with a key that the ceremony's file names; is no client and connects to nothing."""
     SERVER = "server"
     RESPONDER = "responder"
     """Signs OCSP answers for an authority; connects to nothing."""
+
+    @property
+    def kind(self) -> str:
+        """What the ids of such clients begin with, and which profile their certificates have."""
+        return PERSON if self in PEOPLE else str(self)
+
+
+PEOPLE = frozenset({Role.OPERATOR, Role.LINE_LEAD, Role.OFFICER, Role.AUDITOR})
+"""Roles of those who act in person and are known by an ``operator:`` id."""
 
 
 class Capability(StrEnum):
@@ -47,38 +77,64 @@ class Capability(StrEnum):
     HOLD = "hold"
     REWORK = "rework"
     SCRAP = "scrap"
+    RENEW_SELF = "renew-self"
+    """Have a further certificate for itself."""
     OPEN_RUN = "open-run"
+    APPROVE_RUN = "approve-run"
     CLOSE_RUN = "close-run"
-    ENROL_CLIENT = "enrol-client"
+    ENROL_STATION = "enrol-station"
+    """Let stations and bootstrap credentials in, and servers and responders of this realm."""
     REVOKE_CLIENT = "revoke-client"
+    """Shut a station or a bootstrap credential out."""
+    REVOKE_PERSON = "revoke-person"
+    CHANGE_ROLES = "change-roles"
+    """Let a person in, or give one another role."""
+    APPROVE_ROLES = "approve-roles"
     CHANGE_AUTHORITY = "change-authority"
+    APPROVE_AUTHORITY = "approve-authority"
+    KEEP_KEYS = "keep-keys"
+    """Make, adopt, back up and restore keys; perform ceremonies."""
+    ATTEND_CEREMONY = "attend-ceremony"
     PROPOSE_RECALL = "propose-recall"
     APPROVE_RECALL = "approve-recall"
-    APPROVE_RUN = "approve-run"
     RECORD_SHIPMENT = "record-shipment"
+    SET_EXPOSURE = "set-exposure"
+    """Open and close planes, runs and stations for a time."""
     READ = "read"
 
 
+_READER = frozenset({Capability.READ})
+_OPERATOR = _READER | {Capability.HOLD, Capability.RENEW_SELF}
+_LINE_LEAD = _OPERATOR | {
+    Capability.REWORK,
+    Capability.SCRAP,
+    Capability.CLOSE_RUN,
+    Capability.ENROL_STATION,
+    Capability.REVOKE_CLIENT,
+    Capability.RECORD_SHIPMENT,
+    Capability.SET_EXPOSURE,
+}
+_OFFICER = _LINE_LEAD | {
+    Capability.OPEN_RUN,
+    Capability.APPROVE_RUN,
+    Capability.REVOKE_PERSON,
+    Capability.CHANGE_ROLES,
+    Capability.APPROVE_ROLES,
+    Capability.CHANGE_AUTHORITY,
+    Capability.APPROVE_AUTHORITY,
+    Capability.KEEP_KEYS,
+    Capability.PROPOSE_RECALL,
+    Capability.APPROVE_RECALL,
+}
+
 CAPABILITIES: Mapping[Role, frozenset[Capability]] = {
-    Role.STATION: frozenset({Capability.ISSUE, Capability.PROVE, Capability.HOLD, Capability.READ}),
+    Role.STATION: _READER | {Capability.ISSUE, Capability.PROVE, Capability.HOLD, Capability.RENEW_SELF},
     Role.BOOTSTRAP: frozenset({Capability.ISSUE, Capability.PROVE}),
-    Role.OPERATOR: frozenset(
-        {
-            Capability.HOLD,
-            Capability.REWORK,
-            Capability.SCRAP,
-            Capability.OPEN_RUN,
-            Capability.CLOSE_RUN,
-            Capability.ENROL_CLIENT,
-            Capability.REVOKE_CLIENT,
-            Capability.CHANGE_AUTHORITY,
-            Capability.PROPOSE_RECALL,
-            Capability.APPROVE_RECALL,
-            Capability.APPROVE_RUN,
-            Capability.RECORD_SHIPMENT,
-            Capability.READ,
-        }
-    ),
+    Role.OPERATOR: _OPERATOR,
+    Role.LINE_LEAD: _LINE_LEAD,
+    Role.OFFICER: _OFFICER,
+    Role.AUDITOR: _READER | {Capability.RENEW_SELF},
+    Role.CUSTODIAN: frozenset({Capability.ATTEND_CEREMONY}),
     Role.SERVER: frozenset(),
     Role.RESPONDER: frozenset(),
 }
@@ -86,19 +142,29 @@ CAPABILITIES: Mapping[Role, frozenset[Capability]] = {
 TWO_PERSON: Mapping[Capability, Capability] = {
     Capability.PROPOSE_RECALL: Capability.APPROVE_RECALL,
     Capability.OPEN_RUN: Capability.APPROVE_RUN,
+    Capability.CHANGE_AUTHORITY: Capability.APPROVE_AUTHORITY,
+    Capability.CHANGE_ROLES: Capability.APPROVE_ROLES,
 }
 """Acts that take two people (SPEC K1): what the first may do, and what the second must be allowed to.
 
-A recall always takes both; a run does in production, and in a test realm one person opens it.  A ceremony's
-custodians stand in its file.
+A recall always takes both; the others do in production, and in a test realm one person does them.  A
+ceremony's custodians stand in its file.  To shut a client out, to close a run or a window takes one: what
+stops the line is never kept waiting for a second person.
 """
-_ONE_PERSON_IN_TEST = frozenset({Capability.OPEN_RUN})
+_ALWAYS_TWO = frozenset({Capability.PROPOSE_RECALL})
+PROPOSAL_LIFE = timedelta(hours=24)
+"""How long a proposal waits for its second person; then it can only be made anew."""
 
 
 def takes_two(capability: Capability, environment: Environment) -> bool:
     """Return whether an act takes two people in this environment."""
-    one = environment is Environment.TEST and capability in _ONE_PERSON_IN_TEST
+    one = environment is Environment.TEST and capability not in _ALWAYS_TWO
     return capability in TWO_PERSON and not one
+
+
+def client_id(role: Role, name: str) -> str:
+    """Return the id under which a client of this role and name is known."""
+    return f"{role.kind}:{name}"
 
 
 class ClientStatus(StrEnum):
@@ -113,7 +179,7 @@ class Client:
     """Somebody who may connect."""
 
     id: str
-    """Role and name, e.g. ``station:ST01``, ``operator:anna``."""
+    """Kind and name, e.g. ``station:ST01``, ``operator:anna``: see ``client_id``."""
     role: Role
     site: str
     line: str
@@ -124,10 +190,12 @@ class Client:
     status: ClientStatus
     last_seq: int
     """The highest request number seen from this client; 0 before the first."""
+    runs: str = ""
+    """Names of the runs a station may work on, joined by commas; empty for all whose licences name it."""
 
     @property
     def name(self) -> str:
-        """The part of the id after the role."""
+        """The part of the id after the kind."""
         return self.id.partition(":")[2]
 
 

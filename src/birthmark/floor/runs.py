@@ -117,6 +117,11 @@ class RunLicence:
     """Profile of the secure element that each device has; empty for none (SPEC D1, D6)."""
     element_sha256: str = ""
     """Hash of that profile's file (hex)."""
+    firmware: str = ""
+    """Reference of the firmware that the devices carry, e.g. ``bms-4.2.1 sha256:…``; empty for none named.
+
+    Printable ASCII, up to 128.  What it is compared with is for whoever asks: here it is a name (SPEC E6).
+    """
 
     def encode(self) -> bytes:
         """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
@@ -158,6 +163,7 @@ class RunLicence:
         if not self.profile_sha256:
             return {}
         element = {"element": self.element, "element_sha256": self.element_sha256}
+        firmware = {"firmware": self.firmware}
         return {
             "device_class": self.device_class,
             "site": self.site,
@@ -167,6 +173,7 @@ class RunLicence:
             "further_profiles": list(self.further_profiles),
             "further_sha256": list(self.further_sha256),
             **(element if any(element.values()) else {}),
+            **(firmware if self.firmware else {}),
         }
 
     @property
@@ -241,6 +248,7 @@ def _is_typed(licence: RunLicence) -> bool:
         licence.profile_sha256,
         licence.element,
         licence.element_sha256,
+        licence.firmware,
         *licence.further_profiles,
         *licence.further_sha256,
         *licence.stations,
@@ -289,6 +297,8 @@ class Run:
     """Signature of the second person over ``document``."""
     opening: int | None = None
     """Log index of the entry that opened it: what was inspected and tested then stands there."""
+    proposed_at: datetime | None = None
+    """When the first person proposed it, where two open a run."""
 
 
 def admit(run: Run) -> Run:

@@ -9,18 +9,30 @@ from cryptography import x509
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
-from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, require
+from birthmark.floor.clients import (
+    CAPABILITIES,
+    PERSON,
+    Capability,
+    Client,
+    ClientStatus,
+    Credential,
+    require,
+)
+from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
+from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.pki.certificates import serial_hex
-from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
+from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
 
 __all__ = [
     "ANONYMOUS",
     "INIT",
     "Caller",
     "admitted",
+    "allowed_client",
     "answer_key",
     "client_reads",
     "earlier_answer",
+    "exposures_of",
     "live_client",
     "outcomes",
     "recognise",
@@ -28,6 +40,7 @@ __all__ = [
     "recorded",
     "refuse",
     "stored_refusal",
+    "together",
 ]
 
 T = TypeVar("T")
@@ -39,7 +52,9 @@ DETAIL_LIMIT = 500
 """Characters of a refusal's detail that go into the log."""
 
 _BY_CODE: Mapping[str, type[errors.Refusal]] = {
-    kind.code: kind for kind in errors.Refusal.__subclasses__() if kind is not errors.PolicyRefused
+    kind.code: kind
+    for kind in errors.Refusal.__subclasses__()
+    if kind is not errors.PolicyRefused and not kind.retryable
 }
 
 
@@ -53,6 +68,10 @@ class Caller:
     """The client's number for the request."""
     operator: str | None = None
     """Name of the operator at the station, as the station says."""
+    plane: str | None = None
+    """The plane it came by; None for somebody at this host's own command line."""
+    rate: Rate | None = None
+    """How fast it may go; None for as fast as it likes."""
 
 
 def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = None) -> UseCase[Caller]:
@@ -80,18 +99,38 @@ def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = Non
 
 def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
     """Return what ``live_client`` is going to look at."""
-    clients = (
-        [caller.client.id] if caller.operator is None else [caller.client.id, f"operator:{caller.operator}"]
-    )
-    return {Client: clients, Credential: (caller.credential.serial,)}
+    clients = [caller.client.id]
+    if caller.operator is not None:
+        clients.append(f"{PERSON}:{caller.operator}")
+    reads: dict[type, Sequence[str]] = {Client: clients, Credential: (caller.credential.serial,)}
+    if caller.plane is not None:
+        reads[Exposure] = exposures_of(caller.plane, caller.client)
+    if caller.rate is not None:
+        reads[Bucket] = (bucket_of("client", caller.client.id),)
+    return reads
 
 
-def live_client(facts: Facts, caller: Caller, capability: Capability) -> Client:
-    """Check, at the moment of the commit, that the caller may do this, and note its request number.
+def together(*reads: Reads) -> dict[type, Sequence[str]]:
+    """Return what several are going to look at."""
+    joined: dict[type, Sequence[str]] = {}
+    for one in reads:
+        for kind, keys in one.items():
+            joined[kind] = [*joined.get(kind, ()), *keys]
+    return joined
+
+
+def exposures_of(plane: str, client: Client) -> list[str]:
+    """Return the ids of what must be open for a client to do anything by a plane."""
+    ids = [exposure_id(Exposed.PLANE, plane), client.id]
+    return ids if client.run is None else [*ids, exposure_id(Exposed.RUN, client.run)]
+
+
+def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Client:
+    """Check that the caller may do this, apart from all that time has a part in.
 
     Raises:
         errors.Unauthenticated: it was revoked since it connected.
-        errors.NotPermitted: its role may not, or the operator it names is no live operator.
+        errors.NotPermitted: its role may not, or the operator it names is none who may work at a line.
     """
     client = facts.get(Client, caller.client.id)
     credential = facts.get(Credential, caller.credential.serial)
@@ -99,9 +138,30 @@ def live_client(facts: Facts, caller: Caller, capability: Capability) -> Client:
         raise errors.Unauthenticated(f"{caller.client.id} is not known")
     require(client, credential, capability)
     if caller.operator is not None:
-        operator = facts.get(Client, f"operator:{caller.operator}")
+        operator = facts.get(Client, f"{PERSON}:{caller.operator}")
         if operator is None or operator.status is not ClientStatus.ACTIVE:
             raise errors.NotPermitted(f"{caller.operator} is no live operator of this realm")
+        if Capability.HOLD not in CAPABILITIES[operator.role]:
+            raise errors.NotPermitted(f"{caller.operator} is an {operator.role} and works at no line")
+    return client
+
+
+def live_client(facts: Facts, caller: Caller, capability: Capability, at: datetime) -> Client:
+    """Check, at the moment of the commit, that the caller may do this now, and count the request.
+
+    Raises:
+        errors.Unauthenticated: it was revoked since it connected, or its certificate ended.
+        errors.NotPermitted: its role may not, it or its plane is closed at this time, or the operator it
+            names is none who may work at a line.
+        errors.RateLimited: it goes too fast.
+    """
+    client = allowed_client(facts, caller, capability)
+    if caller.plane is not None:
+        if at >= caller.credential.not_after:
+            # A connection outlives the certificate that opened it.
+            raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
+        require_open((facts.get(Exposure, name) for name in exposures_of(caller.plane, client)), at)
+    _charge(facts, caller.client.id, caller.rate, at)
     _count(facts, client, caller.seq)
     return client
 
@@ -109,6 +169,12 @@ def live_client(facts: Facts, caller: Caller, capability: Capability) -> Client:
 def _count(facts: Facts, client: Client, seq: int | None) -> None:
     if seq is not None and seq > client.last_seq:
         facts.put(replace(client, last_seq=seq))
+
+
+def _charge(facts: Facts, actor: str, rate: Rate | None, at: datetime) -> None:
+    if rate is not None:
+        name = bucket_of("client", actor)
+        facts.put(take(facts.get(Bucket, name), name, rate, at))
 
 
 def answer_key(caller: Caller, key: str) -> str:
@@ -153,6 +219,8 @@ def refuse(
 
     def decide(facts: Facts, at: datetime, refusal: errors.Refusal) -> Decision[errors.Refusal]:
         if caller is not None:
+            # A refusal is an entry, and costs as much as what is granted.
+            _charge(facts, caller.client.id, caller.rate, at)
             client = facts.get(Client, caller.client.id)
             if client is not None:
                 _count(facts, client, caller.seq)
@@ -206,11 +274,22 @@ def _clean(text: str) -> str:
 
 
 def record_refusal(
-    actor: str, request: str, fields: Mapping[str, Any], refusal: errors.Refusal, *, seq: int | None = None
+    actor: str,
+    request: str,
+    fields: Mapping[str, Any],
+    refusal: errors.Refusal,
+    *,
+    seq: int | None = None,
+    rate: Rate | None = None,
 ) -> UseCase[None]:
-    """Put on record a refusal that was decided before any act could be made."""
+    """Put on record a refusal that was decided before any act could be made.
 
-    def decide(facts: Facts, _at: datetime) -> Decision[None]:
+    Raises:
+        errors.RateLimited: the actor has been refused too often of late.
+    """
+
+    def decide(facts: Facts, at: datetime) -> Decision[None]:
+        _charge(facts, actor, rate, at)
         client = facts.get(Client, actor)
         if client is not None:
             _count(facts, client, seq)
@@ -221,7 +300,7 @@ def record_refusal(
             actor=actor,
             decide=decide,
             refuse=refuse(None, request, fields),
-            reads={Client: (actor,)},
+            reads={Client: (actor,), **({} if rate is None else {Bucket: (bucket_of("client", actor),)})},
             seq=seq,
         )
     ]
@@ -275,8 +354,10 @@ def recorded(caller: Caller | None, request: str, fields: Mapping[str, Any], wor
         return (yield from work)
     except errors.Refusal as refusal:
         if not refusal.retryable:
-            actor, seq = (INIT, None) if caller is None else (caller.client.id, caller.seq)
-            yield from record_refusal(actor, request, fields, refusal, seq=seq)
+            actor, seq, rate = (
+                (INIT, None, None) if caller is None else (caller.client.id, caller.seq, caller.rate)
+            )
+            yield from record_refusal(actor, request, fields, refusal, seq=seq, rate=rate)
         raise
 
 

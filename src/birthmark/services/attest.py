@@ -25,11 +25,11 @@ from birthmark.element.tpm_credential import Credential, make_credential
 from birthmark.element.tpm_endorsement import check_endorsement
 from birthmark.floor.attestations import Attestation
 from birthmark.floor.clients import Capability
-from birthmark.floor.runs import AllowedDevice, Run
+from birthmark.floor.runs import AllowedDevice
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, UseCase
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import Caller, client_reads, live_client, refuse
+from birthmark.services.acts import Caller, client_reads, live_client, refuse, together
 from birthmark.services.runs import RunContext, Runs, check_scope
 
 __all__ = ["AttestDevices", "AttestRequest", "Attesting"]
@@ -106,7 +106,7 @@ class AttestDevices:
             asked = self._ask(caller, context, request)
         except errors.Refusal as refusal:
             asked = refusal
-        reads = client_reads(caller) | {Run: (context.licence.id,)}
+        reads = together(client_reads(caller), self._runs.admitting_reads(context.licence.id))
         if isinstance(asked, _Asked) and context.licence.allow_list is not None:
             listed = AllowedDevice.key(context.licence.allow_list, asked.attestation.device)
             reads |= {AllowedDevice: (listed,)}
@@ -153,7 +153,7 @@ class AttestDevices:
     def _decide(
         self, caller: Caller, context: RunContext, asked: _Asked | errors.Refusal, facts: Facts, at: datetime
     ) -> Decision[Attesting]:
-        client = live_client(facts, caller, Capability.ISSUE)
+        client = live_client(facts, caller, Capability.ISSUE, at)
         if isinstance(asked, errors.Refusal):
             raise asked
         self._runs.admitting(facts, context, client, at)

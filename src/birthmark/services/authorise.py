@@ -7,11 +7,20 @@ makes its client known.  A revoked client stays revoked: its name is not given o
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, require_issuing
-from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, check_name
+from birthmark.floor.clients import (
+    PEOPLE,
+    Capability,
+    Client,
+    ClientStatus,
+    Credential,
+    Role,
+    check_name,
+    client_id,
+    takes_two,
+)
 from birthmark.floor.realm import Realm
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuance import (
@@ -36,7 +45,7 @@ from birthmark.services.acts import (
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain, issuer_of
 
-__all__ = ["Authorise", "Enrolled", "Enrolment"]
+__all__ = ["Authorise", "Enrolled", "Enrolment", "judge_enrolment", "put_changed", "put_enrolled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,8 @@ class Enrolment:
     line: str = ""
     hardware_id: str | None = None
     run: str | None = None
+    runs: tuple[str, ...] = ()
+    """For a station: the runs it may work on, whichever licences name it; none for all of those."""
     not_after: datetime | None = None
     renew: bool = False
     """Give a known client another credential."""
@@ -61,8 +72,17 @@ class Enrolment:
     def __post_init__(self) -> None:
         """Refuse names that cannot stand in an id."""
         check_name(str(self.role), self.name)
+        if self.role is Role.CUSTODIAN:
+            raise errors.MalformedRequest("a custodian is named by a ceremony's file and enrolled nowhere")
+        for run in self.runs:
+            check_name("run", run)
         if self.role is Role.BOOTSTRAP and (self.hardware_id is None) == (self.run is None):
             raise errors.MalformedRequest("a bootstrap certificate is for one hardware id or for one run")
+
+    @property
+    def client(self) -> str:
+        """The id of whoever is let in."""
+        return client_id(self.role, self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +114,27 @@ class Authorise:
         Raises:
             errors.NotFound: there is no such authority.
             errors.IllegalTransition: the name is taken, or was revoked.
+            errors.NotPermitted: the caller may not, or it takes two people.
             errors.PolicyRefused: the certificate would break its profile.
         """
-        client_id = f"{enrolment.role}:{enrolment.name}"
-        said = {"client": client_id}
+        said = {"client": enrolment.client}
 
         def judge(facts: Facts, at: datetime) -> None:
-            _judge_enrol(caller, enrolment, client_id, facts, at)
+            if caller is not None:
+                self._require_may_enrol(caller, enrolment, facts, at)
+            judge_enrolment(facts, enrolment, at)
+
+        def decide(facts: Facts, at: datetime) -> Decision[Client]:
+            if caller is not None:
+                self._require_may_enrol(caller, enrolment, facts, at)
+            return put_enrolled(facts, enrolment, certificate, at)
 
         yield from admitted(caller, "enrol", said, judge, {Authority: (enrolment.authority,)})
-        chain, certificate = yield from recorded(caller, "enrol", said, self._certify(enrolment))
+        chain, certificate = yield from recorded(caller, "enrol", said, self.certify(enrolment))
         committed: list[Committed[Client]] = yield [
             Act(
                 actor=INIT if caller is None else caller.client.id,
-                decide=partial(_decide_enrol, caller, enrolment, certificate, client_id),
+                decide=decide,
                 refuse=refuse(caller, "enrol", said),
                 reads={Authority: (enrolment.authority,)} if caller is None else client_reads(caller),
             )
@@ -118,10 +145,29 @@ class Authorise:
             chain=tuple(authority.der for authority in chain[:-1]),
         )
 
-    def _certify(self, enrolment: Enrolment) -> UseCase[tuple[list[Authority], Certificate]]:
+    def _require_may_enrol(self, caller: Caller, enrolment: Enrolment, facts: Facts, at: datetime) -> None:
+        """Refuse whoever may not let this client in, or not alone.
+
+        To renew somebody else's certificate is to be able to act as that person: it takes as many as to let
+        one in.
+        """
+        if enrolment.renew and enrolment.client == caller.client.id:
+            live_client(facts, caller, Capability.RENEW_SELF, at)
+            return
+        if enrolment.role not in PEOPLE:
+            live_client(facts, caller, Capability.ENROL_STATION, at)
+            return
+        live_client(facts, caller, Capability.CHANGE_ROLES, at)
+        if takes_two(Capability.CHANGE_ROLES, self._realm.environment):
+            raise errors.NotPermitted(
+                f"{enrolment.client} gets a certificate by two people: propose it, and have another approve"
+            )
+
+    def certify(self, enrolment: Enrolment) -> UseCase[tuple[list[Authority], Certificate]]:
+        """Sign a certificate, and return the authorities above it too; nothing is on record yet."""
         chain: list[Authority] = yield from authority_chain(enrolment.authority)
         issuer = issuer_of(chain)
-        profile = self._catalogue.load(str(enrolment.role))
+        profile = self._catalogue.load(enrolment.role.kind)
         certificate_der = sign_certificate(
             permit(
                 compile_template(profile, issuer, enrolment.variables).fill(
@@ -147,8 +193,9 @@ class Authorise:
         held: list[Credential] = yield Scan(kind=Credential, where={"client": client})
 
         def decide(facts: Facts, at: datetime) -> Decision[Client]:
-            live_client(facts, caller, Capability.REVOKE_CLIENT)
             found = facts.get(Client, client)
+            person = found is not None and found.role in PEOPLE
+            live_client(facts, caller, Capability.REVOKE_PERSON if person else Capability.REVOKE_CLIENT, at)
             if found is None:
                 raise errors.NotFound(f"there is no client {client[:100]}")
             if found.status is ClientStatus.REVOKED:
@@ -180,26 +227,21 @@ class Authorise:
     def change(
         self, caller: Caller, authority: str, status: AuthorityStatus, reason: str
     ) -> UseCase[Authority]:
-        """Suspend, resume or retire an authority.
+        """Suspend, resume or retire an authority, where one person may; else see ``proposals``.
 
         Raises:
             errors.NotFound: there is no such authority.
             errors.IllegalTransition: it has that status already, or is retired or revoked.
-            errors.NotPermitted: it is to be revoked, which takes two people.
+            errors.NotPermitted: the caller may not, or it takes two people.
         """
 
-        def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
-            live_client(facts, caller, Capability.CHANGE_AUTHORITY)
-            found = facts.get(Authority, authority)
-            if found is None:
-                raise errors.NotFound(f"there is no authority {authority[:100]}")
-            if status is AuthorityStatus.REVOKED:
-                raise errors.NotPermitted("an authority is revoked by two people, with a recall")
-            if found.status in (status, AuthorityStatus.RETIRED, AuthorityStatus.REVOKED):
-                raise errors.IllegalTransition(f"authority {authority} is {found.status}")
-            changed = replace(found, status=status)
-            facts.put(changed)
-            return Decision(changed, [(f"authority-{status}", {"authority": authority, "reason": reason})])
+        def decide(facts: Facts, at: datetime) -> Decision[Authority]:
+            live_client(facts, caller, Capability.CHANGE_AUTHORITY, at)
+            if takes_two(Capability.CHANGE_AUTHORITY, self._realm.environment):
+                raise errors.NotPermitted(
+                    f"authority {authority[:100]} is changed by two people: propose it, and have another approve"
+                )
+            return put_changed(facts, authority, status, reason)
 
         committed: list[Committed[Authority]] = yield [
             Act(
@@ -212,39 +254,56 @@ class Authorise:
         return outcomes(committed)[0]
 
 
-def _judge_enrol(
-    caller: Caller | None, enrolment: Enrolment, client_id: str, facts: Facts, at: datetime
-) -> tuple[Authority, Client | None]:
-    """Return the authority, and the client if it is known; refuse what must not be certified."""
-    if caller is not None:
-        live_client(facts, caller, Capability.ENROL_CLIENT)
-    authority = facts.get(Authority, enrolment.authority)
+def put_changed(facts: Facts, authority: str, status: AuthorityStatus, reason: str) -> Decision[Authority]:
+    """Give an authority another status; whether anybody may is judged before.
+
+    Raises:
+        errors.NotFound: there is no such authority.
+        errors.IllegalTransition: it has that status already, or is retired or revoked.
+        errors.NotPermitted: it is to be revoked.
+    """
+    found = facts.get(Authority, authority)
+    if found is None:
+        raise errors.NotFound(f"there is no authority {authority[:100]}")
+    if status is AuthorityStatus.REVOKED:
+        raise errors.NotPermitted("an authority is revoked by two people, with a recall")
+    if found.status in (status, AuthorityStatus.RETIRED, AuthorityStatus.REVOKED):
+        raise errors.IllegalTransition(f"authority {authority} is {found.status}")
+    changed = replace(found, status=status)
+    facts.put(changed)
+    return Decision(changed, [(f"authority-{status}", {"authority": authority, "reason": reason})])
+
+
+def judge_enrolment(facts: Facts, enrolment: Enrolment, at: datetime) -> tuple[Authority, Client | None]:
+    """Return the authority, and the client if it is known; refuse what must not be certified.
+
+    Raises:
+        errors.NotFound: there is no such authority, or no such client to renew.
+        errors.IllegalTransition: the authority does not issue, the name is taken, or was revoked.
+    """
+    authority, name = facts.get(Authority, enrolment.authority), enrolment.client
     if authority is None:
         raise errors.NotFound(f"there is no authority {enrolment.authority[:100]}")
     require_issuing(authority, at)  # the quota counts devices, not stations
-    known = facts.get(Client, client_id)
+    known = facts.get(Client, name)
     if known is not None and known.status is ClientStatus.REVOKED:
-        raise errors.IllegalTransition(f"{client_id} was revoked: give the new one another name")
+        raise errors.IllegalTransition(f"{name} was revoked: give the new one another name")
     if known is not None and not enrolment.renew:
         raise errors.IllegalTransition(
-            f"there is a client {client_id} already; renew it to give it another certificate"
+            f"there is a client {name} already; renew it to give it another certificate"
         )
     if known is None and enrolment.renew:
-        raise errors.NotFound(f"there is no client {client_id} to renew")
+        raise errors.NotFound(f"there is no client {name} to renew")
     return authority, known
 
 
-def _decide_enrol(
-    caller: Caller | None,
-    enrolment: Enrolment,
-    certificate: Certificate,
-    client_id: str,
-    facts: Facts,
-    at: datetime,
+def put_enrolled(
+    facts: Facts, enrolment: Enrolment, certificate: Certificate, at: datetime
 ) -> Decision[Client]:
-    authority, known = _judge_enrol(caller, enrolment, client_id, facts, at)
+    """Put a client and its certificate on record; whether anybody may is judged before."""
+    authority, known = judge_enrolment(facts, enrolment, at)
     client = known or Client(
-        id=client_id,
+        id=enrolment.client,
         role=enrolment.role,
         site=enrolment.site,
         line=enrolment.line,
@@ -252,6 +311,7 @@ def _decide_enrol(
         run=enrolment.run,
         status=ClientStatus.ACTIVE,
         last_seq=0,
+        runs=",".join(enrolment.runs),
     )
     if known is None:
         facts.put(client)
@@ -260,7 +320,7 @@ def _decide_enrol(
             serial=certificate.serial_hex,
             client=client.id,
             authority=authority.id,
-            profile=str(enrolment.role),
+            profile=enrolment.role.kind,
             der=certificate.der,
             not_after=certificate.not_after,
             status=ClientStatus.ACTIVE,
@@ -268,10 +328,12 @@ def _decide_enrol(
     )
     entry = {
         "client": client.id,
+        "role": str(client.role),
         "site": client.site,
         "line": client.line,
         "hardware_id": client.hardware_id,
         "run": client.run,
+        "runs": client.runs,
         "authority": authority.id,
         "certificate": certificate.serial_hex,
         "certificate_sha256": certificate.fingerprint,

@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, assert_never
 
 from birthmark import errors
@@ -404,13 +405,13 @@ def succeed(
         errors.NotPermitted: the caller may not, or too few custodians of the ceremony before attended.
     """
     said = {"ceremony": ceremony.id}
-    yield from admitted(caller, _REQUEST, said, lambda facts, _at: _require_may(facts, caller))
+    yield from admitted(caller, _REQUEST, said, partial(_require_may, caller))
     return (yield from recorded(caller, _REQUEST, said, _succeeds(ceremony, attended)))
 
 
-def _require_may(facts: Facts, caller: Caller | None) -> None:
+def _require_may(caller: Caller | None, facts: Facts, at: datetime) -> None:
     if caller is not None:
-        live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+        live_client(facts, caller, Capability.KEEP_KEYS, at)
 
 
 def _succeeds(ceremony: Ceremony, attended: Sequence[str]) -> UseCase[CeremonyRecord | None]:
@@ -446,7 +447,7 @@ def commit(caller: Caller | None, progress: Progress, record: Record, service: s
         return Performed(row=already, authorities=progress.established)
 
     def decide(facts: Facts, at: datetime) -> Decision[Performed]:
-        _require_may(facts, caller)
+        _require_may(caller, facts, at)
         record.require_signed(ceremony)
         if facts.get(CeremonyRecord, ceremony.id) is not None:
             raise errors.IllegalTransition(f"there was a ceremony {ceremony.id}")

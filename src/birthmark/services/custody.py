@@ -12,6 +12,7 @@ Left to others: ceremonies that decide on keys, files, and who watches whom.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -78,8 +79,8 @@ class KeyCustody:
             errors.IllegalTransition: a label is on record for another key.
         """
 
-        def decide(facts: Facts, _at: datetime) -> Decision[tuple[KeyAsset, ...]]:
-            _require_may(facts, caller)
+        def decide(facts: Facts, at: datetime) -> Decision[tuple[KeyAsset, ...]]:
+            _require_may(caller, facts, at)
             for asset in assets:
                 if facts.get(KeyAsset, asset.label) is not None:
                     raise errors.IllegalTransition(f"key {asset.label} is on record already")
@@ -139,8 +140,8 @@ class KeyCustody:
             errors.PolicyRefused: the store makes none that is kept as its purpose wants.
         """
 
-        def judge(facts: Facts, _at: datetime) -> None:
-            _require_may(facts, caller)
+        def judge(facts: Facts, at: datetime) -> None:
+            _require_may(caller, facts, at)
             if self._realm.environment is not Environment.TEST:
                 raise errors.NotPermitted(
                     f"in production a ceremony makes key {label}: see 'birthmark ceremony template'"
@@ -227,8 +228,8 @@ class KeyCustody:
         """
         said = {"key": label}
 
-        def judge(facts: Facts, _at: datetime) -> None:
-            _require_may(facts, caller)
+        def judge(facts: Facts, at: datetime) -> None:
+            _require_may(caller, facts, at)
             if kind is not SecretKind.KEK and self._realm.environment is not Environment.TEST:
                 raise errors.NotPermitted(
                     f"in production a ceremony takes key {label} in: see 'birthmark ceremony template'"
@@ -261,8 +262,8 @@ class KeyCustody:
             (kept,) = yield from self.record(caller, [new])
             return kept
 
-        def decide(facts: Facts, _at: datetime) -> Decision[KeyAsset]:
-            _require_may(facts, caller)
+        def decide(facts: Facts, at: datetime) -> Decision[KeyAsset]:
+            _require_may(caller, facts, at)
             asset = _active(facts, label).copied_to(name)
             facts.put(asset)
             entry = {"key": label, "key_store": name, "fingerprint": asset.fingerprint}
@@ -289,7 +290,7 @@ class KeyCustody:
         digest = sha256(content).hexdigest()
 
         def decide(facts: Facts, at: datetime) -> Decision[bytes]:
-            _require_may(facts, caller)
+            _require_may(caller, facts, at)
             known = _active(facts, label)
             facts.put(replace(known, backed_up_at=at, backup_sha256=digest))
             entry = {"key": label, "key_store": name, "kek": kek, "kek_check_value": backup.kek_check_value}
@@ -349,7 +350,7 @@ class KeyCustody:
         label = backup.label
 
         def decide(facts: Facts, at: datetime) -> Decision[KeyAsset]:
-            _require_may(facts, caller)
+            _require_may(caller, facts, at)
             known = facts.get(KeyAsset, label)
             _require_same(known, backup)
             asset = _restored(backup, name, digest, at) if known is None else known.copied_to(name)
@@ -403,12 +404,12 @@ def _commit(
 
 
 def _admitted(caller: Caller | None, request: str, said: Mapping[str, Any]) -> UseCase[None]:
-    return admitted(caller, request, said, lambda facts, _at: _require_may(facts, caller))
+    return admitted(caller, request, said, partial(_require_may, caller))
 
 
-def _require_may(facts: Facts, caller: Caller | None) -> None:
+def _require_may(caller: Caller | None, facts: Facts, at: datetime) -> None:
     if caller is not None:
-        live_client(facts, caller, Capability.CHANGE_AUTHORITY)
+        live_client(facts, caller, Capability.KEEP_KEYS, at)
 
 
 def _active(facts: Facts, label: str) -> KeyAsset:

@@ -98,7 +98,7 @@ def _decide(
     facts: Facts,
     at: datetime,
 ) -> Decision[Disposed]:
-    client = live_client(facts, caller, _CAPABILITY[event])
+    client = live_client(facts, caller, _CAPABILITY[event], at)
     earlier = earlier_answer(facts, caller, key, digest)
     device = facts.get(Device, device_id)
     if device is None:

@@ -15,14 +15,14 @@ from birthmark import errors
 from birthmark.element.diversification import ContextSource
 from birthmark.element.injection import Evidence
 from birthmark.element.profiles import ElementProfile
-from birthmark.floor.clients import Capability
+from birthmark.floor.clients import Capability, Client
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
 from birthmark.floor.elements import ElementJournal, ElementUse, element_use
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.revocations import Revocation, revocation_key
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, refuse
+from birthmark.services.acts import Caller, allowed_client, client_reads, live_client, refuse
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.dialogues import (
     BEGIN,
@@ -162,7 +162,9 @@ class InjectDevices:
             profile = element_of(context)
             if profile is None:
                 raise errors.IllegalTransition(f"run {context.licence.id} puts no key set into an element")
-            permit(facts, caller, self._runs, context, challenged.device)
+            permit(
+                facts, allowed_client(facts, caller, Capability.PROVE), self._runs, context, challenged.device
+            )
             if request.element.step != BEGIN:
                 return self._dialogues.advance(request.attempt, request.element)
             if request.element.responses:
@@ -184,14 +186,15 @@ class InjectDevices:
         request: InjectRequest,
         moved: Moved | errors.Refusal,
         facts: Facts,
-        _at: datetime,
+        at: datetime,
     ) -> Decision[Any]:
         if isinstance(moved, errors.Refusal):
-            live_client(facts, caller, Capability.PROVE)
+            live_client(facts, caller, Capability.PROVE, at)
             raise moved
         if context is None or challenged is None or (profile := element_of(context)) is None:
             raise errors.Fault("a dialogue without an element")
-        permit(facts, caller, self._runs, context, challenged.device)
+        client = live_client(facts, caller, Capability.PROVE, at)
+        permit(facts, client, self._runs, context, challenged.device)
         attempt, device = facts.get(Attempt, request.attempt), facts.get(Device, challenged.device)
         attempt, device = require_under_way(attempt, device)
         require_good(facts, attempt)
@@ -221,14 +224,13 @@ def permission_reads(
     return client_reads(caller) | {AllowedDevice: listed}
 
 
-def permit(facts: Facts, caller: Caller, runs: Runs, context: RunContext, device: str) -> None:
-    """Refuse to speak to an element for somebody who may not prove for its device.
+def permit(facts: Facts, client: Client, runs: Runs, context: RunContext, device: str) -> None:
+    """Refuse to speak to an element for a client that does not work on its device.
 
     Raises:
-        errors.NotPermitted: the client may not, or not on this run, or not for this device.
+        errors.NotPermitted: the client may not on this run, or not for this device.
         errors.PolicyRefused: the device is not on the run's list.
     """
-    client = live_client(facts, caller, Capability.PROVE)
     runs.working(context.licence, client)
     check_scope(facts, client, context, device)
 

@@ -36,7 +36,7 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.elements import ElementJournal
 from birthmark.floor.hardware_ids import HardwareId
-from birthmark.floor.runs import AllowedDevice, Run, admit
+from birthmark.floor.runs import AllowedDevice, admit
 from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
@@ -54,6 +54,7 @@ from birthmark.services.acts import (
     earlier_answer,
     live_client,
     refuse,
+    together,
 )
 from birthmark.services.attestations import Attested, Known
 from birthmark.services.challenges import Challenged, Challenges, Provable
@@ -286,10 +287,9 @@ class IssueDevices:
     ) -> Act[Issued]:
         key, digest = request.key, request.digest(context.licence.id)
         fields: dict[str, Any] = {"run": context.licence.id, "hardware_id": request.hardware_id[:100]}
-        reads = client_reads(caller)
+        reads = together(client_reads(caller), self._runs.admitting_reads(context.licence.id))
         reads |= {
             Answer: (answer_key(caller, key),),
-            Run: (context.licence.id,),
             Authority: context.authorities,
         }
         if isinstance(prepared, _Prepared):
@@ -395,7 +395,7 @@ class IssueDevices:
         facts: Facts,
         at: datetime,
     ) -> Decision[Issued]:
-        client = live_client(facts, caller, Capability.ISSUE)
+        client = live_client(facts, caller, Capability.ISSUE, at)
         earlier = earlier_answer(facts, caller, key, digest)
         if earlier is not None and earlier.attempt is not None:
             return self._issue_again(facts, context, client, prepared, earlier.attempt, at)

@@ -23,6 +23,7 @@ from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.locations import crl_path
+from birthmark.floor.proposals import require_fresh
 from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunStatus, require_authorised
 from birthmark.floor.samples import VARIABLE, sample_hardware_id
@@ -47,6 +48,7 @@ from birthmark.services.two_people import require_live, require_two, verify_sign
 
 __all__ = ["OpenRuns"]
 
+LONGEST_FIRMWARE = 128
 _TESTS_SIZE = 24_576
 """Octets of negative tests that an entry takes in full; beyond that it has each rule's first."""
 
@@ -285,6 +287,12 @@ class OpenRuns:
                 raise errors.PolicyRefused(
                     name, f"a {name} is 1 to 64 printable characters, not {text[:64]!r}"
                 )
+        firmware = licence.firmware
+        plain = firmware.isascii() and firmware.isprintable() and firmware == firmware.strip()
+        if not plain or len(firmware) > LONGEST_FIRMWARE:
+            raise errors.PolicyRefused(
+                "firmware", f"firmware is named by up to {LONGEST_FIRMWARE} printable ASCII characters"
+            )
         if licence.realm != realm.name or licence.environment != realm.environment:
             raise errors.PolicyRefused("realm", f"the licence is for {licence.realm} ({licence.environment})")
         if not 1 <= licence.quantity <= 100_000_000:
@@ -425,13 +433,14 @@ def _decide_open(
     facts: Facts,
     at: datetime,
 ) -> Decision[Run]:
-    live_client(facts, caller, Capability.OPEN_RUN)
+    live_client(facts, caller, Capability.OPEN_RUN, at)
     if isinstance(ready, errors.Refusal):
         raise ready
     if facts.get(Run, proposed.id) is not None:
         raise errors.IllegalTransition(f"there is a run {proposed.id} already")
     _require_openable(facts, licence, ready, at)
     if licence.takes_two:
+        proposed = replace(proposed, proposed_at=at)
         facts.put(proposed)
         return Decision(proposed, [("run-proposed", _entry(proposed))])
     run = replace(proposed, status=RunStatus.OPEN, opening=facts.next_leaf)
@@ -448,7 +457,7 @@ def _decide_approve(
     facts: Facts,
     at: datetime,
 ) -> Decision[Run]:
-    live_client(facts, caller, Capability.APPROVE_RUN)
+    live_client(facts, caller, Capability.APPROVE_RUN, at)
     row = facts.get(Run, run)
     if row is not None and row.status is not RunStatus.PROPOSED:
         raise errors.IllegalTransition(f"run {run} is {row.status}, not proposed")
@@ -460,6 +469,7 @@ def _decide_approve(
     if row is None or licence is None or row.document != licence.encode():
         raise errors.IntegrityFailure(f"run {run} is not the one that was proposed")
     require_live(facts, proposer, Capability.OPEN_RUN, f"run {run}")
+    require_fresh(row.proposed_at, at, f"run {run}")
     _require_openable(facts, licence, ready, at)
     opened = replace(
         row,

@@ -34,6 +34,7 @@ from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.ports import Act, Committed, Decision, Facts, Look, ProofOf, UseCase
 from birthmark.services.acts import (
     Caller,
+    allowed_client,
     answer_key,
     client_reads,
     earlier_answer,
@@ -200,7 +201,9 @@ class ProveDevices:
                 )
             if seen is None:
                 raise errors.Fault("an element, and nobody looked who asks")
-            permit(seen, caller, self._runs, context, challenged.device)
+            permit(
+                seen, allowed_client(seen, caller, Capability.PROVE), self._runs, context, challenged.device
+            )
             return outcome_of(self._dialogues, request.attempt, request.element)
         except errors.Refusal as refusal:
             return refusal
@@ -216,7 +219,7 @@ class ProveDevices:
         facts: Facts,
         at: datetime,
     ) -> Decision[Any]:
-        client = live_client(facts, caller, Capability.PROVE)
+        client = live_client(facts, caller, Capability.PROVE, at)
         earlier = earlier_answer(facts, caller, request.key, request.digest())
         attempt = facts.get(Attempt, request.attempt)
         if attempt is None or challenged is None:

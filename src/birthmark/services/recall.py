@@ -9,7 +9,7 @@ What is recalled is what was issued up to the commit of the approval.  While a r
 chosen, a recall of it is not approved: it would leave out what comes after.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -19,8 +19,10 @@ from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import TWO_PERSON, Capability, Credential
 from birthmark.floor.devices import DeviceCertificate
+from birthmark.floor.proposals import require_fresh
 from birthmark.floor.realm import Realm
 from birthmark.floor.recalls import (
+    WINDOWED,
     Recall,
     RecallAction,
     RecallOrder,
@@ -32,7 +34,7 @@ from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import time_text
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, Look, UseCase
+from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, Log, Look, UseCase
 from birthmark.services.acts import Caller, client_reads, live_client, outcomes, record_refusal, refuse
 from birthmark.services.blastradius import (
     Chosen,
@@ -40,10 +42,13 @@ from birthmark.services.blastradius import (
     Told,
     changes,
     choose,
+    gone_since,
     next_page,
     preview,
     still_issuing,
 )
+from birthmark.services.incidents import incident
+from birthmark.services.log_reading import log_of
 from birthmark.services.revocations import line_of, reinstate, revoke, status
 from birthmark.services.two_people import require_live, require_two, verify_signed
 
@@ -99,17 +104,27 @@ def _require_signed(
 class Recalls:
     """The recalls of a realm."""
 
-    def __init__(self, realm: Realm, clock: Clock, entropy: Entropy) -> None:
-        """Recall what this realm issued."""
+    def __init__(self, realm: Realm, clock: Clock, entropy: Entropy, log: Log) -> None:
+        """Recall what this realm issued; ``log`` says what an incident touched."""
         self._realm = realm
+        self._log = log
         self._clock = clock
         self._entropy = entropy
 
     # --- looking
 
     def preview(self, selection: Selection, action: RecallAction, told: Told = _silent) -> UseCase[Preview]:
-        """Count what a recall would do, as of now; see ``blastradius.preview``."""
-        return preview(selection, action, self._clock.now(), told)
+        """Count what a recall would do, as of now; see ``blastradius.preview``.
+
+        Raises:
+            errors.NotFound: there is no such device, run, batch, authority or station.
+            errors.PolicyRefused: a root cannot be revoked.
+        """
+        chosen: Chosen = yield from choose(selection, self._listed)
+        return (yield from preview(chosen, action, self._clock.now(), told))
+
+    def _listed(self, selection: Selection) -> Iterable[str]:
+        return incident(log_of(self._log, self._realm), selection).listed
 
     def get(self, recall: str) -> UseCase[tuple[Recall, RecallOrder]]:
         """Return a recall and its order, the signatures verified.
@@ -157,11 +172,14 @@ class Recalls:
             errors.NotFound: what it chooses does not exist.
             errors.NotPermitted: the order or the signature is not the caller's.
             errors.PolicyRefused: the order makes no sense.
+            errors.IllegalTransition: it says another count than there is.
         """
         unready: errors.Refusal | None = None
         try:
             check_order(order)
-            yield from choose(order.selection)
+            chosen: Chosen = yield from choose(order.selection, self._listed)
+            if order.selection.kind in WINDOWED:
+                yield from _require_unchanged(chosen, order, self._clock.now())
         except errors.Refusal as refusal:
             unready = refusal
         committed: list[Committed[Recall]] = yield [
@@ -189,15 +207,18 @@ class Recalls:
         Raises:
             errors.NotFound: there is no such recall.
             errors.IllegalTransition: it is withdrawn, done or approved by another, its proposer was revoked,
-                or a run still issues what it chooses.
+                a run still issues what it chooses, or of a window there are not as many certificates left as
+                the order says, without those that went meanwhile.
             errors.NotPermitted: the caller is the proposer, or the signature is not the caller's over this
                 order.
         """
         chosen: Chosen | None = None
         unready: errors.Refusal | None = None
         try:
-            _, order = yield from self.get(recall)
-            chosen = yield from choose(order.selection)
+            row, order = yield from self.get(recall)
+            chosen = yield from choose(order.selection, self._listed)
+            if order.selection.kind in WINDOWED and row.status is RecallStatus.PROPOSED:
+                yield from _require_unchanged(chosen, order, row.proposed_at)
         except errors.Refusal as refusal:
             unready = refusal
         reads = client_reads(caller) | {Recall: (recall,)}
@@ -242,8 +263,8 @@ class Recalls:
             errors.IllegalTransition: it is no proposal any more.
         """
 
-        def decide(facts: Facts, _at: datetime) -> Decision[Recall]:
-            live_client(facts, caller, PROPOSE)
+        def decide(facts: Facts, at: datetime) -> Decision[Recall]:
+            live_client(facts, caller, PROPOSE, at)
             row = _proposed(facts, recall)
             withdrawn = replace(row, status=RecallStatus.WITHDRAWN)
             facts.put(withdrawn)
@@ -269,7 +290,7 @@ class Recalls:
         facts: Facts,
         at: datetime,
     ) -> Decision[Recall]:
-        live_client(facts, caller, PROPOSE)
+        live_client(facts, caller, PROPOSE, at)
         if unready is not None:
             raise unready
         if order.proposed_by != caller.client.id:
@@ -315,7 +336,7 @@ class Recalls:
         facts: Facts,
         at: datetime,
     ) -> Decision[Recall]:
-        live_client(facts, caller, APPROVE)
+        live_client(facts, caller, APPROVE, at)
         row = facts.get(Recall, recall)
         if row is not None and (row.status, row.approver) == (
             RecallStatus.APPROVED,
@@ -329,6 +350,7 @@ class Recalls:
         signed_order(row, self._realm, proposer, None)
         require_two(proposer, caller.credential)
         require_live(facts, proposer, PROPOSE, f"recall {recall}")
+        require_fresh(row.proposed_at, at, f"recall {recall}")
         try:
             verify_signed(caller.credential, approval, row.document)
         except errors.ProofFailed as cause:
@@ -375,7 +397,7 @@ class Recalls:
                 caller.client.id, "carry-out-recall", {"recall": row.id}, refusal, seq=caller.seq
             )
             raise
-        chosen: Chosen = yield from choose(order.selection)
+        chosen: Chosen = yield from choose(order.selection, self._listed)
         told(row.changed, order.previewed)
         while row.status is RecallStatus.APPROVED:
             reads = client_reads(caller) | {Recall: (row.id,)}
@@ -410,14 +432,28 @@ def _proposed(facts: Facts, recall: str) -> Recall:
     return row
 
 
-def _decide_resume(caller: Caller, recall: str, facts: Facts, _at: datetime) -> Decision[Recall]:
-    live_client(facts, caller, PROPOSE)
+def _decide_resume(caller: Caller, recall: str, facts: Facts, at: datetime) -> Decision[Recall]:
+    live_client(facts, caller, PROPOSE, at)
     row = facts.get(Recall, recall)
     if row is None:
         raise errors.NotFound(f"there is no recall {recall[:64]}")
     if row.status not in (RecallStatus.APPROVED, RecallStatus.DONE):
         raise errors.IllegalTransition(f"recall {recall} is {row.status}")
     return Decision(row)
+
+
+def _require_unchanged(chosen: Chosen, order: RecallOrder, proposed_at: datetime) -> UseCase[None]:
+    """Refuse an order that says another count than there is, but for what went since it was proposed.
+
+    Raises:
+        errors.IllegalTransition: people signed, or are to sign, for something else than would be done.
+    """
+    left, gone = yield from gone_since(chosen, order.action, proposed_at)
+    if left + gone != order.previewed:
+        raise errors.IllegalTransition(
+            f"recall {order.id} is for {order.previewed} certificates; there are {left}, and {gone} went since"
+            " it was proposed: look again and propose it anew"
+        )
 
 
 def _done(row: Recall) -> tuple[Recall, tuple[str, Mapping[str, Any]]]:
@@ -447,7 +483,7 @@ def _decide_page(
     at: datetime,
 ) -> Decision[Recall]:
     """Take in the certificates after the cursor, none to finish; nothing if somebody else has gone on."""
-    live_client(facts, caller, PROPOSE)
+    live_client(facts, caller, PROPOSE, at)
     row = _row(facts, expected)
     if row != expected:
         return Decision(row)
@@ -482,7 +518,7 @@ def _decide_authority(
     caller: Caller, expected: Recall, order: RecallOrder, chosen: Chosen, facts: Facts, at: datetime
 ) -> Decision[Recall]:
     """Revoke an authority's own certificate, and retire those below it, all at once."""
-    live_client(facts, caller, PROPOSE)
+    live_client(facts, caller, PROPOSE, at)
     row = _row(facts, expected)
     authority = None if chosen.authority is None else facts.get(Authority, chosen.authority.id)
     if authority is None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
@@ -102,8 +103,8 @@ class Responders:
         """
         said = {"client": f"{Role.RESPONDER}:{name[:64]}"}
 
-        def judge(facts: Facts, _at: datetime) -> None:
-            live_client(facts, caller, Capability.ENROL_CLIENT)
+        def judge(facts: Facts, at: datetime) -> None:
+            live_client(facts, caller, Capability.ENROL_STATION, at)
             check_name("responder", name, longest=40)
             _judge(facts, name, authority)
 
@@ -113,7 +114,7 @@ class Responders:
         committed: list[Committed[Certificate]] = yield [
             Act(
                 actor=caller.client.id,
-                decide=lambda facts, _at: _decide(facts, caller, name, authority, certificate),
+                decide=partial(_decide, caller, name, authority, certificate),
                 refuse=refuse(caller, "enrol", said),
                 reads=client_reads(caller),
             )
@@ -162,7 +163,7 @@ class Responders:
         committed: list[Committed[Certificate]] = yield [
             Act(
                 actor=PUBLICATION,
-                decide=lambda facts, _at: _decide(facts, None, client.name, authority, certificate),
+                decide=partial(_decide, None, client.name, authority, certificate),
                 refuse=refuse(None, "renew", {"client": client.id}),
                 reads={Client: (client.id,), Authority: (authority,)},
             )
@@ -209,10 +210,15 @@ def _judge(facts: Facts, name: str, authority: str) -> Client | None:
 
 
 def _decide(
-    facts: Facts, caller: Caller | None, name: str, authority: str, certificate: Certificate
+    caller: Caller | None,
+    name: str,
+    authority: str,
+    certificate: Certificate,
+    facts: Facts,
+    at: datetime,
 ) -> Decision[Certificate]:
     if caller is not None:
-        live_client(facts, caller, Capability.ENROL_CLIENT)
+        live_client(facts, caller, Capability.ENROL_STATION, at)
     client_id = f"{Role.RESPONDER}:{name}"
     client = _judge(facts, name, authority)
     known = client is not None

@@ -16,6 +16,8 @@ from birthmark.element.catalogue import ElementCatalogue
 from birthmark.element.profiles import AnyElementProfile
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, Credential, Role
+from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
+from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.floor.realm import Realm
 from birthmark.floor.runs import (
     AllowedDevice,
@@ -254,9 +256,19 @@ def _never_opened(run: Run) -> bool:
 class Runs:
     """The runs of a realm."""
 
-    def __init__(self, realm: Realm, catalogue: Catalogue, elements: ElementCatalogue) -> None:
-        """Know the runs of this realm, and no others, and the profiles their licences name."""
+    def __init__(
+        self, realm: Realm, catalogue: Catalogue, elements: ElementCatalogue, rate: Rate | None = None
+    ) -> None:
+        """Know the runs of this realm, and no others, and the profiles their licences name.
+
+        Args:
+            realm: whose runs they are.
+            catalogue: the profiles of certificates.
+            elements: the profiles of secure elements.
+            rate: how fast each run admits devices; None for as fast as they come.
+        """
         self.realm = realm
+        self._rate = rate
         self.catalogue = catalogue
         self.elements = elements
         self._contexts: dict[str, RunContext] = {}
@@ -395,7 +407,8 @@ class Runs:
         Raises:
             errors.IllegalTransition: it is closed, or this is not its time.
             errors.IntegrityFailure: it is gone, or its quantity is not the licence's.
-            errors.NotPermitted: the station is not allowed on it.
+            errors.NotPermitted: the station is not allowed on it, or it is closed at this time.
+            errors.RateLimited: it admits devices faster than any run may.
         """
         licence = context.licence
         run = facts.get(Run, licence.id)
@@ -410,11 +423,22 @@ class Runs:
         if at >= licence.not_after:
             raise errors.IllegalTransition(f"run {run.id} ended at {time_text(licence.not_after)}")
         self.working(licence, client)
+        require_open([facts.get(Exposure, exposure_id(Exposed.RUN, run.id))], at)
+        if self._rate is not None:
+            name = bucket_of("run", run.id)
+            facts.put(take(facts.get(Bucket, name), name, self._rate, at))
         return run
 
+    def admitting_reads(self, run: str) -> dict[type, Sequence[str]]:
+        """Return what ``admitting`` is going to look at."""
+        reads: dict[type, Sequence[str]] = {Run: (run,), Exposure: (exposure_id(Exposed.RUN, run),)}
+        return reads if self._rate is None else reads | {Bucket: (bucket_of("run", run),)}
+
     def working(self, licence: RunLicence, client: Client) -> None:
-        """Refuse a station that the run does not allow."""
+        """Refuse a station that the run does not allow, or whose own certificate is for other runs."""
         require_station(licence, client.role, client.name)
+        if client.runs and licence.id not in client.runs.split(","):
+            raise errors.NotPermitted(f"{client.id} may work on {client.runs} only, not on run {licence.id}")
 
     # --- lists, and the end
     # -------------------------------------------------------------------------------------
@@ -454,8 +478,8 @@ class Runs:
             errors.IllegalTransition: it is closed already.
         """
 
-        def decide(facts: Facts, _at: datetime) -> Decision[Run]:
-            live_client(facts, caller, Capability.CLOSE_RUN)
+        def decide(facts: Facts, at: datetime) -> Decision[Run]:
+            live_client(facts, caller, Capability.CLOSE_RUN, at)
             row = facts.get(Run, run)
             if row is None:
                 raise errors.NotFound(f"there is no run {run[:64]}")
@@ -488,9 +512,9 @@ def _decide_import(
     keys: Sequence[str],
     entries: Sequence[tuple[str, Mapping[str, Any]]],
     facts: Facts,
-    _at: datetime,
+    at: datetime,
 ) -> Decision[None]:
-    live_client(facts, caller, Capability.OPEN_RUN)
+    live_client(facts, caller, Capability.OPEN_RUN, at)
     for key in keys:
         if facts.get(AllowedDevice, key) is None:
             facts.put(AllowedDevice(id=key))

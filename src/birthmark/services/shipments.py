@@ -129,7 +129,7 @@ def _decide(
     facts: Facts,
     at: datetime,
 ) -> Decision[Recorded]:
-    live_client(facts, caller, Capability.RECORD_SHIPMENT)
+    live_client(facts, caller, Capability.RECORD_SHIPMENT, at)
     if unready is not None:
         raise unready
     new: list[str] = []

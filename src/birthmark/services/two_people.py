@@ -8,7 +8,7 @@ Which acts take two stands in ``floor.clients``; what a document says is its own
 """
 
 from birthmark import errors
-from birthmark.floor.clients import Capability, Client, Credential, Role, require
+from birthmark.floor.clients import PERSON, Capability, Client, Credential, require
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.possession import verify_proof
 from birthmark.ports import Facts
@@ -24,7 +24,7 @@ def verify_signed(credential: Credential, signature: bytes, document: bytes) -> 
         errors.ProofFailed: its key did not make the signature.
         errors.MalformedRequest: the credential holds no certificate.
     """
-    if not credential.client.startswith(f"{Role.OPERATOR}:"):
+    if not credential.client.startswith(f"{PERSON}:"):
         raise errors.NotPermitted(f"{credential.client} is no operator and signs nothing")
     verify_proof(_key(credential), signature, document)
 

@@ -142,7 +142,7 @@ def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
             version = (
                 connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
             )
-        assert version == ["0003"]
+        assert version == ["0004"]
         wanted = {
             table.name: (
                 [

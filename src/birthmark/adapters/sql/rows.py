@@ -19,7 +19,11 @@ from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
 from birthmark.floor.elements import ElementJournal, ElementUse
+from birthmark.floor.exposure import Exposure
+from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset
+from birthmark.floor.limits import Bucket
+from birthmark.floor.proposals import Proposal
 from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, Run
@@ -105,6 +109,10 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (Client, "client"),
         (Credential, "credential"),
         (Run, "run"),
+        (Proposal, "proposal"),
+        (Invitation, "invitation"),
+        (Bucket, "bucket"),
+        (Exposure, "exposure"),
         (AllowedDevice, "allowed_device"),
         (Device, "device"),
         (Attempt, "attempt"),

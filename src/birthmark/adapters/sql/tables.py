@@ -5,8 +5,8 @@ Every table of values has one key, the first field of the value it holds: a text
 
 By trigger (see the migrations) no table loses a row; the rows of ``realm``, ``leaf``, ``tile``,
 ``checkpoint``, ``identity_record``, ``key_use``, ``element_use``, ``allowed_device``, ``shipped`` and
-``ceremony`` never change, and neither do the bytes of a certificate, the document of a run or recall, the
-device of an attempt and the fingerprint of a key.
+``ceremony`` never change, and neither do the bytes of a certificate, the document of a run, recall or
+proposal, the client of an invitation, the device of an attempt and the fingerprint of a key.
 
 Ids and partitions compare by octets on both databases: a CRL is a walk along ``revocation.id``.
 """
@@ -105,6 +105,7 @@ Table(
     _text("run", null=True),
     _text("status"),
     _integer("last_seq"),
+    _text("runs"),
 )
 Table(
     "credential",
@@ -133,7 +134,35 @@ Table(
     _text("approver", null=True),
     _bytes("approval", null=True),
     _integer("opening", null=True),
+    _integer("proposed_at", null=True),
 )
+Table(
+    "proposal",
+    METADATA,
+    _key("id"),
+    _bytes("document"),
+    _text("proposer"),
+    _bytes("proposal"),
+    _text("approver", null=True),
+    _bytes("approval", null=True),
+    _text("status"),
+    _integer("proposed_at"),
+)
+Table(
+    "invitation",
+    METADATA,
+    _key("id"),
+    _text("client"),
+    _text("site"),
+    _text("line"),
+    _text("runs"),
+    _text("authority"),
+    _text("invited_by"),
+    _integer("expires_at"),
+    _text("certificate", null=True),
+)
+Table("bucket", METADATA, _key("id"), _integer("thousandths"), _integer("at"))
+Table("exposure", METADATA, _key("id"), _integer("opens_at"), _integer("closes_at", null=True))
 Table("allowed_device", METADATA, _key("id"))
 Table(
     "device",

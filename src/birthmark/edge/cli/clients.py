@@ -20,7 +20,7 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Cs
 from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import station_url
-from birthmark.floor.clients import Client, Credential, Role
+from birthmark.floor.clients import PEOPLE, PERSON, Client, Credential, Role, client_id
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.pki.csr import vet
@@ -78,9 +78,9 @@ def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wa
         else:
             spki = _requested_key(wanted.csr, wanted.role)
         service = service_of(application)
-        known = _client(application, f"{wanted.role}:{wanted.name}") if wanted.renew else None
+        known = _client(application, client_id(wanted.role, wanted.name)) if wanted.renew else None
         enrolment = Enrolment(
-            role=wanted.role,
+            role=known.role if known else wanted.role,
             name=wanted.name,
             subject_public_key_info=spki,
             authority=wanted.authority or certifier(application, wanted.role),
@@ -106,6 +106,12 @@ def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wa
         printing.line(f"put the private key at {wanted.out / 'station.key'}, mode 0400")
 
 
+def _person(text: str) -> Role:
+    if text not in PEOPLE:
+        raise typer.BadParameter(f"{text!r} is none of {', '.join(sorted(PEOPLE))}")
+    return Role(text)
+
+
 def _end(until: str | None) -> datetime | None:
     return None if until is None else moment(until).replace(microsecond=0)
 
@@ -116,7 +122,7 @@ def _requested_key(csr: Path, role: Role) -> bytes:
         octets = csr.read_bytes()
     except OSError as cause:
         raise errors.NotFound(f"{csr} cannot be read: {cause.strerror}") from cause
-    allowed = profiles.load(str(role)).subject_key_algorithms
+    allowed = profiles.load(role.kind).subject_key_algorithms
     return vet(octets, allowed=allowed).subject_public_key_info
 
 
@@ -151,11 +157,13 @@ def document(client: Client) -> dict[str, object]:
     """Return a client as it is shown, without its credentials."""
     return {
         "name": client.name,
+        "role": str(client.role),
         "status": str(client.status),
         "site": client.site,
         "line": client.line,
         "hardware_id": client.hardware_id,
         "run": client.run,
+        "runs": client.runs,
         "last_seq": client.last_seq,
     }
 
@@ -174,14 +182,14 @@ def credential_documents(held: list[Credential]) -> list[dict[str, object]]:
     ]
 
 
-_COLUMNS: Mapping[Role, tuple[str, ...]] = {
-    Role.STATION: ("name", "status", "site", "line", "last_seq", "until"),
-    Role.OPERATOR: ("name", "status", "until"),
-    Role.BOOTSTRAP: ("name", "status", "hardware_id", "run", "until"),
+_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "station": ("name", "status", "site", "line", "runs", "last_seq", "until"),
+    PERSON: ("name", "role", "status", "until"),
+    "bootstrap": ("name", "status", "hardware_id", "run", "until"),
 }
 
 
-def _list(role: Role) -> Callable[..., None]:
+def _list(kind: str) -> Callable[..., None]:
     def command(
         context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS, as_json: AsJson = False
     ) -> None:
@@ -191,19 +199,19 @@ def _list(role: Role) -> Callable[..., None]:
                 held.setdefault(credential.client, []).append(credential)
             found = [
                 (document(client), credential_documents(held.get(client.id, [])))
-                for client in application.store.scan(Client, after=f"{role}:")
-                if client.role is role
+                for client in application.store.scan(Client, after=f"{kind}:")
+                if client.role.kind == kind
             ]
         if as_json:
             printing.line(printing.json_text([{**row, "credentials": those} for row, those in found]))
             return
         rows = [{**row, "until": those[-1]["not_after"] if those else None} for row, those in found]
-        printing.columns(_COLUMNS[role], ([row[key] for key in _COLUMNS[role]] for row in rows))
+        printing.columns(_COLUMNS[kind], ([row[key] for key in _COLUMNS[kind]] for row in rows))
 
     return command
 
 
-def _revoke(role: Role) -> Callable[..., None]:
+def _revoke(kind: str) -> Callable[..., None]:
     def command(
         context: typer.Context,
         name: Annotated[str, typer.Argument(metavar="NAME")],
@@ -213,18 +221,18 @@ def _revoke(role: Role) -> Callable[..., None]:
         as_directory: AsDirectory = None,
     ) -> None:
         with session_of(context).acting(settings, as_directory) as (application, operator):
-            client = f"{role}:{name}"
+            client = f"{kind}:{name}"
             revoked = carry(application.store, application.authorise.revoke(operator.caller, client, reason))
         printing.line(f"{revoked.id} is {revoked.status}; its name is not given out again")
 
     return command
 
 
-for _group, _role in ((stations, Role.STATION), (operators, Role.OPERATOR), (bootstraps, Role.BOOTSTRAP)):
-    _group.command("list", help=f"List the {_role}s and until when their certificates are good.")(
-        _list(_role)
+for _group, _kind in ((stations, "station"), (operators, PERSON), (bootstraps, "bootstrap")):
+    _group.command("list", help=f"List the {_kind}s and until when their certificates are good.")(
+        _list(_kind)
     )
-    _group.command("revoke", help=f"Shut a {_role} out, from this moment on and for good.")(_revoke(_role))
+    _group.command("revoke", help=f"Shut a {_kind} out, from this moment on and for good.")(_revoke(_kind))
 
 
 # --- what differs -------------------------------------------------------------------------------------------
@@ -317,6 +325,10 @@ def enrol_operator(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="An operator id, not a person's name.")],
     *,
+    role: Annotated[
+        Role,
+        typer.Option(help="What the person may do: operator, line-lead, officer or auditor.", parser=_person),
+    ],
     out: Out,
     csr: Csr = None,
     authority: AuthorityOption = None,
@@ -324,9 +336,9 @@ def enrol_operator(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """Let an operator in: certify a key, put the operator on record, write the credential directory."""
+    """Let a person in: certify a key, put the person on record, write the credential directory."""
     wanted = _Wanted(
-        role=Role.OPERATOR,
+        role=role,
         name=name,
         variables={"operator": name},
         out=out,

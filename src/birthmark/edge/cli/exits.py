@@ -43,6 +43,7 @@ EXIT_CODES: Mapping[type[errors.Refusal], int] = {
     errors.QuotaExhausted: 1,
     errors.ProofFailed: 76,
     errors.Interrupted: 75,
+    errors.RateLimited: 75,
     errors.PolicyRefused: 1,
     errors.Unavailable: 75,
     errors.IntegrityFailure: 70,

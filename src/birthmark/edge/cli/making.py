@@ -329,7 +329,7 @@ def _people(
     _enrol(
         application,
         plan,
-        (Role.OPERATOR, plan.operator),
+        (Role.OFFICER, plan.operator),
         place / "operators" / plan.operator,
         service,
         operator,
@@ -402,7 +402,7 @@ def _enrol(
         name=name,
         subject_public_key_info=credentials.public_der(key),
         authority=plan.authority,
-        variables={"organization": plan.organization, str(role): name},
+        variables={"organization": plan.organization, role.kind: name},
         site=plan.site,
         line=plan.line if role is Role.STATION else "",
     )

@@ -21,6 +21,7 @@ HTTP_STATUS: Mapping[type[errors.Refusal], int] = {
     errors.ProofFailed: 409,
     errors.Interrupted: 409,
     errors.TooLarge: 413,
+    errors.RateLimited: 429,
     errors.PolicyRefused: 422,
     errors.Unavailable: 503,
     errors.IntegrityFailure: 500,

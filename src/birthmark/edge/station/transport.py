@@ -30,7 +30,7 @@ Entropy = Callable[[int], bytes]
 
 _LARGEST_ANSWER: Final = 64 << 20
 _LONGEST_PAUSE: Final = 15.0
-_REPEAT: Final = frozenset({502, 503, 504})
+_REPEAT: Final = frozenset({429, 502, 503, 504})
 _LOST = (OSError, HTTPException)
 _SHOWN: Final = 500
 _ALERT: Final = "_ALERT_"
