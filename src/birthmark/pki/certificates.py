@@ -158,7 +158,8 @@ class Certificate:
         """Parse one certificate.
 
         Raises:
-            MalformedRequest: the octets are not exactly one X.509 version 3 certificate.
+            MalformedRequest: the octets are not exactly one X.509 version 3 certificate, or its serial number is
+                negative (RFC 5280 section 4.1.2.2).
         """
         try:
             parsed = x509.load_der_x509_certificate(octets)
@@ -168,6 +169,8 @@ class Certificate:
             tbs_der = parsed.tbs_certificate_bytes
         except (ValueError, TypeError, x509.InvalidVersion) as error:
             raise MalformedRequest(f"not an x.509 certificate: {error}") from error
+        if serial_number < 0:
+            raise MalformedRequest("not an x.509 certificate: its serial number is negative")
         _, _, content, end = der.only(tbs_der, der.SEQUENCE)
         # RFC 5280 section 4.1: version, serialNumber, signature, issuer, validity, subject, key.
         fields = [(tag, tbs_der[start:stop]) for tag, start, _, stop in der.children(tbs_der, content, end)]

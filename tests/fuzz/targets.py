@@ -1,0 +1,15 @@
+"""The table of targets: everything that reads octets from outside, the most exposed first."""
+
+from collections.abc import Mapping
+
+from tests.fuzz.element_targets import ELEMENT_TARGETS
+from tests.fuzz.floor_targets import FLOOR_TARGETS
+from tests.fuzz.ledger_targets import LEDGER_TARGETS
+from tests.fuzz.pki_targets import PKI_TARGETS
+from tests.fuzz.target import Target
+
+__all__ = ["TARGETS"]
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target for target in (*PKI_TARGETS, *ELEMENT_TARGETS, *LEDGER_TARGETS, *FLOOR_TARGETS)
+}
