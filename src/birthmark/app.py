@@ -116,7 +116,8 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
         opened.callback(store.close)
         catalogue, inspector = Catalogue.read(settings.profiles_directory), PkilintInspector()
         elements = ElementCatalogue.read(settings.elements_directory)
-        runs, challenges = Runs(realm, catalogue, elements), Challenges()
+        rate = None if settings.station_table is None else settings.station_table.run_rate
+        runs, challenges = Runs(realm, catalogue, elements, rate), Challenges()
         dialogues = Dialogues(keys, entropy)
         return Application(
             settings=settings,
@@ -140,7 +141,7 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
                 keys, clock, entropy, catalogue, settings.realm.organization, realm.environment.mark
             ),
             authorise=Authorise(realm, keys, clock, entropy, catalogue),
-            recalls=Recalls(realm, clock, entropy),
+            recalls=Recalls(realm, clock, entropy, store.log),
             close=opened.pop_all().close,
         )
 

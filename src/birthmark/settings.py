@@ -6,6 +6,8 @@ host does follows from the tables its file has: a public host has neither ``[key
 """
 
 import tomllib
+from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
@@ -13,16 +15,19 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from birthmark import errors
+from birthmark.floor.limits import Rate
 from birthmark.floor.locations import Locations
 
 __all__ = [
     "DatabaseSettings",
     "KeyStoreSettings",
+    "OpsPlane",
     "PublicPlane",
     "PublicationSettings",
     "RealmSettings",
     "Settings",
     "StationPlane",
+    "Tracing",
     "check_database_url",
     "load",
 ]
@@ -140,8 +145,45 @@ class StationPlane(_Table):
     processes: int = Field(default=1, ge=1, le=64)
     max_body_bytes: int = Field(default=4_194_304, ge=1024)
     max_gang: int = Field(default=256, ge=1, le=512)
+    client_per_minute: int = Field(default=6000, ge=1)
+    """How many acts a client may make a minute on average; a device takes two to five."""
+    client_burst: int = Field(default=3000, ge=1)
+    """How many it may make at once."""
+    run_per_minute: int = Field(default=60_000, ge=1)
+    """How many devices a run admits a minute on average."""
+    run_burst: int = Field(default=30_000, ge=1)
     request_seconds: int = Field(default=30, ge=1)
     """How long a request may take to arrive."""
+    answer_seconds: int = Field(default=30, ge=1)
+    """How long an answer may wait for the client to take it."""
+    keep_alive_seconds: int = Field(default=75, ge=1)
+    """How long a connection is kept on which nothing is asked."""
+    handshake_seconds: int = Field(default=10, ge=1, le=60)
+    """How long a handshake may take."""
+    max_connections: int = Field(default=1000, ge=1, le=100_000)
+    """Of one process, as the next three."""
+    max_connections_per_address: int = Field(default=500, ge=1)
+    """From one IPv4 address, or one IPv6 network of 64 bits."""
+    max_connections_per_client: int = Field(default=100, ge=1)
+    """With one certificate."""
+    max_handshakes: int = Field(default=200, ge=1)
+    """Not finished at a time; who comes then takes the place of the oldest."""
+
+    @model_validator(mode="after")
+    def _gangs_fit(self) -> Self:
+        if self.max_gang > min(self.client_burst, self.run_burst):
+            raise ValueError("a gang of max-gang devices would never fit into client-burst and run-burst")
+        return self
+
+    @property
+    def client_rate(self) -> Rate:
+        """How fast each client may go."""
+        return Rate(per_minute=self.client_per_minute, burst=self.client_burst)
+
+    @property
+    def run_rate(self) -> Rate:
+        """How fast each run admits devices."""
+        return Rate(per_minute=self.run_per_minute, burst=self.run_burst)
 
 
 class PublicationSettings(_Table):
@@ -219,13 +261,81 @@ class PublicPlane(_Table):
     """The longest that others may go on serving a CRL from their caches."""
     request_seconds: int = Field(default=10, ge=1)
     """How long a request may take to arrive, and a quarter of a megabyte to leave."""
-    max_connections: int = Field(default=1000, ge=1)
+    max_connections: int = Field(default=1000, ge=1, le=100_000)
+    """Of one process, as the next."""
+    max_connections_per_address: int | None = Field(default=None, ge=1)
+    """From one IPv4 address, or one IPv6 network of 64 bits; behind a proxy all have the same."""
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         if self.ocsp == "live" and self.key_store is None:
             raise ValueError("live answers need a key-store of the responder's own")
         return self
+
+
+class OpsPlane(_Table):
+    """The listener for those who watch the service: figures, health, readiness (SPEC K4); plain HTTP."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9464, ge=0, le=65535)
+    exposed: bool = False
+    """Listen on another address than a loopback one: everyone who reaches it can read the figures."""
+    look_seconds: int = Field(default=10, ge=1, le=600)
+    """How often it is tried whether the next device could be served."""
+    silent_seconds: int = Field(default=15, ge=1, le=600)
+    """A process whose event loop has not gone round for so long hangs."""
+    least_free_megabytes: int = Field(default=256, ge=1)
+    """What the disks that are written to must have left."""
+    request_seconds: int = Field(default=5, ge=1)
+    """How long a request may take to arrive."""
+    max_connections: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if not self.exposed and not _is_loopback(self.host):
+            raise ValueError(
+                f"{self.host} is no loopback address: say exposed = true if others on its network may read"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Tracing(_Table):
+    """Where traces of requests are sent (OpenTelemetry, OTLP over HTTP); nowhere without this table."""
+
+    endpoint: str
+    """E.g. ``http://127.0.0.1:4318/v1/traces``."""
+    ratio: float = Field(default=1.0, ge=0.0, le=1.0)
+    """How many of the traces that no client has decided about are kept."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the endpoint is the address of a collector, http://HOST:4318/v1/traces")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(
+                "the endpoint holds a password: put a collector on this host before the other one"
+            )
+        if not _has_tracing():
+            raise ValueError(
+                "traces need the extra: install birthmark[tracing] (requirements/tracing.txt), or take the"
+                " table out"
+            )
+        return self
+
+
+def _has_tracing() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 _T = TypeVar("_T")
@@ -255,6 +365,8 @@ class Settings(_Table):
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")
+    ops_table: OpsPlane | None = Field(default=None, alias="ops-plane")
+    tracing_table: Tracing | None = Field(default=None, alias="tracing")
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -295,6 +407,11 @@ class Settings(_Table):
     def public_plane(self) -> PublicPlane:
         """The listener for everyone."""
         return _need(self.public_table, "public-plane", "this host serves nothing to the public")
+
+    @property
+    def ops_plane(self) -> OpsPlane:
+        """The listener for those who watch."""
+        return _need(self.ops_table, "ops-plane", "nobody watches this host over HTTP")
 
     @property
     def public_directory(self) -> Path:

@@ -14,7 +14,7 @@ def production(realm: Place) -> Place:
     Its log began as a test realm's, so it would not pass the check; opening runs asks neither.
     """
     out = realm.directory / "operators" / "bela"
-    realm.done("operator", "enrol", "bela", "--out", out, *person(realm, "anna"))
+    realm.done("operator", "enrol", "bela", "--role", "officer", "--out", out, *person(realm, "anna"))
     settings = realm.settings.read_text()
     assert 'environment = "test"' in settings
     realm.settings.write_text(settings.replace('environment = "test"', 'environment = "production"'))

@@ -94,7 +94,9 @@ def test_an_end_earlier_than_the_profiles_is_kept_and_a_later_one_refused(
     realm: Place, tmp_path: Path
 ) -> None:
     assert enrol(realm, "ST02", tmp_path / "late", "--until", "2400-01-01").code == 1
-    realm.done("operator", "enrol", "ben", "--out", tmp_path / "ben", "--until", "2027-01-01")
+    realm.done(
+        "operator", "enrol", "ben", "--role", "officer", "--out", tmp_path / "ben", "--until", "2027-01-01"
+    )
     (ben,) = [row for row in realm.done("operator", "list", "--json").document if row["name"] == "ben"]
     assert ben["credentials"][0]["not_after"] == "2027-01-01T00:00:00.000Z"
 
@@ -104,7 +106,7 @@ def test_an_end_earlier_than_the_profiles_is_kept_and_a_later_one_refused(
 
 def test_another_operator_acts_by_naming_the_credential(realm: Place, tmp_path: Path) -> None:
     ben = tmp_path / "ben"
-    realm.done("operator", "enrol", "ben", "--out", ben)
+    realm.done("operator", "enrol", "ben", "--role", "officer", "--out", ben)
     run = realm.open_run("R1", "--quantity", 1, "--as", ben, "--json")
     assert run.document["opened_by"] == "operator:ben"
     realm.done("operator", "revoke", "ben", "--reason", "left")
@@ -115,7 +117,7 @@ def test_another_operator_acts_by_naming_the_credential(realm: Place, tmp_path: 
 
 def test_with_two_operators_beside_the_settings_one_must_be_named(realm: Place) -> None:
     operators = realm.directory / "operators"
-    realm.done("operator", "enrol", "ben", "--out", operators / "ben")
+    realm.done("operator", "enrol", "ben", "--role", "officer", "--out", operators / "ben")
     said = realm.open_run("R1", "--quantity", 1)
     assert said.code == 77
     assert "anna, ben" in said.err
@@ -131,7 +133,7 @@ def test_without_any_operator_it_says_whose_credential_is_missing(realm: Place) 
 
 def test_a_certificate_without_its_key_is_nobody(realm: Place, tmp_path: Path) -> None:
     anna, ben = realm.directory / "operators/anna", tmp_path / "ben"
-    realm.done("operator", "enrol", "ben", "--out", ben)
+    realm.done("operator", "enrol", "ben", "--role", "officer", "--out", ben)
     (ben / "station.crt").write_bytes((anna / "station.crt").read_bytes())
     said = realm.open_run("R1", "--quantity", 1, "--as", ben)
     assert said.code in {65, 77}

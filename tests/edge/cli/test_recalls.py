@@ -46,7 +46,7 @@ def make(place: Place, run: str, *vins: str) -> None:
 def plant(realm: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A realm with two released vehicles of batch W47 on the closed run R1, and operators anna and bela."""
     monkeypatch.chdir(realm.directory)
-    realm.done("operator", "enrol", "bela", "--out", "operators/bela", *ANNA)
+    realm.done("operator", "enrol", "bela", "--role", "officer", "--out", "operators/bela", *ANNA)
     assert realm.open_run("R1", "--batch", "W47", "--quantity", "10", *ANNA).code == 0
     make(realm, "R1", VIN, OTHER_VIN)
     return realm

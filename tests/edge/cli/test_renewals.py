@@ -381,7 +381,9 @@ def test_a_certificate_that_ends_is_told_before(
 def test_what_was_renewed_or_revoked_is_told_no_more(realm: Place, tmp_path: Path) -> None:
     realm.done("station", "enrol", "ST02", "--site", "S", "--line", "L", "--out", tmp_path / "ST02")
     soon = app.clock().now() + timedelta(days=15)
-    realm.done("operator", "enrol", "ben", "--out", tmp_path / "ben", "--until", soon.date())
+    realm.done(
+        "operator", "enrol", "ben", "--role", "officer", "--out", tmp_path / "ben", "--until", soon.date()
+    )
     _, before = verdicts(realm, 11)
     assert before["operators"][0] == "soon"
     assert "ben" in before["operators"][1]
@@ -394,7 +396,7 @@ def test_what_was_renewed_or_revoked_is_told_no_more(realm: Place, tmp_path: Pat
 
 def test_with_several_operators_the_acting_one_is_named(realm: Place) -> None:
     ben = realm.directory / "operators/ben"
-    realm.done("operator", "enrol", "ben", "--out", ben)
+    realm.done("operator", "enrol", "ben", "--role", "officer", "--out", ben)
     said = realm.done("config", "check", "--json").document
     (row,) = [row for row in said if row["check"] == "acting operator"]
     assert row["verdict"] == "ok"

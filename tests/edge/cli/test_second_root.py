@@ -71,7 +71,7 @@ def test_an_older_station_learns_the_second_root_when_it_is_renewed(rooted: Plac
 def test_operators_bootstraps_and_the_server_are_certified_under_the_services_root(
     rooted: Place, tmp_path: Path
 ) -> None:
-    rooted.done("operator", "enrol", "bela", "--out", tmp_path / "bela")
+    rooted.done("operator", "enrol", "bela", "--role", "officer", "--out", tmp_path / "bela")
     device = ("--hardware-id", "system-title:4D4D4D0000000001")
     rooted.done("bootstrap", "issue", "--name", "B1", *device, "--out", tmp_path / "B1")
     rooted.done("server", "renew")

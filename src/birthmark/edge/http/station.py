@@ -26,12 +26,14 @@ from birthmark.edge.http.attestation import attest_request, attest_result, attes
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.views import device_view, run_view
 from birthmark.floor.clients import Capability, Client, Credential, Role, require
 from birthmark.floor.devices import DeviceEvent
+from birthmark.floor.exposure import Exposure, require_open
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal
+from birthmark.services.acts import ANONYMOUS, Caller, exposures_of, recognise, record_refusal
 from birthmark.services.dialogues import Commands, Responses
 from birthmark.services.disposition import dispose
 from birthmark.services.injection import InjectRequest
@@ -42,6 +44,8 @@ __all__ = ["StationPlane", "create_app"]
 
 log = logging.getLogger(__name__)
 
+PLANE = "station"
+"""Its name where planes are opened and closed."""
 SEQ_HEADER = "birthmark-seq"
 OPERATOR_HEADER = "birthmark-operator"
 FARTHEST_SEQ = 1_000_000
@@ -86,7 +90,14 @@ class StationPlane:
         seq, operator = await self._number(request), request.headers.get(OPERATOR_HEADER)
         if operator is not None and not _NAME.fullmatch(operator):
             raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
-        return Caller(client=client, credential=credential, seq=seq, operator=operator)
+        return Caller(
+            client=client,
+            credential=credential,
+            seq=seq,
+            operator=operator,
+            plane=PLANE,
+            rate=self._app.settings.station_plane.client_rate,
+        )
 
     async def _peer(self, request: Request) -> tuple[Client, Credential]:
         peer = peer_certificate(request.scope)
@@ -122,6 +133,9 @@ class StationPlane:
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
         provisions = bootstrap and found.client.role is Role.BOOTSTRAP
         require(found.client, found.credential, Capability.PROVE if provisions else Capability.READ)
+        names = exposures_of(PLANE, found.client)
+        facts = await self.border.read(self._app.store.look, {Exposure: names})
+        require_open((facts.get(Exposure, name) for name in names), self._app.clock.now())
         return found.client
 
     # --- reading
@@ -328,6 +342,8 @@ class StationPlane:
                 else:
                     log.warning("a fault is not on record: %s", why, extra={"instance": told.instance})
         headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
+        if isinstance(error, errors.RateLimited):
+            headers = {"retry-after": str(error.retry_after)}
         return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
 
     async def _record(self, request: Request, refusal: errors.Refusal) -> None:
@@ -337,7 +353,8 @@ class StationPlane:
         with suppress(errors.MalformedRequest):
             seq = await self._number(request)
         what = f"{request.method} {request.url.path}"[:200]
-        await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq))
+        rate = self._app.settings.station_plane.client_rate
+        await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq, rate=rate))
 
 
 def _seq(request: Request) -> int | None:
@@ -492,6 +509,7 @@ def create_app(application: Application, *, at_end: Callable[[], None] = lambda:
         redoc_url=None,
         redirect_slashes=False,  # an address is right or wrong
     )
+    app.router.route_class = ScreenedRoute
     reads: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
         ("/v1/me", plane.me, models.Me),
         ("/v1/runs/{run}", plane.run, models.RunStatusView),
