@@ -311,7 +311,7 @@ def admitted(
     caller: Caller | None,
     request: str,
     fields: Mapping[str, Any],
-    judge: Callable[[Facts, datetime], None],
+    judge: Callable[[Facts, datetime], object],
     reads: Mapping[type, Sequence[str]] | None = None,
 ) -> UseCase[None]:
     """Judge a caller before anything is done that no commit takes back: a key made, a signature given.
