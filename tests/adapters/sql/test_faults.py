@@ -203,11 +203,12 @@ def test_a_postgresql_server_that_dies_holds_the_line_and_lets_it_go_again(tmp_p
         line.close()
 
 
-def test_a_postgresql_server_without_fsync_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+def test_a_postgresql_server_that_may_forget_is_refused(tmp_path: Path, setting: str) -> None:
     """SPEC E2: durable, or not at all."""
     with (
-        start({"fsync": "off"}) as cluster,
-        pytest.raises(errors.IntegrityFailure, match="fsync=off"),
+        start({setting: "off"}) as cluster,
+        pytest.raises(errors.IntegrityFailure, match=f"{setting}=off"),
     ):
         make_line(tmp_path, cluster.create_database("line"))
 

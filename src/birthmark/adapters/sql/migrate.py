@@ -22,9 +22,8 @@ __all__ = ["create_realm", "migrate"]
 
 def _engine(url: str, password: SecretBytes | None) -> sqlalchemy.Engine:
     if url.startswith("postgresql://"):
-        parameters = connection_parameters(
-            url
-        )  # SQLAlchemy's own URLs cannot name several hosts as libpq's do
+        # Not by SQLAlchemy's own URLs, which cannot name several hosts as libpq's do.
+        parameters = connection_parameters(url)
         if password is not None:
             parameters["password"] = password.reveal().decode()
         return sqlalchemy.create_engine(

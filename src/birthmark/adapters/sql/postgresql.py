@@ -9,15 +9,15 @@ error, and are looked for here:
   (PostgreSQL 15, sections 20.6.1 and 27.2.8);
 - a commit that a crash cut off from its standby: after recovery it is there for everyone to read.
 
-So a commit that warns is a commit whose outcome is unknown, no statement timeout ends a COMMIT (we let go of
-the connection instead, and its rows stay invisible and its lock held until the standby has them), and every
-new connection first waits until all that the server committed before is as durable as it promises.
+So a commit that warns is a commit whose outcome is unknown; one that takes too long is let go of and never
+cancelled, so that its rows stay invisible and the head stays locked until the standby has them; and every new
+connection first waits until all that the server committed before is as durable as it promises.
 """
 
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -45,19 +45,20 @@ Until its first ANALYZE a growing table looks small to PostgreSQL's planner, whi
 every train would cost more than the one before.  And it takes a range between two unknown keys for a two
 hundredth of the table: rather than walk the index to the end of a page, it would sort all the rest for each.
 """
+TRAIN_SECONDS = 20.0
+"""How long a train waits for an answer of the server's, and twice as long as it waits for the log's head."""
+READ_SECONDS = 60
+"""How long one statement may take; the server does not count the wait for a standby."""
+SETTLE_SECONDS = 5.0
+"""How long a new connection waits for a standby."""
 _SESSION = "; ".join(
     (
         "SET synchronous_commit = on",
-        "SET lock_timeout = '10s'",
         "SET idle_in_transaction_session_timeout = '30s'",
-        "SET statement_timeout = '5s'",
+        f"SET statement_timeout = '{READ_SECONDS}s'",
         *PLANNER,
     )
 )
-TRAIN_SECONDS = 20
-"""How long a train waits for the server's answer; longer than ``lock_timeout``."""
-READ_SECONDS = 60
-"""How long one statement of a reader may take."""
 _ABROAD = {
     "connect_timeout": "5",
     # A machine that loses its power says no goodbye: without these its silence is believed for two hours.
@@ -76,6 +77,7 @@ _SETTLE = (
     " ELSE pg_logical_emit_message(true, 'birthmark', '')::text END"
 )
 """Writes a record to the WAL that nobody reads: its commit waits as a train's does, for all before it."""
+_AWAY = "database: a synchronous standby is away, and the line is held until it is back"
 _OF_NO_CONCERN = {"GetNewTransactionId", "SetTransactionIdLimit", "GetNewMultiXactId", "SetMultiXactIdLimit"}
 """Functions of the server that warn of transaction ids running out, which makes no commit less durable."""
 
@@ -140,14 +142,26 @@ class PostgreSQL:
         password: goes with it.
         standbys: how many synchronous standbys a commit must wait for at least; a server that waits for
             fewer is refused.
+        train_seconds: how long a train waits for an answer of the server's.
+        settle_seconds: how long a new connection waits for a standby.
     """
 
     joins_octets = True
 
-    def __init__(self, url: str, password: SecretBytes | None = None, *, standbys: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        password: SecretBytes | None = None,
+        *,
+        standbys: int = 0,
+        train_seconds: float = TRAIN_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
         self._parameters = connection_parameters(url)
         self._password = password
         self._standbys = standbys
+        self._train_seconds = train_seconds
+        self._settle_seconds = settle_seconds
         self._local = threading.local()
         self._readers: list[_Connection] = []
         self._train: _Connection | None = None
@@ -170,7 +184,7 @@ class PostgreSQL:
             db.execute(_SESSION.encode())
             self._require_promises(db.execute(_PROMISES).fetchone())
             self._settle(db)
-            db.execute(f"SET statement_timeout = '{0 if train else READ_SECONDS}s'".encode())
+            db.execute(f"SET lock_timeout = '{self._train_seconds * 500:.0f}ms'".encode())
         except psycopg.Error as cause:
             db.close()
             raise failure_of(cause) from cause
@@ -178,7 +192,7 @@ class PostgreSQL:
             db.close()
             raise
         if train:
-            db.patience = float(TRAIN_SECONDS)
+            db.patience = self._train_seconds
         return db
 
     def _require_promises(self, promised: Sequence[Any] | None) -> None:
@@ -206,13 +220,17 @@ class PostgreSQL:
         Raises:
             errors.Unavailable: it could not be had in time.
         """
-        doubts = self._doubts
-        db.execute(_SETTLE.encode())
+        doubts, cancel = self._doubts, db.pgconn.get_cancel()
+        patience, db.patience = db.patience, self._settle_seconds
+        try:
+            db.execute(_SETTLE.encode())
+        except _Silent as cause:
+            with suppress(psycopg.Error):
+                cancel.cancel()  # or the server would go on waiting, for nobody, with one of its connections
+            raise errors.Unavailable(f"{_AWAY} ({cause})") from cause
         if db.warned:
-            raise errors.Unavailable(
-                "database: a synchronous standby is away, and the line is held until it is back"
-                f" ({db.warned[-1]})"
-            )
+            raise errors.Unavailable(f"{_AWAY} ({db.warned[-1]})")
+        db.patience = patience
         self._settled = max(self._settled, doubts)
 
     def begin(self, reads: Reads) -> tuple[Row, list[list[Row]]]:
