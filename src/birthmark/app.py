@@ -11,6 +11,7 @@ from birthmark import errors
 from birthmark.adapters import system
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.inspection import PkilintInspector
+from birthmark.adapters.observed import ObservedKeyStore
 from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
 from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.engines import open_database
@@ -20,7 +21,7 @@ from birthmark.element.catalogue import ElementCatalogue
 from birthmark.floor.realm import Realm
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Clock, Entropy, KeyStore, Publication
+from birthmark.ports import Clock, Entropy, KeyStore, Observer, Publication, Unobserved
 from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
@@ -93,7 +94,13 @@ def create_realm(settings: DatabaseSettings, realm: Realm) -> None:
     sql_migrate.create_realm(settings.url, realm, _password(settings))
 
 
-def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | None = None) -> Application:
+def build(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    entropy: Entropy | None = None,
+    observer: Observer | None = None,
+) -> Application:
     """Build the application.
 
     Raises:
@@ -110,8 +117,10 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             realm = _realm(settings, database)
             keys = open_key_store(settings.key_store)
             opened.callback(keys.close)
+            if observer is not None:
+                keys = ObservedKeyStore(keys, observer)
             log_key = KeyLabel(settings.log.key)
-            store = SQLStore(database, clock, lambda body: keys.sign(log_key, body))
+            store = SQLStore(database, clock, lambda body: keys.sign(log_key, body), observer)
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
         catalogue, inspector = Catalogue.read(settings.profiles_directory), PkilintInspector()
@@ -143,6 +152,7 @@ def build(settings: Settings, *, clock: Clock | None = None, entropy: Entropy | 
             authorise=Authorise(realm, keys, clock, entropy, catalogue),
             recalls=Recalls(realm, clock, entropy, store.log),
             close=opened.pop_all().close,
+            observer=observer or Unobserved(),
         )
 
 

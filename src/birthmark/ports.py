@@ -145,6 +145,13 @@ class KeyStore(Protocol):
         """True for a store that keeps keys in process memory; shown wherever the store is shown."""
         ...
 
+    def health(self) -> Health:
+        """Return whether the store answered last; it is not asked.
+
+        One that is up and has a reason serves, and somebody should see to it.
+        """
+        ...
+
     def generate(self, label: KeyLabel, algorithm: KeyAlgorithm, *, exportable: bool = False) -> bytes:
         """Generate a key pair in the store, durable on return, and return its SubjectPublicKeyInfo (DER).
 

@@ -40,7 +40,7 @@ def project() -> dict[str, Any]:
 
 
 def test_there_is_a_lock_for_the_product_its_extras_development_and_the_lock_itself() -> None:
-    assert [lock.stem for lock in OURS] == ["compile", "dev", "lock", "pcsc", "runtime", "tpm"]
+    assert [lock.stem for lock in OURS] == ["compile", "dev", "lock", "pcsc", "runtime", "tpm", "tracing"]
 
 
 def test_every_checker_that_tests_run_has_a_lock_that_answers_what_is_asked_for() -> None:
@@ -79,7 +79,8 @@ def test_compiled_packages_are_locked_for_more_than_one_machine(name: str) -> No
 
 def test_the_product_runs_the_versions_it_was_tested_with() -> None:
     runtime = entries(ROOT / "requirements/runtime.txt")
-    assert runtime.items() <= entries(ROOT / "requirements/dev.txt").items()
+    tracing = entries(ROOT / "requirements/tracing.txt")
+    assert runtime.items() <= tracing.items() <= entries(ROOT / "requirements/dev.txt").items()
 
 
 def test_the_locks_answer_what_the_project_asks_for() -> None:
@@ -110,7 +111,8 @@ def test_development_brings_all_that_compiles_an_extra_and_what_it_needs_but_not
     # A machine without a compiler could not install the lock for development otherwise.
     dev = entries(ROOT / "requirements/dev.txt")
     assert entries(ROOT / "requirements/compile.txt").items() <= dev.items()
-    for extra, requirements in project()["project"]["optional-dependencies"].items():
+    described = project()["project"]["optional-dependencies"]
+    for extra, requirements in ((extra, described[extra]) for extra in ("pcsc", "tpm")):
         names = {canonicalize_name(Requirement(text).name) for text in requirements}
         assert entries(ROOT / f"requirements/{extra}.txt").keys() == names
         assert not names & dev.keys()

@@ -4,14 +4,25 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from birthmark.floor.realm import Realm
 from birthmark.pki.ocsp import OCSPRequest
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Clock, Entropy, Inspector, KeyStore, Log, Publication, SignedAnswer, Store
+from birthmark.ports import (
+    Clock,
+    Entropy,
+    Inspector,
+    KeyStore,
+    Log,
+    Observer,
+    Publication,
+    SignedAnswer,
+    Store,
+    Unobserved,
+)
 from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
@@ -56,6 +67,7 @@ class Application:
     responders: Responders
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
+    observer: Observer = field(default_factory=Unobserved)
 
 
 class SignedAnswersOfOne(Protocol):
@@ -98,8 +110,8 @@ class PublicApplication:
 class Factory(Protocol):
     """Builds applications, and realms to build them for; ``birthmark.app`` is one."""
 
-    def build(self, settings: Settings) -> Application:
-        """Build the application of these settings."""
+    def build(self, settings: Settings, *, observer: Observer | None = None) -> Application:
+        """Build the application of these settings, and let the observer hear of its work."""
         ...
 
     def build_public(self, settings: Settings) -> PublicApplication:

@@ -29,7 +29,7 @@ from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli.server_files import ServerFiles
 from birthmark.edge.station import read_station_directory
 from birthmark.pki.certificates import from_pem
-from birthmark.ports import Clock
+from birthmark.ports import Clock, Observer
 from birthmark.settings import Settings
 from tests.edge.cli.command import Place, birthmark
 from tests.support.programs import need
@@ -334,8 +334,8 @@ class Later:
     def clock(self) -> Clock:
         return self
 
-    def build(self, settings: Settings) -> Application:
-        return app.build(settings, clock=self)
+    def build(self, settings: Settings, *, observer: Observer | None = None) -> Application:
+        return app.build(settings, clock=self, observer=observer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(app, name)

@@ -7,6 +7,7 @@ never run on the loop.
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from birthmark.edge.application import Application
@@ -23,6 +24,7 @@ class Border:
     def __init__(self, application: Application) -> None:
         """Carry over the application's store."""
         self._store = application.store
+        self._observer = application.observer
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="read")
         self._thinker = (
             None if application.keys.development else ThreadPoolExecutor(1, thread_name_prefix="think")
@@ -34,9 +36,13 @@ class Border:
         answer: Any = None
         while True:
             if self._thinker is None:
-                done, step = _advance(use_case, answer)
+                done, step = self._think(use_case, answer)
             else:
-                done, step = await loop.run_in_executor(self._thinker, _advance, use_case, answer)
+                # The context is the request's: what the thread does belongs to it.
+                context = copy_context()
+                done, step = await loop.run_in_executor(
+                    self._thinker, context.run, self._think, use_case, answer
+                )
             if done:
                 value: T = step
                 return value
@@ -47,7 +53,12 @@ class Border:
             elif isinstance(step, ProofOf):
                 answer = await loop.run_in_executor(self._readers, self._store.token, step.index)
             else:
-                answer = await asyncio.wrap_future(self._store.submit(step))
+                with self._observer.span("train"):
+                    answer = await asyncio.wrap_future(self._store.submit(step))
+
+    def _think(self, use_case: UseCase[T], answer: Any) -> tuple[bool, Any]:
+        with self._observer.span("think"):
+            return _advance(use_case, answer)
 
     def _scan(self, step: Scan) -> list[Any]:
         return list(self._store.scan(step.kind, where=step.where, after=step.after, limit=step.limit))

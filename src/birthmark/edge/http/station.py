@@ -8,7 +8,9 @@ import asyncio
 import base64
 import binascii
 import logging
+import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, cast
@@ -24,6 +26,7 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.attestation import attest_request, attest_result, attested
 from birthmark.edge.http.border import Border
+from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.edge.http.screening import ScreenedRoute
@@ -108,6 +111,7 @@ class StationPlane:
             if len(self._peers) >= REMEMBERED_PEERS:
                 self._peers.clear()
             self._peers[peer] = known
+        request.scope[CLIENT_KEY] = known[0].id
         return known
 
     async def _number(self, request: Request) -> int | None:
@@ -131,6 +135,7 @@ class StationPlane:
             bootstrap: True for what a bootstrap credential may read, too: it needs it to provision.
         """
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
+        request.scope[CLIENT_KEY] = found.client.id
         provisions = bootstrap and found.client.role is Role.BOOTSTRAP
         require(found.client, found.credential, Capability.PROVE if provisions else Capability.READ)
         names = exposures_of(PLANE, found.client)
@@ -315,7 +320,8 @@ class StationPlane:
 
     def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
         """Return a problem, its instance in the service's log."""
-        told = problem(error, self._app.entropy.token(8).hex(), status=status)
+        told = problem(error, self._instance(), status=status)
+        self._app.observer.refused(told.code)
         grave = isinstance(error, errors.Unavailable | errors.IntegrityFailure | errors.Fault)
         level = logging.WARNING if grave else logging.INFO
         if isinstance(error, errors.Refusal):
@@ -325,6 +331,13 @@ class StationPlane:
         else:
             log.error("request failed", exc_info=error, extra={"instance": told.instance})
         return told
+
+    def _instance(self) -> str:
+        try:
+            return self._app.entropy.token(8).hex()
+        except errors.Refusal:
+            # What is refused may be refused for want of randomness; the id only has to tell two lines apart.
+            return f"{os.getpid():08x}{time.monotonic_ns() & 0xFFFFFFFF:08x}"
 
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
         """Put a refusal on record and answer it."""
