@@ -11,8 +11,9 @@ A line before the PEM, ``exportable``, says that ``wrap`` may give the key away:
 enforces, for whoever has the passphrase has the key.  Transport keys are ``LABEL.transport`` in the same
 form; secret keys are ``LABEL.secret`` (``softsecrets``).
 
-Rules kept here: a key is durable before its label is known, and no file is ever overwritten.  Left to others:
-every protection of a key in use.  An open key lies in process memory; that is what "development" says.
+Rules kept here: a key is durable before its label is known, and no file is ever overwritten; a key whose file
+is gone is used no more, though it is in memory, until the file is back.  Left to others: every protection of
+a key in use.  An open key lies in process memory; that is what "development" says.
 """
 
 import os
@@ -20,6 +21,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from birthmark.pki.attributes import KeyAttributes, KeyClass, SecretKind, Secret
 from birthmark.pki.certificates import to_pem
 from birthmark.pki.der import OCTET_STRING, SEQUENCE, encode, integer, oid
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
+from birthmark.ports import Health
 from birthmark.secret import SecretBytes
 
 __all__ = ["SoftwareKeyStore"]
@@ -65,7 +68,16 @@ class SoftwareKeyStore:
     Several processes may share a directory: each sees the others' new keys.
     """
 
-    __slots__ = ("_closed", "_directory", "_keys", "_loading", "_passphrase", "_public", "_secrets")
+    __slots__ = (
+        "_closed",
+        "_directory",
+        "_keys",
+        "_loading",
+        "_passphrase",
+        "_public",
+        "_secrets",
+        "_state",
+    )
 
     def __init__(self, directory: Path, passphrase: SecretBytes) -> None:
         self._directory = directory
@@ -75,6 +87,8 @@ class SoftwareKeyStore:
         self._secrets: dict[KeyLabel, tuple[SecretKind, SecretBytes]] = {}
         self._loading = threading.Lock()
         self._closed = False
+        self._state = ("", datetime.now(UTC))
+        """What is wrong, if anything, and since when it is so."""
 
     @classmethod
     def open(cls, directory: Path, passphrase: SecretBytes) -> "SoftwareKeyStore":
@@ -154,7 +168,12 @@ class SoftwareKeyStore:
             errors.NotFound: there is no such key.
             errors.NotPermitted: the passphrase does not open it, or its file is open to others.
         """
-        return self._public.get(label) or _public_der(self._open_key(label))
+        known = self._public.get(label)
+        if known is not None:
+            return known
+        if self._is_there(check_label(label), _TRANSPORT_SUFFIX):
+            return _public_der(self._transport(label))
+        return _public_der(self._open_key(label))
 
     def sign(self, label: KeyLabel, message: bytes) -> bytes:
         """Sign as ``ports.KeyStore`` has it.
@@ -162,8 +181,11 @@ class SoftwareKeyStore:
         Raises:
             errors.NotFound: there is no such key.
             errors.NotPermitted: the passphrase does not open it, or its file is open to others.
+            errors.IntegrityFailure: the file holds another key than before.
         """
-        key = self._keys.get(label) or self._open_key(label)
+        key = self._keys.get(label)
+        if key is None or not self._is_there(label, _SUFFIX):
+            key = self._open_key(label)
         return signature_by(key, message)
 
     def labels(self) -> tuple[KeyLabel, ...]:
@@ -288,8 +310,29 @@ class SoftwareKeyStore:
         """See ``ports.KeyStore``."""
         return tuple(self.attributes(label) for label in self.labels())
 
+    # --- health
+
+    def health(self) -> Health:
+        """See ``ports.KeyStore``: looks for the files of the keys that are open."""
+        gone = [label for label in tuple(self._keys) if not self._is_there(label, _SUFFIX)]
+        gone += [label for label in tuple(self._secrets) if not self._is_there(label, _SECRET_SUFFIX)]
+        reason = f"key {gone[0]!r} is no longer in {self._directory}" if gone else ""
+        if reason != self._state[0]:
+            self._state = (reason, datetime.now(UTC))
+        return Health(up=not reason, reason=reason, since=self._state[1], active="software")
+
+    def examine(self) -> None:
+        """See ``Patient``: a file is looked for whenever its key is used; there is nothing else to ask."""
+
+    def stuck_seconds(self) -> float:
+        """See ``Patient``: a directory does not hang, or all does."""
+        return 0.0
+
     def _path(self, label: KeyLabel, suffix: str) -> Path:
         return self._directory / f"{label}{suffix}"
+
+    def _is_there(self, label: KeyLabel, suffix: str) -> bool:
+        return os.path.lexists(f"{self._directory}/{label}{suffix}")
 
     def _require_free(self, label: KeyLabel) -> None:
         self._require_open()
@@ -326,14 +369,16 @@ class SoftwareKeyStore:
 
     def _secret(self, label: KeyLabel) -> tuple[SecretKind, SecretBytes]:
         self._require_open()
-        if (known := self._secrets.get(label)) is not None:
+        there = self._is_there(check_label(label), _SECRET_SUFFIX)
+        if there and (known := self._secrets.get(label)) is not None:
             return known
-        check_label(label)
         with self._loading:
             passphrase = self._require_open()
-            if label not in self._secrets:
+            if not there or label not in self._secrets:
                 content = self._content(label, _SECRET_SUFFIX)
-                self._secrets[label] = softsecrets.open_secret(label, content, passphrase)
+                found = softsecrets.open_secret(label, content, passphrase)
+                if self._secrets.setdefault(label, found) != found:
+                    raise errors.IntegrityFailure(f"key {label!r} is another one than before")
             return self._secrets[label]
 
     def _transport(self, label: KeyLabel) -> rsa.RSAPrivateKey:
@@ -352,14 +397,16 @@ class SoftwareKeyStore:
         check_label(label)
         with self._loading:  # one scrypt for a key, however many ask for it at once
             self._require_open()
-            if label not in self._keys:
+            if label not in self._keys or not self._is_there(label, _SUFFIX):
                 content = self._content(label, _SUFFIX)
                 self._remember(label, _decrypt(self._path(label, _SUFFIX), content, self._passphrase))
             return self._keys[label]
 
     def _remember(self, label: KeyLabel, key: _PrivateKey) -> None:
         # sign() and public_key() look here without the lock.
-        self._public[label] = _public_der(key)
+        public = _public_der(key)
+        if self._public.setdefault(label, public) != public:
+            raise errors.IntegrityFailure(f"key {label!r} in {self._directory} is another one than before")
         self._keys[label] = key
 
     def _require_open(self) -> SecretBytes:

@@ -131,6 +131,17 @@ class KeySets:
         known = self._known.get(label)
         return (known or self.ask(lambda session: self.secret(session, label))).kind
 
+    def examine(self, session: Session) -> None:
+        """Look for every key that was used, by its label.  For jobs only.
+
+        Raises:
+            errors.NotFound: one is there no more.
+            errors.IntegrityFailure: one is another one than before.
+        """
+        for label in tuple(self._known):
+            self._secrets.pop(label, None)
+            self.secret(session, label)
+
     def secret(self, session: Session, label: KeyLabel) -> _Secret:
         """Return a key, from the token if this session has not seen it.  For jobs only."""
         known = self._secrets.get(label)

@@ -110,8 +110,7 @@ class TokenWorker:
         """
         if not self.is_ours():
             raise RuntimeError("this process forked after it opened a token; open the key store in the child")
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > timeout_seconds:
+        if self.busy_seconds() > timeout_seconds:
             raise TimeoutError
         future: Future[T] = Future()
         self._jobs.put((future, job))
@@ -120,6 +119,11 @@ class TokenWorker:
         except TimeoutError:
             future.cancel()
             raise
+
+    def busy_seconds(self) -> float:
+        """Return for how long the library has not come back from a call; 0 while none is under way."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def library(self) -> _pkcs11.lib:
         """Return the library, loaded and initialised.  For jobs only.
