@@ -2,6 +2,7 @@
 
 import sys
 
+from birthmark.edge import hardening
 from birthmark.edge.application import Factory
 from birthmark.edge.cli.main import run
 
@@ -9,7 +10,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, in a process that keeps what it reads to itself (SPEC B7)."""
+    hardening.shut()
+    hardening.lock()  # for a command that is over in a moment it is no matter if not; ``serve`` tells
     sys.exit(run(_factory))
 
 

@@ -25,7 +25,9 @@ __all__ = [
     "PublicPlane",
     "PublicationSettings",
     "RealmSettings",
+    "ServiceSettings",
     "Settings",
+    "SoftwareKeys",
     "StationPlane",
     "Tracing",
     "check_database_url",
@@ -123,6 +125,23 @@ class TokenKeys(_Table):
 
 
 KeyStoreSettings = Annotated[SoftwareKeys | TokenKeys, Field(discriminator="kind")]
+
+
+class ServiceSettings(_Table):
+    """As whom ``birthmark serve`` works, where root starts it: to bind a port below 1024, say."""
+
+    user: str | None = None
+    """It becomes this user for good when its sockets are bound."""
+    group: str | None = None
+    """And a member of this group; of the user's own where it is left out."""
+    allow_root: bool = False
+    """Root may serve a realm of production."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.group is not None and self.user is None:
+            raise ValueError("a group is that of a user: set user, too")
+        return self
 
 
 class LogSettings(_Table):
@@ -358,6 +377,7 @@ class Settings(_Table):
     database_table: DatabaseSettings | None = Field(default=None, alias="database")
     key_store_table: KeyStoreSettings | None = Field(default=None, alias="key-store")
     log: LogSettings = LogSettings()
+    service: ServiceSettings = ServiceSettings()
     profiles_directory: Path | None = None
     """Where this installation's own certificate profiles are; the packaged ones are always there."""
     elements_directory: Path | None = None

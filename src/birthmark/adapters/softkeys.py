@@ -268,7 +268,7 @@ class SoftwareKeyStore:
             raise errors.MalformedRequest("the public key is of no algorithm of ours")
         plain = softsecrets.unwrapped(self._kek(kek), wrapped, kek)
         try:
-            key = serialization.load_der_private_key(plain.reveal(), None)
+            key = serialization.load_der_private_key(plain.view(), None)
         except (ValueError, UnsupportedAlgorithm) as failure:
             raise errors.MalformedRequest("the wrapped key is no PKCS#8 private key") from failure
         found = _public_der(key)
@@ -473,7 +473,7 @@ def _decrypt(path: Path, content: bytes, passphrase: SecretBytes) -> _PrivateKey
 
 
 def _pkcs8(key: PrivateKeyTypes) -> SecretBytes:
-    return SecretBytes(
+    return SecretBytes.taking(
         key.private_bytes(
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -485,8 +485,8 @@ def _encrypted_pem(key: PrivateKeyTypes, passphrase: SecretBytes) -> bytes:
     salt, iv = secrets.token_bytes(16), secrets.token_bytes(16)
     kdf = Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P)
     padder = padding.PKCS7(128).padder()
-    padded = padder.update(_pkcs8(key).reveal()) + padder.finalize()
-    encryptor = Cipher(algorithms.AES256(kdf.derive(passphrase.reveal())), modes.CBC(iv)).encryptor()
+    padded = b"".join((padder.update(_pkcs8(key).view()), padder.finalize()))
+    encryptor = Cipher(algorithms.AES256(kdf.derive(passphrase.view())), modes.CBC(iv)).encryptor()
     encrypted = encryptor.update(padded) + encryptor.finalize()
 
     scrypt_params = encode(

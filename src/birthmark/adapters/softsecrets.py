@@ -59,7 +59,7 @@ def check_value(kind: SecretKind, key: SecretBytes) -> str:
     if kind is SecretKind.KEK:
         made = wrapped_under(key, SecretBytes(bytes(16)))
     elif "encrypt" in kind.uses:
-        encryptor = Cipher(algorithms.AES(key.reveal()), modes.CBC(bytes(16))).encryptor()
+        encryptor = Cipher(algorithms.AES(key.view()), modes.CBC(bytes(16))).encryptor()
         made = encryptor.update(CHECKED_BLOCK) + encryptor.finalize()
     else:
         made = aes_cmac(key, bytes(16))
@@ -68,7 +68,7 @@ def check_value(kind: SecretKind, key: SecretBytes) -> str:
 
 def wrapped_under(kek: SecretBytes, plain: SecretBytes) -> bytes:
     """Return a key's octets wrapped under a key-encryption key (RFC 5649)."""
-    return aes_key_wrap_with_padding(kek.reveal(), plain.reveal())
+    return aes_key_wrap_with_padding(kek.view(), plain.view())
 
 
 def seal_secret(label: KeyLabel, kind: SecretKind, key: SecretBytes, passphrase: SecretBytes) -> bytes:
@@ -143,7 +143,7 @@ def unwrapped(kek: SecretBytes, wrapped: bytes, kek_label: KeyLabel) -> SecretBy
         errors.MalformedRequest: it was not wrapped under this key.
     """
     try:
-        plain = aes_key_unwrap_with_padding(kek.reveal(), wrapped)
+        plain = aes_key_unwrap_with_padding(kek.view(), wrapped)
     except InvalidUnwrap as failure:
         raise errors.MalformedRequest(
             f"the wrapped key does not open under {kek_label!r}: another key wrapped it, or it is damaged"
@@ -159,4 +159,4 @@ def unwrapped(kek: SecretBytes, wrapped: bytes, kek_label: KeyLabel) -> SecretBy
 
 
 def _cipher(salt: bytes, passphrase: SecretBytes) -> AESGCM:
-    return AESGCM(Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P).derive(passphrase.reveal()))
+    return AESGCM(Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P).derive(passphrase.view()))

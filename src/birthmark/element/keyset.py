@@ -181,8 +181,8 @@ class SoftwareKeys:
     def wrap_value(self, key: SecretBytes) -> WrappedKey:
         """See ``StaticKeys``."""
         require_strength(self.size, len(key))
-        padded = key.reveal() + bytes(-len(key) % BLOCK)
-        encryptor = Cipher(algorithms.AES(self.dek.reveal()), modes.CBC(bytes(BLOCK))).encryptor()
+        padded = b"".join((key.view(), bytes(-len(key) % BLOCK)))
+        encryptor = Cipher(algorithms.AES(self.dek.view()), modes.CBC(bytes(BLOCK))).encryptor()
         return WrappedKey(
             ciphertext=encryptor.update(padded) + encryptor.finalize(),
             check_value=check_value(key),
@@ -192,14 +192,14 @@ class SoftwareKeys:
 
 def aes_cmac(key: SecretBytes, message: bytes) -> bytes:
     """Return the AES-CMAC of a message, 16 octets (NIST SP 800-38B)."""
-    mac = CMAC(algorithms.AES(key.reveal()))
+    mac = CMAC(algorithms.AES(key.view()))
     mac.update(message)
     return mac.finalize()
 
 
 def check_value(key: SecretBytes) -> bytes:
     """Return a key's check value, 3 octets (GlobalPlatform Card Specification v2.3 section B.6)."""
-    encryptor = Cipher(algorithms.AES(key.reveal()), modes.ECB()).encryptor()  # noqa: S305  # the standard's check value: one block
+    encryptor = Cipher(algorithms.AES(key.view()), modes.ECB()).encryptor()  # noqa: S305  # the standard's check value: one block
     return (encryptor.update(CHECKED_BLOCK) + encryptor.finalize())[:KCV_OCTETS]
 
 
@@ -211,7 +211,7 @@ def decrypt_key(dek: SecretBytes, ciphertext: bytes, size: int) -> SecretBytes:
     """
     if len(ciphertext) % BLOCK or len(ciphertext) < size:
         raise errors.MalformedRequest("the encrypted key is no whole number of blocks")
-    decryptor = Cipher(algorithms.AES(dek.reveal()), modes.CBC(bytes(BLOCK))).decryptor()
+    decryptor = Cipher(algorithms.AES(dek.view()), modes.CBC(bytes(BLOCK))).decryptor()
     return SecretBytes((decryptor.update(ciphertext) + decryptor.finalize())[:size])
 
 

@@ -409,7 +409,7 @@ class SecureChannel:
 
 
 def _cbc(session: Session, number: bytes) -> "Cipher[modes.CBC]":
-    algorithm = algorithms.AES(session.s_enc.reveal())
+    algorithm = algorithms.AES(session.s_enc.view())
     icv = Cipher(algorithm, modes.ECB()).encryptor().update(number)  # noqa: S305  # section 6.2.6: one block
     return Cipher(algorithm, modes.CBC(icv))
 

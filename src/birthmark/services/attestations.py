@@ -93,7 +93,7 @@ def judged(context: RunContext, device: str, answer: Attested | None, known: Kno
         raise errors.PolicyRefused(
             "tpm-attestation", f"attestation {answer.attestation[:32]} is none of {device} in this run"
         )
-    shown = sha256(answer.secret.reveal()).hexdigest()
+    shown = sha256(answer.secret.view()).hexdigest()
     if not hmac.compare_digest(shown, asked.secret_sha256):
         raise errors.PolicyRefused(
             "tpm-activation",

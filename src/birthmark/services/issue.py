@@ -350,7 +350,9 @@ class IssueDevices:
         if csr is None:
             made = maker(template.profile.subject_key_algorithms[0])()
             spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            private_key = SecretBytes(made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+            private_key = SecretBytes.taking(
+                made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+            )
         else:
             vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
             spki = vetted.subject_public_key_info

@@ -351,20 +351,31 @@ class SQLStore:
         self._database.close()
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            jobs, acts = [job], len(job[0])
-            while acts < LONGEST_TRAIN and not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    self._queue.put(None)
-                    break
-                jobs.append(following)
-                acts += len(following[0])
-            self._observer.waiting(-acts)
-            # Who stopped waiting before its train left does not travel; from here on nobody can cancel.
-            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
-            if jobs:
-                self._commit(jobs)
+        while self._depart(self._queue.get()):
+            pass
+
+    def _depart(self, job: _Job | None) -> bool:
+        """Run the train that begins with this job; return False if it is the end.
+
+        Nothing of it stays behind in this thread, which waits for the next one perhaps for hours: an act, and
+        its answer, may hold a key that is delivered (SPEC B7).
+        """
+        if job is None:
+            return False
+        jobs, acts = [job], len(job[0])
+        while acts < LONGEST_TRAIN and not self._queue.empty():
+            following = self._queue.get()
+            if following is None:
+                self._queue.put(None)
+                break
+            jobs.append(following)
+            acts += len(following[0])
+        self._observer.waiting(-acts)
+        # Who stopped waiting before its train left does not travel; from here on nobody can cancel.
+        jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
+        if jobs:
+            self._commit(jobs)
+        return True
 
     def _commit(self, jobs: Sequence[_Job]) -> None:
         """Commit a train and answer its jobs; whatever happens, every job gets an answer."""

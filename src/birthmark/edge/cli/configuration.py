@@ -3,6 +3,7 @@
 Each check is tried even if another failed, so that one run of the command shows all that is wrong.
 """
 
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from birthmark import errors
+from birthmark.edge import hardening
 from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
@@ -106,6 +108,7 @@ def check(
     checks = _Checks()
     factory = session_of(context).factory()
     checks.of("settings", lambda: _settings_file(settings))
+    checks.of("service user", lambda: _service_user(loaded))
     public = loaded.public_table is not None
     if public:
         checks.of("public plane", lambda: _public_plane(factory, loaded))
@@ -165,6 +168,18 @@ def _settings_file(path: Path) -> str:
     if mode & 0o022:
         raise errors.NotPermitted(f"{path} may be changed by others (mode {mode:04o}): run chmod go-w {path}")
     return str(path.resolve())
+
+
+def _service_user(settings: Settings) -> str:
+    service = settings.service
+    if service.user is not None:
+        hardening.require_user(service)
+        return f"{service.user}, if root starts it" + (f", group {service.group}" if service.group else "")
+    if os.geteuid() != 0 or service.allow_root:
+        return "whoever starts it"
+    if settings.realm.environment == "production":
+        raise _Warning("root is refused: set user in [service], or start the service as another user")
+    raise _Warning("root, if root starts it: set user in [service]")
 
 
 def _leaf_and_chain(plane: StationPlane) -> list[Certificate]:

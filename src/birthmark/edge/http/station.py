@@ -26,6 +26,7 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.attestation import attest_request, attest_result, attested
 from birthmark.edge.http.border import Border
+from birthmark.edge.http.delivery import mark, with_keys
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
@@ -204,7 +205,8 @@ class StationPlane:
         (result,) = await self.border.carry(self._app.issue(caller, run, [_issue_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
-        return _json(self._issue_result(result))
+        keys: list[SecretBytes] = []
+        return with_keys(self._issue_result(result, keys), keys, _JSON)
 
     async def gang_issue(self, request: Request, run: _RunId, body: models.GangIssue) -> Response:
         """Admit many devices; each succeeds or fails alone."""
@@ -213,16 +215,16 @@ class StationPlane:
         results = await self.border.carry(
             self._app.issue(caller, run, [_issue_request(item) for item in body.devices])
         )
-        return _json(
-            models.GangIssueResult.model_construct(
-                results=[
-                    self._problem(result)
-                    if isinstance(result, errors.Refusal)
-                    else self._issue_result(result)
-                    for result in results
-                ]
-            )
+        keys: list[SecretBytes] = []
+        gang = models.GangIssueResult.model_construct(
+            results=[
+                self._problem(result)
+                if isinstance(result, errors.Refusal)
+                else self._issue_result(result, keys)
+                for result in results
+            ]
         )
+        return with_keys(gang, keys, _JSON)
 
     async def inject(self, request: Request, body: models.Dialogue) -> Response:
         """Carry on the dialogue with one device's secure element, or begin it anew."""
@@ -292,7 +294,15 @@ class StationPlane:
         if len(set(keys)) != len(keys):
             raise errors.MalformedRequest("two devices of the gang have the same idempotency key")
 
-    def _issue_result(self, issued: Issued) -> models.IssueResult:
+    def _issue_result(self, issued: Issued, keys: list[SecretBytes]) -> models.IssueResult:
+        """Return the body, with marks for the private keys, which are put into ``keys``."""
+
+        def marked(private_key: SecretBytes | None) -> str | None:
+            if private_key is None:
+                return None
+            keys.append(private_key)
+            return mark(len(keys) - 1)
+
         for der in issued.chain:
             if der not in self._chain_pem:
                 self._chain_pem[der] = to_pem(der)
@@ -303,12 +313,12 @@ class StationPlane:
             certificate=to_pem(issued.certificate),
             chain=[self._chain_pem[der] for der in issued.chain],
             challenge=base64.b64encode(issued.challenge).decode(),
-            private_key=_key_pem(issued.private_key),
+            private_key=marked(issued.private_key),
             further=[
                 models.FurtherCertificate.model_construct(
                     profile=one.profile,
                     certificate=to_pem(one.certificate),
-                    private_key=_key_pem(one.private_key),
+                    private_key=marked(one.private_key),
                 )
                 for one in issued.further
             ],
@@ -381,10 +391,6 @@ def _seq(request: Request) -> int | None:
 
 def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type=_JSON)
-
-
-def _key_pem(private_key: SecretBytes | None) -> str | None:
-    return None if private_key is None else to_pem(private_key.reveal(), "PRIVATE KEY")
 
 
 def _csr(text: str) -> bytes:
