@@ -28,15 +28,17 @@ from birthmark.services.authorise import Authorise
 from birthmark.services.challenges import Challenges
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.injection import InjectDevices
+from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import PublicationTerms, Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
 from birthmark.services.status import AnswerStatus
-from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings, SoftwareKeys
+from birthmark.settings import DatabaseSettings, EnrolmentPlane, KeyStoreSettings, Settings, SoftwareKeys
 
 __all__ = [
     "build",
@@ -128,6 +130,7 @@ def build(
         rate = None if settings.station_table is None else settings.station_table.run_rate
         runs, challenges = Runs(realm, catalogue, elements, rate), Challenges()
         dialogues = Dialogues(keys, entropy)
+        authorise = Authorise(realm, keys, clock, entropy, catalogue)
         return Application(
             settings=settings,
             realm=realm,
@@ -149,11 +152,20 @@ def build(
             responders=Responders(
                 keys, clock, entropy, catalogue, settings.realm.organization, realm.environment.mark
             ),
-            authorise=Authorise(realm, keys, clock, entropy, catalogue),
+            authorise=authorise,
+            invitations=_invitations(settings, authorise, clock, entropy, catalogue),
+            renewals=Renewals(authorise, clock, catalogue, settings.realm.organization),
             recalls=Recalls(realm, clock, entropy, store.log),
             close=opened.pop_all().close,
             observer=observer or Unobserved(),
         )
+
+
+def _invitations(
+    settings: Settings, authorise: Authorise, clock: Clock, entropy: Entropy, catalogue: Catalogue
+) -> Invitations:
+    table = settings.enrolment_table or EnrolmentPlane()
+    return Invitations(authorise, clock, entropy, catalogue, settings.realm.organization, table.rates)
 
 
 def _publication(settings: Settings) -> Publication | None:

@@ -20,6 +20,7 @@ from birthmark.floor.locations import Locations
 
 __all__ = [
     "DatabaseSettings",
+    "EnrolmentPlane",
     "KeyStoreSettings",
     "OpsPlane",
     "PublicPlane",
@@ -204,6 +205,10 @@ class StationPlane(_Table):
         """How fast each run admits devices."""
         return Rate(per_minute=self.run_per_minute, burst=self.run_burst)
 
+    stranger_per_minute: int = Field(default=60, ge=1)
+    """How many refusals of those who are no clients are put on record a minute on average; the others are
+    counted."""
+    stranger_burst: int = Field(default=600, ge=1)
 
 class PublicationSettings(_Table):
     """What the realm publishes, and when (SPEC F2); written by ``birthmark publish``."""
@@ -235,12 +240,46 @@ class PublicationSettings(_Table):
     ocsp_hours: int = Field(default=72, ge=1, le=24 * 366)
     """From thisUpdate to nextUpdate of an answer that was signed beforehand."""
     ocsp_refresh_hours: int = Field(default=24, ge=1, le=24 * 366)
+    @property
+    def stranger_rate(self) -> Rate:
+        """How fast refusals of all who are no clients are put on record."""
+        return Rate(per_minute=self.stranger_per_minute, burst=self.stranger_burst)
+
     ocsp_hashes: tuple[Literal["sha1", "sha256"], ...] = ("sha1",)
     """With which hashes clients may ask; the lightweight profile asks with SHA-1 (RFC 5019 section 2.1.1)."""
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         try:
+class EnrolmentPlane(_Table):
+    """The listener for stations that were invited: TLS 1.3 with the same server certificate and no client's.
+
+    It is closed as long as no code is good (SPEC C2).
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8444, ge=0, le=65535)
+    per_minute: int = Field(default=60, ge=1, le=600)
+    """How many codes may be tried a minute on average, right or wrong."""
+    burst: int = Field(default=60, ge=1, le=6000)
+    address_per_minute: int = Field(default=6, ge=1, le=600)
+    """The same for one IPv4 address, or one IPv6 network of 64 bits."""
+    address_burst: int = Field(default=12, ge=1, le=6000)
+    request_seconds: int = Field(default=10, ge=1)
+    """How long a request may take to arrive."""
+    handshake_seconds: int = Field(default=10, ge=1, le=60)
+    max_connections: int = Field(default=64, ge=1, le=10_000)
+    max_connections_per_address: int = Field(default=16, ge=1)
+
+    @property
+    def rates(self) -> tuple[Rate, Rate]:
+        """How fast codes may be tried: altogether, and from one address."""
+        return (
+            Rate(per_minute=self.per_minute, burst=self.burst),
+            Rate(per_minute=self.address_per_minute, burst=self.address_burst),
+        )
+
+
             Locations(self.url)
         except errors.MalformedRequest as wrong:
             raise ValueError(str(wrong)) from wrong
@@ -420,6 +459,7 @@ class Settings(_Table):
 
     @property
     def publication(self) -> PublicationSettings:
+    enrolment_table: EnrolmentPlane | None = Field(default=None, alias="enrolment-plane")
         """What is published."""
         return _need(self.publication_table, "publication", "this host publishes nothing")
 
@@ -427,6 +467,10 @@ class Settings(_Table):
     def public_plane(self) -> PublicPlane:
         """The listener for everyone."""
         return _need(self.public_table, "public-plane", "this host serves nothing to the public")
+        if self.enrolment_table is not None and self.station_table is None:
+            raise ValueError(
+                "enrolment-plane: it has the certificate of the [station-plane], which is missing"
+            )
 
     @property
     def ops_plane(self) -> OpsPlane:
@@ -455,6 +499,11 @@ def load(path: Path) -> Settings:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
+    @property
+    def enrolment_plane(self) -> EnrolmentPlane:
+        """The listener for stations that were invited."""
+        return _need(self.enrolment_table, "enrolment-plane", "this host lets no stations in by a code")
+
         raise errors.NotFound(f"cannot read the settings file {path}: {cause.strerror}") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise errors.MalformedRequest(f"{path} is not TOML: {cause}") from cause

@@ -27,11 +27,13 @@ from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.injection import InjectDevices
+from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
 from birthmark.services.status import Answered, Delegations
@@ -60,6 +62,8 @@ class Application:
     inject: InjectDevices
     prove: ProveDevices
     authorise: Authorise
+    invitations: Invitations
+    renewals: Renewals
     recalls: Recalls
     publish: Publish | None
     """None where nothing is published."""

@@ -11,9 +11,12 @@ from datetime import datetime
 from enum import StrEnum
 
 from birthmark import errors
+from birthmark.floor.clients import check_name
 from birthmark.ledger.entry import time_text
 
-__all__ = ["Exposed", "Exposure", "exposure_id", "require_open", "why_closed"]
+__all__ = ["PLANES", "Exposed", "Exposure", "exposure_id", "parse_exposure", "require_open", "why_closed"]
+
+PLANES = ("enrolment", "station")
 
 
 class Exposed(StrEnum):
@@ -38,6 +41,22 @@ class Exposure:
 def exposure_id(kind: Exposed, name: str) -> str:
     """Return the id of an exposure; of a station it is the client's id."""
     return f"{kind}:{name}"
+
+
+def parse_exposure(text: str) -> tuple[Exposed, str]:
+    """Take an exposure's id apart: what it is of, and its name.
+
+    Raises:
+        errors.MalformedRequest: it is no id of an exposure.
+    """
+    kind, colon, name = text.partition(":")
+    if not colon or kind not in set(Exposed) or not name:
+        raise errors.MalformedRequest(
+            f"what can be open for a time is written plane:NAME, run:NAME or station:NAME, not {text[:100]!r}"
+        )
+    if kind == Exposed.PLANE and name not in PLANES:
+        raise errors.MalformedRequest(f"there is no plane {name[:64]!r}: {' and '.join(PLANES)} are")
+    return Exposed(kind), check_name(kind, name)
 
 
 def why_closed(exposure: Exposure | None, at: datetime) -> str | None:

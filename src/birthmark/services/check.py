@@ -40,6 +40,7 @@ from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
 from birthmark.services.check_recalls import check_recalls, check_shipments
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report, get, scan, time_or_none
+from birthmark.services.check_stations import check_stations
 from birthmark.services.runs import licence_of, signers
 from birthmark.services.testimony import RunSaid, Said
 
@@ -75,6 +76,7 @@ def check(
     _check_devices(report, store, said, certificates, told)
     _check_records(report, store, said, told)
     check_elements(report, store, said.elements, told)
+    check_stations(report, store, said.stations)
     _check_runs(report, store, realm, said)
     check_recalls(
         report.find, realm, scan(report, store, Recall), partial(get, store, Credential), said.recalls

@@ -29,6 +29,7 @@ from birthmark.services.entry_fields import (
 )
 from birthmark.services.key_testimony import KEY_ENTRIES, KeysSaid
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
+from birthmark.services.station_testimony import STATION_ENTRIES, StationsSaid
 
 __all__ = [
     "AttemptSaid",
@@ -186,6 +187,7 @@ class Said:
     released: dict[int, Entry] = field(default_factory=dict)
     """Log index to record."""
     elements: ElementsSaid = field(default_factory=ElementsSaid)
+    stations: StationsSaid = field(default_factory=StationsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
     _batches: dict[str, str] = field(default_factory=dict)
@@ -212,15 +214,19 @@ class Said:
             self._take_of_many(entry)
         elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
             self._take_hierarchy(index, entry)
-        elif kind in KEY_ENTRIES or kind in ELEMENT_ENTRIES:
-            part: KeysSaid | ElementsSaid = self.assets if kind in KEY_ENTRIES else self.elements
-            part.take(entry)
+        elif kind in KEY_ENTRIES or kind in ELEMENT_ENTRIES or kind in STATION_ENTRIES:
+            self._take_part(entry)
         elif kind in _STATUS:
             self.authority_status[text_of(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
             self.lists[text_of(entry, "list_sha256")] = number_of(entry, "count")
         elif kind in ("run-proposed", "run-opened", "run-closed"):
             self._take_run(index, entry)
+
+    def _take_part(self, entry: Entry) -> None:
+        kind = entry["kind"]
+        part: KeysSaid | ElementsSaid | StationsSaid = self.assets if kind in KEY_ENTRIES else self.elements
+        (self.stations if kind in STATION_ENTRIES else part).take(entry)
 
     def _take_run(self, index: int, entry: Entry) -> None:
         name, opened = text_of(entry, "run"), entry["kind"] == "run-opened"

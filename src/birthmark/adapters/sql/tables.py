@@ -158,6 +158,7 @@ Table(
     _text("runs"),
     _text("authority"),
     _text("invited_by"),
+    _integer("hours"),
     _integer("expires_at"),
     _text("certificate", null=True),
 )

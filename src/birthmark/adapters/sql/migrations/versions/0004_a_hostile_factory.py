@@ -29,8 +29,8 @@ CREATE TABLE proposal (
         AND approver <> proposer))) {strict};
 CREATE TABLE invitation (
     id TEXT NOT NULL PRIMARY KEY, client TEXT NOT NULL, site TEXT NOT NULL, line TEXT NOT NULL,
-    runs TEXT NOT NULL, authority TEXT NOT NULL, invited_by TEXT NOT NULL, expires_at BIGINT NOT NULL,
-    certificate TEXT) {strict};
+    runs TEXT NOT NULL, authority TEXT NOT NULL, invited_by TEXT NOT NULL, hours BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL, certificate TEXT) {strict};
 CREATE TABLE bucket (
     id TEXT NOT NULL PRIMARY KEY, thousandths BIGINT NOT NULL CHECK (thousandths >= 0),
     at BIGINT NOT NULL) {keyed};
