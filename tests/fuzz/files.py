@@ -22,6 +22,7 @@ def as_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], obje
     def run(data: bytes) -> object:
         file = folder("file") / name
         file.write_bytes(data)
+        file.chmod(0o600)
         return read(file)
 
     return run

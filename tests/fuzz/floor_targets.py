@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark import errors
 from birthmark.adapters.custody import read_passphrase_file
-from birthmark.adapters.softsecrets import open_share, recipient_key, unwrapped, wrapped_under
+from birthmark.adapters.softsecrets import open_share, recipient_key, share_with, unwrapped, wrapped_under
 from birthmark.edge.cli.allowlists import read_list
 from birthmark.edge.cli.ceremony_folder import answer_text, read_answer, read_ceremony, read_request
 from birthmark.edge.cli.inputs import device_id, moment, pairs
@@ -34,7 +34,7 @@ from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.revocation import ReasonCode
 from birthmark.secret import SecretBytes
 from birthmark.services.ceremony_file import parse as parse_ceremony
-from birthmark.services.ceremony_record import Record, authority_of, known_from, replay
+from birthmark.services.ceremony_record import Record, authority_document, known_from, replay
 from birthmark.services.publication_index import Index
 from birthmark.settings import load
 from tests.floor.test_runs import LICENCE
@@ -169,8 +169,15 @@ def _known(data: bytes) -> None:
         document = json.loads(data)
     except (ValueError, RecursionError):
         raise errors.MalformedRequest("not json") from None
+    if not isinstance(document, dict):
+        raise errors.MalformedRequest("no object")
     known_from(document)
-    authority_of(document["authorities"][0] if document.get("authorities") else document)
+
+
+def _known_seeds() -> Iterator[bytes]:
+    authorities = [authority_document(found) for found in hierarchy().progress.authorities.values()]
+    stores = [{"label": "root", "store": "root"}]
+    yield json.dumps({"authorities": authorities, "stores": stores}).encode()
 
 
 # --- keys
@@ -303,6 +310,7 @@ FLOOR_TARGETS = (
         name="ceremony-request",
         run=_request,
         seeds=_request_seeds,
+        refused_seeds=True,
         refuses=(errors.MalformedRequest, errors.NotPermitted, errors.ProofFailed),
         shape=Shape.JSON,
         longest=65536,
@@ -317,14 +325,14 @@ FLOOR_TARGETS = (
     Target(
         name="ceremony-context",
         run=_known,
-        seeds=lambda: [json.dumps(hierarchy().record.body["before"]).encode()],
+        seeds=_known_seeds,
         shape=Shape.JSON,
         longest=65536,
     ),
     Target(name="key-backup", run=KeyBackup.from_bytes, seeds=lambda: [BACKUP.to_bytes()], shape=Shape.JSON),
     Target(name="wrapped-key", run=_wrapped, seeds=lambda: [b"\1\x30\x06\1\1\xff\1\1\xff"]),
-    Target(name="transport-key", run=recipient_key, seeds=list, shape=Shape.DER),
-    Target(name="key-share", run=_share, seeds=list, refuses=(errors.MalformedRequest,)),
+    Target(name="transport-key", run=recipient_key, seeds=lambda: [share_key()], shape=Shape.DER),
+    Target(name="key-share", run=_share, seeds=lambda: [share_with(share_key(), SecretBytes(bytes(16)))]),
     Target(
         name="passphrase-file",
         run=as_file("passphrase", read_passphrase_file),

@@ -362,7 +362,7 @@ def _authorities(table: TomlTable, key: str, text: str) -> tuple[bytes, ...]:
         return ()
     try:
         found = x509.load_pem_x509_certificates(text.encode())
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedRequest(f"{table.where}{key}: not certificates in PEM") from error
     for number, certificate in enumerate(found, start=1):
         if not _is_authority(certificate):

@@ -14,13 +14,14 @@ from hashlib import sha256
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from birthmark.errors import MalformedRequest
 from birthmark.pki import der
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.pki.profiles import Profile
 
 __all__ = [
@@ -80,7 +81,13 @@ def fingerprint(certificate_der: bytes) -> str:
 
 
 def serial_hex(number: int) -> str:
-    """Return a serial number (not negative) as we write it: lower-case hex, two digits an octet."""
+    """Return a serial number as we write it: lower-case hex, two digits an octet.
+
+    Raises:
+        MalformedRequest: it is negative, which RFC 5280 section 4.1.2.2 forbids, and some wrote all the same.
+    """
+    if number < 0:
+        raise MalformedRequest("a serial number is negative")
     return number.to_bytes((number.bit_length() + 7) // 8 or 1).hex()
 
 
@@ -131,7 +138,7 @@ def issued_by(certificate: bytes, issuer: bytes) -> bool:
         x509.load_der_x509_certificate(certificate).verify_directly_issued_by(
             x509.load_der_x509_certificate(issuer)
         )
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -158,8 +165,8 @@ class Certificate:
         """Parse one certificate.
 
         Raises:
-            MalformedRequest: the octets are not exactly one X.509 version 3 certificate, or its serial number is
-                negative (RFC 5280 section 4.1.2.2).
+            MalformedRequest: the octets are not exactly one X.509 version 3 certificate, or it has a negative
+                serial number (RFC 5280 section 4.1.2.2).
         """
         try:
             parsed = x509.load_der_x509_certificate(octets)
@@ -167,7 +174,7 @@ class Certificate:
             subject = parsed.subject.rfc4514_string(_ATTRIBUTE_NAMES)
             not_before, not_after = parsed.not_valid_before_utc, parsed.not_valid_after_utc
             tbs_der = parsed.tbs_certificate_bytes
-        except (ValueError, TypeError, x509.InvalidVersion) as error:
+        except UNREADABLE as error:
             raise MalformedRequest(f"not an x.509 certificate: {error}") from error
         if serial_number < 0:
             raise MalformedRequest("not an x.509 certificate: its serial number is negative")

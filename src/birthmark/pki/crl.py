@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from birthmark.errors import IntegrityFailure, MalformedRequest, PolicyRefused, TooLarge
 from birthmark.pki import der
@@ -36,6 +35,7 @@ from birthmark.pki.crl_reading import (
 )
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.pki.revocation import encode_time
 
 __all__ = [
@@ -213,7 +213,7 @@ def verify_crl(octets: bytes, issuer: Issuer) -> CRLSummary:
     try:
         parsed = x509.load_der_x509_crl(octets)
         genuine = parsed.is_signature_valid(key)  # type: ignore[arg-type]  # a key that cannot sign is refused
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise MalformedRequest(f"not a CRL: {error}") from error
     if not genuine:
         raise IntegrityFailure("the CRL's signature is not of its issuer's key")

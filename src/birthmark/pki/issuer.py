@@ -11,13 +11,13 @@ from datetime import datetime
 from typing import Self, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der
 from birthmark.pki.algorithms import recognise
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.pki.nameconstraints import NameLimits, read_limits
 
 __all__ = ["Issuer"]
@@ -83,14 +83,7 @@ class Issuer:
             not_before, not_after = parsed.not_valid_before_utc, parsed.not_valid_after_utc
         except x509.ExtensionNotFound as error:
             raise MalformedRequest(f"not the certificate of an authority: {error}") from error
-        except (
-            ValueError,
-            TypeError,
-            UnsupportedAlgorithm,
-            x509.InvalidVersion,
-            x509.DuplicateExtension,
-            x509.UnsupportedGeneralNameType,
-        ) as error:
+        except UNREADABLE as error:
             raise MalformedRequest(f"not an x.509 certificate: {error}") from error
         algorithm = recognise(spki)
         if algorithm is None:
@@ -138,5 +131,5 @@ def _extension(certificate: bytes, kind: type[_X]) -> _X | None:
         return x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
-    except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise MalformedRequest(f"not the x.509 certificate of an authority: {error}") from error

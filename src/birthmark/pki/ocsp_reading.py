@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from birthmark.errors import MalformedRequest, PolicyRefused
@@ -19,6 +19,7 @@ from birthmark.pki.algorithms import key_identifier, recognise
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.pki.ocsp_request import CertID
 from birthmark.pki.revocation import (
     ENUMERATED,
@@ -76,7 +77,7 @@ class Responder:
             ) from error
         except InvalidSignature as error:
             raise PolicyRefused("responder_is_delegated", "the signature is not the authority's") from error
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        except UNREADABLE as error:
             raise PolicyRefused("responder_is_delegated", f"not of the authority: {error}") from error
         if ExtendedKeyUsageOID.OCSP_SIGNING not in purposes or not usage.digital_signature:
             raise PolicyRefused("responder_is_delegated", "the certificate is not for signing ocsp responses")

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NoReturn
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
@@ -21,6 +21,7 @@ from birthmark.pki.certificates import Certificate, TBSCertificate, assemble, is
 from birthmark.pki.crl import verify_crl
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.pki.nameconstraints import complaint, read_limits
 from birthmark.pki.profiles import Extension
 
@@ -40,10 +41,7 @@ _BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
 _NAME_CONSTRAINTS = der.oid(Extension.NAME_CONSTRAINTS)
 _IP_ADDRESS = 0x87
 _NO_NAME = b"\x30\x00"
-_UNREADABLE = (
-    *(ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension),
-    x509.UnsupportedGeneralNameType,
-)
+_UNREADABLE = (*UNREADABLE, x509.ExtensionNotFound, errors.MalformedRequest)
 """What the library says of somebody's octets; anything else is our own mistake."""
 
 

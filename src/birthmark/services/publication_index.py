@@ -19,6 +19,17 @@ __all__ = ["EPOCH", "Index", "Published"]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """When nothing had been published."""
 
+_STRANGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    errors.Refusal,
+)
+"""What becomes of JSON that is something else: numbers without end and depth without end included."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
@@ -116,5 +127,5 @@ class Index:
                 log_size=int(table["log_size"]),
                 crls=crls,
             )
-        except (ValueError, KeyError, TypeError) as cause:
+        except _STRANGE as cause:
             raise errors.IntegrityFailure(f"{INDEX_PATH} is not one of ours: move it away") from cause

@@ -24,7 +24,10 @@ def moment(text: str) -> datetime:
                 f"{text} does not say in which time zone: end it with Z or an offset"
             )
         found = found.replace(tzinfo=UTC)
-    return found.astimezone(UTC).replace(microsecond=found.microsecond // 1000 * 1000)
+    try:
+        return found.astimezone(UTC).replace(microsecond=found.microsecond // 1000 * 1000)
+    except OverflowError as cause:
+        raise errors.MalformedRequest(f"{text} is before the year 1 or after the year 9999 in UTC") from cause
 
 
 def pairs(texts: list[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from birthmark import errors
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.station.folder import flush_directory
 from birthmark.pki.certificates import from_pem
+from birthmark.pki.library import UNREADABLE
 from birthmark.settings import StationPlane
 
 __all__ = ["ServerFiles", "changing", "known_as", "public_host"]
@@ -119,7 +120,7 @@ def known_as(plane: StationPlane) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         leaf = x509.load_der_x509_certificate(from_pem(plane.certificate_file.read_text(encoding="ascii"))[0])
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as cause:
+    except (OSError, errors.MalformedRequest, x509.ExtensionNotFound, *UNREADABLE) as cause:
         raise errors.NotFound(f"{plane.certificate_file} is no server certificate") from cause
     addresses = names.get_values_for_type(x509.IPAddress)
     return tuple(names.get_values_for_type(x509.DNSName)), tuple(str(address) for address in addresses)

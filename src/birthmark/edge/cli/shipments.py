@@ -41,7 +41,7 @@ def read_devices(path: Path) -> list[str]:
             listed = list(_of_json(json.load(file)) if path.suffix == ".json" else _of_csv(file))
     except OSError as cause:
         raise errors.NotFound(f"{path} cannot be read: {cause.strerror}") from cause
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as cause:
+    except (ValueError, RecursionError, csv.Error) as cause:
         raise errors.MalformedRequest(f"{path} is neither CSV nor JSON in UTF-8: {cause}") from cause
     devices, wrong = [], 0
     for place, text in listed:

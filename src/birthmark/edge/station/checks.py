@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 
 from birthmark.errors import IntegrityFailure, MalformedRequest
@@ -18,6 +18,7 @@ from birthmark.ledger import proof
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki import der
 from birthmark.pki.certificates import Certificate, from_pem
+from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = [
@@ -69,7 +70,7 @@ def spki_of_request(csr: str) -> bytes:
         try:
             request = x509.load_der_x509_csr(from_pem(csr, label)[0])
             return request.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        except (MalformedRequest, ValueError):
+        except (MalformedRequest, *UNREADABLE):
             continue
     raise MalformedRequest("the device's certification request cannot be read")
 
@@ -81,8 +82,8 @@ def spki_of_key(key: SecretBytes | None) -> bytes:
         IntegrityFailure: it cannot be read.
     """
     try:
-        loaded = None if key is None else load_der_private_key(key.reveal(), password=None)
-    except (ValueError, TypeError):
+        loaded = None if key is None else load_der_private_key(key.view(), password=None)
+    except UNREADABLE:
         loaded = None
     if loaded is None:  # outside of except: no cause that saw the key
         raise IntegrityFailure("the service sent a key that cannot be read")
@@ -136,7 +137,7 @@ def verify_certificate(
             raise IntegrityFailure(f"the certificate for {device} is that of an authority")
         issuer = _verified_issuer(tuple(chain), tuple(anchors))
         leaf.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, MalformedRequest, InvalidSignature, UnsupportedAlgorithm) as wrong:
+    except (MalformedRequest, InvalidSignature, *UNREADABLE) as wrong:
         said = f": {wrong}" if str(wrong) else ""
         raise IntegrityFailure(
             f"the certificate for {device} does not lead to the trust anchor{said}"
@@ -215,7 +216,7 @@ def _verified_issuer(chain: tuple[bytes, ...], anchors: tuple[bytes, ...]) -> x5
     for root in candidates:
         try:
             _follow([*path, root])
-        except (ValueError, InvalidSignature) as wrong:
+        except (InvalidSignature, *UNREADABLE) as wrong:
             failure = wrong
         else:
             return path[0] if path else root

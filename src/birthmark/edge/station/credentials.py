@@ -35,6 +35,7 @@ from birthmark.edge.station.folder import Folder, flush_directory
 from birthmark.errors import MalformedRequest, NotFound, NotPermitted
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.certificates import from_pem
+from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = ["Credentials", "read_station_directory", "settings_text", "write_station_directory"]
@@ -256,22 +257,19 @@ def _check_pair(credentials: Credentials) -> None:
 
 def _spki_of_certificate(certificate_pem: str) -> bytes:
     try:
-        certificate = x509.load_der_x509_certificate(from_pem(certificate_pem)[0])
-    except ValueError as wrong:
+        key = x509.load_der_x509_certificate(from_pem(certificate_pem)[0]).public_key()
+    except UNREADABLE as wrong:
         raise MalformedRequest(f"the station's certificate cannot be read: {wrong}") from wrong
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _spki_of_key(key: SecretBytes, passphrase: SecretBytes | None, what: str) -> bytes:
-    loaded: PrivateKeyTypes | None
-    try:
-        loaded = load_pem_private_key(
-            key.reveal(), password=None if passphrase is None else passphrase.reveal()
-        )
-    except TypeError:  # encrypted without a passphrase, or a passphrase for a key in the clear
-        loaded = None if passphrase is None else load_pem_private_key(key.reveal(), password=None)
-    except ValueError:
-        loaded = None
+    loaded: PrivateKeyTypes | None = None
+    # There may be a passphrase beside a key in the clear.
+    for password in (None,) if passphrase is None else (passphrase.reveal(), None):
+        with suppress(*UNREADABLE):
+            loaded = load_pem_private_key(key.reveal(), password=password)
+            break
     if loaded is None:
         raise MalformedRequest(f"{what} is no pkcs#8 key, or is encrypted under another passphrase")
     return loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -280,7 +278,7 @@ def _spki_of_key(key: SecretBytes, passphrase: SecretBytes | None, what: str) ->
 def _settings(folder: Folder) -> dict[str, str]:
     try:
         settings = tomllib.loads(_text(folder, _SETTINGS))
-    except tomllib.TOMLDecodeError as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise MalformedRequest(f"{folder.path / _SETTINGS}: {wrong}") from wrong
     if unknown := sorted(settings.keys() - _KNOWN):
         raise MalformedRequest(f"{folder.path / _SETTINGS}: unknown key {unknown[0]}")

@@ -23,6 +23,7 @@ from birthmark.pki.algorithms import ALGORITHMS, maker, recognise, signature_by
 from birthmark.pki.algorithms import PrivateKey as _Key
 from birthmark.pki.certificates import fingerprint, from_pem, to_pem
 from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = ["FolderSlot"]
@@ -165,8 +166,8 @@ class FolderSlot:
 def _check_kind(key: SecretBytes) -> _Key:
     """Return the key behind PKCS#8 octets if it is of a kind that devices have."""
     try:
-        loaded = load_der_private_key(key.reveal(), password=None)
-    except (ValueError, TypeError):
+        loaded = load_der_private_key(key.view(), password=None)
+    except UNREADABLE:
         loaded = None
     if isinstance(loaded, _Key):
         public = loaded.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
