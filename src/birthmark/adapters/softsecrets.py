@@ -30,6 +30,7 @@ from birthmark.pki.attributes import CHECK_VALUE_OCTETS, SecretKind
 from birthmark.pki.certificates import from_pem, to_pem
 from birthmark.pki.der import SEQUENCE, only
 from birthmark.pki.keys import KeyLabel
+from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = [
@@ -105,7 +106,7 @@ def recipient_key(subject_public_key_info: bytes) -> rsa.RSAPublicKey:
     """
     try:
         key = serialization.load_der_public_key(subject_public_key_info)
-    except ValueError as failure:
+    except UNREADABLE as failure:
         raise errors.MalformedRequest("the transport key is no SubjectPublicKeyInfo") from failure
     if (
         not isinstance(key, rsa.RSAPublicKey)
