@@ -3,13 +3,20 @@
 The edges see this module as an ``edge.application.Factory``.
 """
 
+import logging
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
+from hashlib import sha256
 
 from birthmark import errors
 from birthmark.adapters import system
+from birthmark.adapters.clocks import WatchedClock
 from birthmark.adapters.custody import read_passphrase_file
+from birthmark.adapters.doctor import Doctor
+from birthmark.adapters.failover import FailoverKeyStore, Member
 from birthmark.adapters.inspection import PkilintInspector
 from birthmark.adapters.observed import ObservedKeyStore
 from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
@@ -18,10 +25,13 @@ from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.store import SQLStore, read_realm
 from birthmark.edge.application import Application, PublicApplication
 from birthmark.element.catalogue import ElementCatalogue
+from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.realm import Realm
-from birthmark.pki.keys import KeyLabel
+from birthmark.ledger.checkpoint import VerifierKey
+from birthmark.pki.algorithms import ALGORITHMS
+from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Clock, Entropy, KeyStore, Observer, Publication, Unobserved
+from birthmark.ports import Clock, Entropy, KeyStore, Observer, Publication, Store, Unobserved
 from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
@@ -38,7 +48,15 @@ from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
 from birthmark.services.status import AnswerStatus
-from birthmark.settings import DatabaseSettings, EnrolmentPlane, KeyStoreSettings, Settings, SoftwareKeys
+from birthmark.settings import (
+    DatabaseSettings,
+    EnrolmentPlane,
+    KeyStoreSettings,
+    Settings,
+    SoftwareKeys,
+    StandbyToken,
+    TokenKeys,
+)
 
 __all__ = [
     "build",
@@ -51,6 +69,11 @@ __all__ = [
     "open_key_store",
     "read_secret",
 ]
+
+log = logging.getLogger(__name__)
+
+LOST_TOKEN = 75
+"""Exit code of a process whose token never came back: EX_TEMPFAIL of sysexits.h, it may be started again."""
 
 clock = system.SystemClock
 entropy = system.SystemEntropy
@@ -65,13 +88,89 @@ def open_key_store(settings: KeyStoreSettings) -> KeyStore:
         errors.NotPermitted: the passphrase or PIN is wrong, or its file can be read by others.
         errors.Unavailable: the token does not answer.
     """
+    return _open(settings)
+
+
+def _open(settings: KeyStoreSettings, *, patient: bool = False) -> Member:
     if isinstance(settings, SoftwareKeys):
         from birthmark.adapters.softkeys import SoftwareKeyStore
 
         return SoftwareKeyStore.open(settings.directory, read_passphrase_file(settings.passphrase_file))
+    return _open_token(settings, settings.answer_seconds, patient=patient)
+
+
+def _open_token(token: TokenKeys | StandbyToken, answer_seconds: float, *, patient: bool) -> Member:
     from birthmark.adapters.pkcs11 import PKCS11KeyStore
 
-    return PKCS11KeyStore.open(settings.module, settings.token, read_passphrase_file(settings.pin_file))
+    pin = read_passphrase_file(token.pin_file)
+    return PKCS11KeyStore.open(
+        token.module, token.token, pin, timeout_seconds=answer_seconds, patient=patient
+    )
+
+
+class _ServiceKeys:
+    """The key store of a realm: what the settings name, held to what is on record."""
+
+    def __init__(self, settings: KeyStoreSettings, recorded: Callable[[KeyLabel], str | None]) -> None:
+        """Open it, also while a token cannot be reached.
+
+        Args:
+            settings: name the store.
+            recorded: returns what a key is known by on record.
+        """
+        self._settings = settings
+        self._doctor: Doctor | None = None
+        with ExitStack() as opened:
+            primary = _open(settings, patient=True)
+            opened.callback(primary.close)
+            name = settings.token if isinstance(settings, TokenKeys) else "software"
+            self.members: dict[str, KeyStore] = {name: primary}
+            standby, checks = None, 1
+            if isinstance(settings, TokenKeys) and settings.standby is not None:
+                standby = _open_token(settings.standby, settings.answer_seconds, patient=True)
+                checks = settings.return_checks
+                called = settings.standby.token
+                self.members[called if called != name else f"{name} (standby)"] = standby
+            opened.pop_all()
+        self.keys = FailoverKeyStore(primary, standby, recorded=recorded, return_after=checks)
+
+    def watch(self) -> None:
+        """Examine the stores until ``close``."""
+        if self._doctor is None and isinstance(self._settings, TokenKeys):
+            self._doctor = Doctor(
+                self.keys,
+                every_seconds=self._settings.check_seconds,
+                give_up_seconds=self._settings.give_up_seconds,
+                give_up=_give_up,
+            )
+
+    def close(self) -> None:
+        """Let go of the stores.  Closing twice does nothing."""
+        if self._doctor is not None:
+            self._doctor.dismiss()
+        self.keys.close()
+
+
+def _give_up(reason: str) -> None:
+    # Not sys.exit: to end in order is to finalise the library, which would hang as well.
+    log.critical("%s", reason)
+    logging.shutdown()
+    os._exit(LOST_TOKEN)
+
+
+def _recorded(
+    realm: Realm, log_key: KeyLabel, store: Callable[[], Store]
+) -> Callable[[KeyLabel], str | None]:
+    """Return what says what a key is known by; of the log's key without a look, which a commit may need."""
+
+    def recorded(label: KeyLabel) -> str | None:
+        if label == log_key:
+            public = VerifierKey.parse(realm.vkey).public
+            return sha256(ALGORITHMS[KeyAlgorithm.ED25519].spki_prefix + public).hexdigest()
+        asset = store().look({KeyAsset: (label,)}).get(KeyAsset, label)
+        return None if asset is None else asset.fingerprint
+
+    return recorded
 
 
 def _password(settings: DatabaseSettings) -> SecretBytes | None:
@@ -109,7 +208,8 @@ def build(
         errors.IntegrityFailure: the database belongs to another realm than the settings.
         errors.Refusal: something the settings name cannot be opened.  What was opened before is let go.
     """
-    clock, entropy = clock or system.SystemClock(), entropy or system.SystemEntropy()
+    clock = clock or WatchedClock(settings.clock.jump_seconds)
+    entropy = entropy or system.SystemEntropy()
     # What is let go goes in the order opposite to its opening: the store before the keys, because the last
     # train's checkpoint wants the log's key.
     with ExitStack() as opened:
@@ -117,11 +217,12 @@ def build(
         with ExitStack() as until_the_store_has_it:
             until_the_store_has_it.callback(database.close)
             realm = _realm(settings, database)
-            keys = open_key_store(settings.key_store)
-            opened.callback(keys.close)
+            log_key = KeyLabel(settings.log.key)
+            service = _ServiceKeys(settings.key_store, _recorded(realm, log_key, lambda: store))
+            opened.callback(service.close)
+            keys: KeyStore = service.keys
             if observer is not None:
                 keys = ObservedKeyStore(keys, observer)
-            log_key = KeyLabel(settings.log.key)
             store = SQLStore(database, clock, lambda body: keys.sign(log_key, body), observer)
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
@@ -156,6 +257,8 @@ def build(
             invitations=_invitations(settings, authorise, clock, entropy, catalogue),
             renewals=Renewals(authorise, clock, catalogue, settings.realm.organization),
             recalls=Recalls(realm, clock, entropy, store.log),
+            key_stores=service.members,
+            watch_keys=service.watch,
             close=opened.pop_all().close,
             observer=observer or Unobserved(),
         )

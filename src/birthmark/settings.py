@@ -116,13 +116,42 @@ class SoftwareKeys(_Table):
     passphrase_file: Path
 
 
+class StandbyToken(_Table):
+    """A second token with the same keys."""
+
+    module: Path
+    token: str
+    pin_file: Path
+
+
 class TokenKeys(_Table):
-    """A PKCS#11 token."""
+    """A PKCS#11 token, and perhaps one that stands in for it."""
 
     kind: Literal["pkcs11"]
     module: Path
     token: str
     pin_file: Path
+    answer_seconds: float = Field(default=10, gt=0, le=600)
+    """How long the service waits for the token before it says that it hangs."""
+    check_seconds: float = Field(default=5, gt=0, le=3600)
+    """How often the running service examines the token and the keys it has used."""
+    give_up_seconds: float = Field(default=60, gt=0, le=86400)
+    """How long a call may hang before the service's process ends, to be started again."""
+    standby: StandbyToken | None = None
+    """Works while this token does not; keys are never made there."""
+    return_checks: int = Field(default=3, ge=1, le=1000)
+    """After so many good examinations in a row the token works again in place of its standby."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.give_up_seconds <= self.answer_seconds:
+            raise ValueError("give-up-seconds must be longer than answer-seconds")
+        if self.standby is not None and (self.standby.module, self.standby.token) == (
+            self.module,
+            self.token,
+        ):
+            raise ValueError("the standby is the token itself")
+        return self
 
 
 KeyStoreSettings = Annotated[SoftwareKeys | TokenKeys, Field(discriminator="kind")]
@@ -143,6 +172,13 @@ class ServiceSettings(_Table):
         if self.group is not None and self.user is None:
             raise ValueError("a group is that of a user: set user, too")
         return self
+
+
+class ClockSettings(_Table):
+    """The machine's clock."""
+
+    jump_seconds: float = Field(default=30, gt=0, le=86400)
+    """The service is held while the time of day is farther than this from where it should be."""
 
 
 class LogSettings(_Table):
@@ -169,6 +205,10 @@ class StationPlane(_Table):
     """How many acts a client may make a minute on average; a device takes two to five."""
     client_burst: int = Field(default=3000, ge=1)
     """How many it may make at once."""
+    stranger_per_minute: int = Field(default=60, ge=1)
+    """How many refusals of those who are no clients are put on record a minute on average; the others are
+    counted."""
+    stranger_burst: int = Field(default=600, ge=1)
     run_per_minute: int = Field(default=60_000, ge=1)
     """How many devices a run admits a minute on average."""
     run_burst: int = Field(default=30_000, ge=1)
@@ -201,14 +241,44 @@ class StationPlane(_Table):
         return Rate(per_minute=self.client_per_minute, burst=self.client_burst)
 
     @property
+    def stranger_rate(self) -> Rate:
+        """How fast refusals of all who are no clients are put on record."""
+        return Rate(per_minute=self.stranger_per_minute, burst=self.stranger_burst)
+
+    @property
     def run_rate(self) -> Rate:
         """How fast each run admits devices."""
         return Rate(per_minute=self.run_per_minute, burst=self.run_burst)
 
-    stranger_per_minute: int = Field(default=60, ge=1)
-    """How many refusals of those who are no clients are put on record a minute on average; the others are
-    counted."""
-    stranger_burst: int = Field(default=600, ge=1)
+
+class EnrolmentPlane(_Table):
+    """The listener for stations that were invited: TLS 1.3 with the same server certificate and no client's.
+
+    It is closed as long as no code is good (SPEC C2).
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8444, ge=0, le=65535)
+    per_minute: int = Field(default=60, ge=1, le=600)
+    """How many codes may be tried a minute on average, right or wrong."""
+    burst: int = Field(default=60, ge=1, le=6000)
+    address_per_minute: int = Field(default=6, ge=1, le=600)
+    """The same for one IPv4 address, or one IPv6 network of 64 bits."""
+    address_burst: int = Field(default=12, ge=1, le=6000)
+    request_seconds: int = Field(default=10, ge=1)
+    """How long a request may take to arrive."""
+    handshake_seconds: int = Field(default=10, ge=1, le=60)
+    max_connections: int = Field(default=64, ge=1, le=10_000)
+    max_connections_per_address: int = Field(default=16, ge=1)
+
+    @property
+    def rates(self) -> tuple[Rate, Rate]:
+        """How fast codes may be tried: altogether, and from one address."""
+        return (
+            Rate(per_minute=self.per_minute, burst=self.burst),
+            Rate(per_minute=self.address_per_minute, burst=self.address_burst),
+        )
+
 
 class PublicationSettings(_Table):
     """What the realm publishes, and when (SPEC F2); written by ``birthmark publish``."""
@@ -240,46 +310,12 @@ class PublicationSettings(_Table):
     ocsp_hours: int = Field(default=72, ge=1, le=24 * 366)
     """From thisUpdate to nextUpdate of an answer that was signed beforehand."""
     ocsp_refresh_hours: int = Field(default=24, ge=1, le=24 * 366)
-    @property
-    def stranger_rate(self) -> Rate:
-        """How fast refusals of all who are no clients are put on record."""
-        return Rate(per_minute=self.stranger_per_minute, burst=self.stranger_burst)
-
     ocsp_hashes: tuple[Literal["sha1", "sha256"], ...] = ("sha1",)
     """With which hashes clients may ask; the lightweight profile asks with SHA-1 (RFC 5019 section 2.1.1)."""
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
         try:
-class EnrolmentPlane(_Table):
-    """The listener for stations that were invited: TLS 1.3 with the same server certificate and no client's.
-
-    It is closed as long as no code is good (SPEC C2).
-    """
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8444, ge=0, le=65535)
-    per_minute: int = Field(default=60, ge=1, le=600)
-    """How many codes may be tried a minute on average, right or wrong."""
-    burst: int = Field(default=60, ge=1, le=6000)
-    address_per_minute: int = Field(default=6, ge=1, le=600)
-    """The same for one IPv4 address, or one IPv6 network of 64 bits."""
-    address_burst: int = Field(default=12, ge=1, le=6000)
-    request_seconds: int = Field(default=10, ge=1)
-    """How long a request may take to arrive."""
-    handshake_seconds: int = Field(default=10, ge=1, le=60)
-    max_connections: int = Field(default=64, ge=1, le=10_000)
-    max_connections_per_address: int = Field(default=16, ge=1)
-
-    @property
-    def rates(self) -> tuple[Rate, Rate]:
-        """How fast codes may be tried: altogether, and from one address."""
-        return (
-            Rate(per_minute=self.per_minute, burst=self.burst),
-            Rate(per_minute=self.address_per_minute, burst=self.address_burst),
-        )
-
-
             Locations(self.url)
         except errors.MalformedRequest as wrong:
             raise ValueError(str(wrong)) from wrong
@@ -416,12 +452,14 @@ class Settings(_Table):
     database_table: DatabaseSettings | None = Field(default=None, alias="database")
     key_store_table: KeyStoreSettings | None = Field(default=None, alias="key-store")
     log: LogSettings = LogSettings()
+    clock: ClockSettings = ClockSettings()
     service: ServiceSettings = ServiceSettings()
     profiles_directory: Path | None = None
     """Where this installation's own certificate profiles are; the packaged ones are always there."""
     elements_directory: Path | None = None
     """Likewise, the profiles of secure elements."""
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
+    enrolment_table: EnrolmentPlane | None = Field(default=None, alias="enrolment-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")
     ops_table: OpsPlane | None = Field(default=None, alias="ops-plane")
@@ -429,6 +467,10 @@ class Settings(_Table):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
+        if self.enrolment_table is not None and self.station_table is None:
+            raise ValueError(
+                "enrolment-plane: it has the certificate of the [station-plane], which is missing"
+            )
         public = self.public_table
         if public is None:
             return self
@@ -458,8 +500,12 @@ class Settings(_Table):
         return _need(self.station_table, "station-plane", "this host serves no stations")
 
     @property
+    def enrolment_plane(self) -> EnrolmentPlane:
+        """The listener for stations that were invited."""
+        return _need(self.enrolment_table, "enrolment-plane", "this host lets no stations in by a code")
+
+    @property
     def publication(self) -> PublicationSettings:
-    enrolment_table: EnrolmentPlane | None = Field(default=None, alias="enrolment-plane")
         """What is published."""
         return _need(self.publication_table, "publication", "this host publishes nothing")
 
@@ -467,10 +513,6 @@ class Settings(_Table):
     def public_plane(self) -> PublicPlane:
         """The listener for everyone."""
         return _need(self.public_table, "public-plane", "this host serves nothing to the public")
-        if self.enrolment_table is not None and self.station_table is None:
-            raise ValueError(
-                "enrolment-plane: it has the certificate of the [station-plane], which is missing"
-            )
 
     @property
     def ops_plane(self) -> OpsPlane:
@@ -499,13 +541,8 @@ def load(path: Path) -> Settings:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as cause:
-    @property
-    def enrolment_plane(self) -> EnrolmentPlane:
-        """The listener for stations that were invited."""
-        return _need(self.enrolment_table, "enrolment-plane", "this host lets no stations in by a code")
-
         raise errors.NotFound(f"cannot read the settings file {path}: {cause.strerror}") from cause
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+    except (ValueError, RecursionError) as cause:
         raise errors.MalformedRequest(f"{path} is not TOML: {cause}") from cause
     try:
         settings = Settings.model_validate(table)

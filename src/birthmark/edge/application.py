@@ -3,7 +3,7 @@
 ``app`` builds them; the edges only know these shapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +69,13 @@ class Application:
     """None where nothing is published."""
     publication: Publication | None
     responders: Responders
+    key_stores: Mapping[str, KeyStore]
+    """The stores behind ``keys``, by what they are called on record; the first is where keys are made."""
+    watch_keys: Callable[[], None]
+    """Examine the key stores every few seconds until ``close``: for what runs for long.
+
+    If a token never comes back from a call, the process ends (exit code 75), to be started again.
+    """
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
     observer: Observer = field(default_factory=Unobserved)

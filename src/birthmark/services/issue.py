@@ -347,6 +347,8 @@ class IssueDevices:
         self, template: Template, csr: bytes | None, hardware_id: HardwareId, wanted: bytes | None
     ) -> _Certified:
         private_key: SecretBytes | None = None
+        # First: OpenSSL draws from the same source, and while that fails its tests no key is made.
+        serial = serial_number(self._entropy.token(20))
         if csr is None:
             made = maker(template.profile.subject_key_algorithms[0])()
             spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -364,7 +366,7 @@ class IssueDevices:
                     )
         attestations.require_key(wanted, spki)
         tbs = template.fill(
-            serial_number=serial_number(self._entropy.token(20)),
+            serial_number=serial,
             subject_public_key_info=spki,
             not_before=self._clock.now(),
             variables={"hardware_id": hardware_id.text},

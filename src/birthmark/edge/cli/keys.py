@@ -27,7 +27,7 @@ from birthmark.pki.certificates import one_from_pem, to_pem
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import KeyStore, carry
 from birthmark.services.custody import KeyCustody, check_keys
-from birthmark.settings import KeyStoreSettings, SoftwareKeys, TokenKeys
+from birthmark.settings import KeyStoreSettings, SoftwareKeys, StandbyToken, TokenKeys
 
 __all__ = ["keys"]
 
@@ -116,6 +116,12 @@ def _place(context: typer.Context, application: Application) -> Iterator[_Place]
     ):
         # A process opens a token once: what the application has open is not opened again.
         yield _Place(name, application.keys)
+    elif (
+        isinstance(other, TokenKeys)
+        and (standby := _standby(mine)) is not None
+        and (other.module, other.token) == (standby.module, standby.token)
+    ):
+        yield _Place(name, tuple(application.key_stores.values())[1])
     else:
         with opened(session_of(context).factory(), other) as found:
             yield _Place(name, found)
@@ -136,10 +142,16 @@ def _settings(chosen: _Chosen, mine: KeyStoreSettings) -> KeyStoreSettings:
         return mine
     module, pin_file = chosen.module, chosen.pin_file
     if isinstance(mine, TokenKeys):
-        module, pin_file = module or mine.module, pin_file or mine.pin_file
+        standby = _standby(mine)
+        near = standby if standby is not None and chosen.token == standby.token != mine.token else mine
+        module, pin_file = module or near.module, pin_file or near.pin_file
     if module is None or pin_file is None:
         raise errors.MalformedRequest("--token needs --module and --pin-file")
     return TokenKeys(kind="pkcs11", module=module, token=chosen.token, pin_file=pin_file)
+
+
+def _standby(settings: KeyStoreSettings) -> StandbyToken | None:
+    return settings.standby if isinstance(settings, TokenKeys) else None
 
 
 def _document(asset: KeyAsset) -> dict[str, object]:
@@ -173,6 +185,38 @@ def list_keys(
     printing.columns(heads, ([row[head] for head in heads] for row in found))
 
 
+class _Checked(NamedTuple):
+    """What came of holding one store against the table."""
+
+    store: str
+    assets: int
+    findings: tuple[KeyFinding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not any(finding.severity is KeySeverity.ERROR for finding in self.findings)
+
+
+def _checked(application: Application, place: _Place) -> _Checked:
+    called = place.name.removesuffix(" (standby)")  # a token that was cloned has the label of the first
+    findings = check_keys(application.store, place.keys, called)
+    counted = sum(called in asset.stores for asset in application.store.scan(KeyAsset))
+    return _Checked(place.name, counted, findings)
+
+
+def _checked_document(found: _Checked) -> dict[str, object]:
+    findings = [_finding(each) for each in found.findings]
+    return {"store": found.store, "assets": found.assets, "findings": findings}
+
+
+def _print_checked(found: _Checked) -> None:
+    for finding in found.findings:
+        about = f"{printing.shown(finding.label)}: " if finding.label else ""
+        printing.line(f"{finding.severity}: {about}{printing.shown(finding.detail)} [{finding.rule}]")
+    verdict = "ok" if found.ok else "NOT OK"
+    printing.line(f"{found.assets} keys on record in {found.store}: {verdict}")
+
+
 @keys.command()
 def check(
     context: typer.Context,
@@ -180,22 +224,23 @@ def check(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the keys on record against the live store; exit 1 if a key is not what was decided."""
-    with (
-        session_of(context).application(settings) as application,
-        _place(context, application) as place,
-    ):
-        findings = check_keys(application.store, place.keys, place.name)
-        counted = sum(place.name in asset.stores for asset in application.store.scan(KeyAsset))
-    wrong = any(finding.severity is KeySeverity.ERROR for finding in findings)
+    """Hold the keys on record against the live store; exit 1 if a key is not what was decided.
+
+    Of a token with a standby, both are looked at, one after the other.
+    """
+    with session_of(context).application(settings) as application:
+        with _place(context, application) as place:
+            checked = [_checked(application, place)]
+        if place.keys is application.keys:
+            further = list(application.key_stores.items())[1:]
+            checked += [_checked(application, _Place(*each)) for each in further]
+    wrong = not all(found.ok for found in checked)
     if as_json:
-        shown = {"ok": not wrong, "store": place.name, "assets": counted}
-        printing.line(printing.json_text({**shown, "findings": [_finding(each) for each in findings]}))
+        pair = {"standby": _checked_document(checked[1])} if checked[1:] else {}
+        printing.line(printing.json_text({"ok": not wrong, **_checked_document(checked[0]), **pair}))
     else:
-        for finding in findings:
-            about = f"{printing.shown(finding.label)}: " if finding.label else ""
-            printing.line(f"{finding.severity}: {about}{printing.shown(finding.detail)} [{finding.rule}]")
-        printing.line(f"{counted} keys on record in {place.name}: {'NOT OK' if wrong else 'ok'}")
+        for found in checked:
+            _print_checked(found)
     raise typer.Exit(1 if wrong else 0)
 
 
