@@ -323,7 +323,7 @@ def test_the_same_key_under_another_name_is_the_same_person(plant: People) -> No
 def test_a_renewed_certificate_is_the_same_person(plant: People) -> None:
     close(plant, "R1")
     recall = plant.propose(plant.order(RUN, "R1"))
-    renewed = plant.line.enrol(Role.OFFICER, "anna", by=plant.bela, renew=True)
+    renewed = plant.line.enrol(Role.OFFICER, "anna", renew=True)
     with pytest.raises(errors.NotPermitted, match="it takes two"):
         plant.approve(recall, by=renewed)
 

@@ -6,7 +6,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,8 @@ from birthmark.pki.revocation import ReasonCode
 
 __all__ = [
     "REASONS",
+    "WINDOWED",
+    "Criterion",
     "Recall",
     "RecallAction",
     "RecallOrder",
@@ -42,6 +44,29 @@ class SelectionKind(StrEnum):
     ISSUED_BY = "issued-by"
     """Every device certificate the authority issued, the authority itself stays good."""
     STATION = "station"
+    """What a station asked for, between two instants."""
+    INCIDENT = "incident"
+    """The certificates of all devices that acts of a kind touched, between two instants: see ``criteria``."""
+
+
+WINDOWED = frozenset({SelectionKind.STATION, SelectionKind.INCIDENT})
+"""Selections between two instants that are over: nothing can be added to them."""
+
+
+class Criterion(StrEnum):
+    """By what the acts of an incident are chosen; those given all hold."""
+
+    STATION = "station"
+    """The act came from it."""
+    OPERATOR = "operator"
+    """The act is theirs, or the station named them with it."""
+    AUTHORITY = "authority"
+    """The run's certificates are its."""
+    RUN = "run"
+    FIRMWARE = "firmware"
+    """The run's licence names it."""
+    ELEMENT = "element"
+    """The run's devices have a secure element of this profile."""
 
 
 class RecallAction(StrEnum):
@@ -69,16 +94,21 @@ class Selection:
 
     kind: SelectionKind
     value: str
-    """Device id, run, batch, authority or station name."""
+    """Device id, run, batch, authority or station name; empty for an incident."""
     since: datetime | None = None
-    """For a station: issued at or after; None for always."""
+    """For a station: issued at or after; None for always.  For an incident: of the acts."""
     until: datetime | None = None
-    """For a station: issued before."""
+    """For a station: issued before.  For an incident: of the acts, and of what was issued."""
+    criteria: Mapping[Criterion, str] = field(default_factory=dict)
+    """For an incident: which acts; one at least."""
 
     def chooses(
         self, *, device: str, run: str, batch: str, authority: str, client: str, issued_at: datetime
     ) -> bool:
-        """Return whether a device's certificate is among those chosen; ``client`` is who asked for it."""
+        """Return whether a device's certificate is among those chosen; ``client`` is who asked for it.
+
+        Of an incident the log has to be asked, which alone knows every act (``services.incidents``).
+        """
         if self.kind is SelectionKind.STATION:
             return (
                 client == f"station:{self.value}"
@@ -98,7 +128,8 @@ class Selection:
             *([] if self.since is None else [f"since {time_text(self.since)}"]),
             *([] if self.until is None else [f"until {time_text(self.until)}"]),
         ]
-        return " ".join([str(self.kind), self.value, *window])
+        named = [f"{name}={value}" for name, value in sorted(self.criteria.items())]
+        return " ".join([str(self.kind), *([self.value] if self.value else []), *named, *window])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +165,7 @@ class RecallOrder:
                     "value": selection.value,
                     "since": None if selection.since is None else time_text(selection.since),
                     "until": None if selection.until is None else time_text(selection.until),
+                    **({"criteria": dict(selection.criteria)} if selection.criteria else {}),
                 },
                 "action": self.action,
                 "reason": self.reason,
@@ -163,6 +195,7 @@ class RecallOrder:
                     value=chosen["value"],
                     since=None if chosen["since"] is None else parse_time(chosen["since"]),
                     until=None if chosen["until"] is None else parse_time(chosen["until"]),
+                    criteria={Criterion(name): value for name, value in chosen.get("criteria", {}).items()},
                 ),
                 action=RecallAction(fields.pop("action")),
                 reason=ReasonCode(fields.pop("reason")),
@@ -180,7 +213,7 @@ def _is_typed(order: RecallOrder) -> bool:
     """Tell whether JSON brought what the annotations say, where nothing else has looked at it."""
     texts: list[Any] = [
         order.realm, order.environment, order.id, order.selection.value, order.justification,
-        order.proposed_by,
+        order.proposed_by, *order.selection.criteria.values(),
     ]  # fmt: skip
     return all(type(text) is str for text in texts) and type(order.previewed) is int
 
@@ -208,15 +241,7 @@ def check_order(order: RecallOrder) -> None:
         )
     if not 1 <= len(order.justification) <= LONGEST_JUSTIFICATION or not order.justification.isprintable():
         raise errors.PolicyRefused("justification", "a recall says in 1 to 500 printable characters why")
-    if not 1 <= len(selection.value) <= 200 or not selection.value.isprintable():
-        raise errors.PolicyRefused("selection", f"no {selection.kind} is named")
-    if selection.kind is not SelectionKind.STATION and (selection.since, selection.until) != (None, None):
-        raise errors.PolicyRefused("selection", "a window of time goes with a station only")
-    if selection.kind is SelectionKind.STATION and selection.until is None:
-        # Without an end it would change what it chooses while people look at it.
-        raise errors.PolicyRefused("selection", "a station's window has an end")
-    if selection.since is not None and selection.until is not None and selection.since >= selection.until:
-        raise errors.PolicyRefused("selection", "the window ends before it begins")
+    _check_selection(selection)
     if order.reason not in REASONS[order.action]:
         raise errors.PolicyRefused("reason", f"{order.reason} is no reason to {order.action} certificates")
     if order.reason is ReasonCode.CA_COMPROMISE and selection.kind is not SelectionKind.AUTHORITY:
@@ -227,6 +252,26 @@ def check_order(order: RecallOrder) -> None:
         )
     if order.invalidity_date is not None and order.reason not in _COMPROMISE:
         raise errors.PolicyRefused("invalidity-date", "an invalidity date goes with a compromise only")
+
+
+def _check_selection(selection: Selection) -> None:
+    incident = selection.kind is SelectionKind.INCIDENT
+    if incident != bool(selection.criteria) or incident == bool(selection.value):
+        raise errors.PolicyRefused(
+            "selection", "an incident has criteria and is not named; everything else is named and has none"
+        )
+    for what, named in selection.criteria.items() if incident else ((selection.kind, selection.value),):
+        if not 1 <= len(named) <= 200 or not named.isprintable():
+            raise errors.PolicyRefused("selection", f"no {what} is named")
+    if selection.kind not in WINDOWED and (selection.since, selection.until) != (None, None):
+        raise errors.PolicyRefused("selection", "a window of time goes with a station or an incident only")
+    if selection.kind in WINDOWED and selection.until is None:
+        # Without an end it would change what it chooses while people look at it.
+        raise errors.PolicyRefused("selection", f"the window of a {selection.kind} has an end")
+    if incident and selection.since is None:
+        raise errors.PolicyRefused("selection", "the window of an incident has a beginning")
+    if selection.since is not None and selection.until is not None and selection.since >= selection.until:
+        raise errors.PolicyRefused("selection", "the window ends before it begins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

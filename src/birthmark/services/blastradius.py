@@ -7,8 +7,9 @@ by their licences; that these are what was signed is for ``birthmark check`` to 
 Nothing here changes anything; ``services.recall`` does.
 """
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -25,11 +26,25 @@ from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Facts, Look, Scan, UseCase
 from birthmark.services.revocations import line_of, status
 
-__all__ = ["PAGE", "Chosen", "Preview", "Told", "changes", "choose", "next_page", "preview", "still_issuing"]
+__all__ = [
+    "PAGE",
+    "Chosen",
+    "ListedOf",
+    "Preview",
+    "Told",
+    "changes",
+    "choose",
+    "gone_since",
+    "next_page",
+    "preview",
+    "selection_document",
+    "still_issuing",
+]
 
 V = TypeVar("V")
 PAGE = 1000
 """Certificates in one act: their serial numbers fit into one log entry of 65 535 octets."""
+ListedOf = Callable[[Selection], Iterable[str]]
 Told = Callable[[int, int], None]
 """Told how many certificates are done, and of how many."""
 _COMPLETE = frozenset({SelectionKind.RUN, SelectionKind.BATCH, SelectionKind.ISSUED_BY})
@@ -49,6 +64,8 @@ class Chosen:
     """The one that goes, where a selection is an authority."""
     below: tuple[Authority, ...] = ()
     """The authorities under it."""
+    listed: tuple[str, ...] = ()
+    """For an incident: serial numbers of all that it lists, sorted (``services.incidents``)."""
 
     def fits(self, certificate: DeviceCertificate) -> bool:
         """Return whether a certificate of these runs is chosen."""
@@ -104,12 +121,7 @@ class Preview:
         """Return it as it is shown."""
         selection = self.selection
         return {
-            "selection": {
-                "kind": str(selection.kind),
-                "value": selection.value,
-                "since": selection.since,
-                "until": selection.until,
-            },
+            "selection": selection_document(selection),
             "action": str(self.action),
             "certificates": self.certificates,
             "changes": self.changes,
@@ -124,6 +136,37 @@ class Preview:
             "open_runs": list(self.open_runs),
             "notes": self.notes,
         }
+
+
+def selection_document(selection: Selection) -> dict[str, Any]:
+    """Return a selection as it is shown."""
+    shown: dict[str, Any] = {
+        "kind": str(selection.kind),
+        "value": selection.value,
+        "since": selection.since,
+        "until": selection.until,
+    }
+    if selection.criteria:
+        shown["criteria"] = {str(name): value for name, value in sorted(selection.criteria.items())}
+    return shown
+
+
+def gone_since(chosen: Chosen, action: RecallAction, moment: datetime) -> UseCase[tuple[int, int]]:
+    """Return how many chosen certificates an action would change now, and how many went since a moment.
+
+    Gone is what the action would not change any more, because of something that came at or after the moment.
+    """
+    left, gone, cursor = 0, 0, ""
+    while (page := (yield from next_page(chosen, cursor, None))) is not None:
+        certificates, cursor = page
+        lines = [line_of(one) for one in certificates]
+        facts: Facts = yield Look({Revocation: [line.id for line in lines]})
+        for line in lines:
+            if changes(action, status(facts, line)):
+                left += 1
+            elif (was := facts.get(Revocation, line.id)) is not None and was.revoked_at >= moment:
+                gone += 1
+    return left, gone
 
 
 def changes(action: RecallAction, now: ReasonCode | None) -> bool:
@@ -146,13 +189,20 @@ def scan_all(kind: type[V]) -> UseCase[list[V]]:
             return found
 
 
-def choose(selection: Selection) -> UseCase[Chosen]:
+def choose(selection: Selection, listed: ListedOf) -> UseCase[Chosen]:
     """Find out where a selection's certificates are.
+
+    Args:
+        selection: which certificates.
+        listed: returns the serial numbers that an incident lists; asked for an incident only.
 
     Raises:
         errors.NotFound: there is no such device, run, batch, authority or station.
+        errors.IntegrityFailure: a licence cannot be read, or the log is not what its checkpoint signs.
     """
     kind, value = selection.kind, selection.value
+    if kind is SelectionKind.INCIDENT:
+        return Chosen(selection=selection, runs={}, issuing=(), listed=tuple(sorted(listed(selection))))
     missing = errors.NotFound(
         f"there is no {'authority' if kind is SelectionKind.ISSUED_BY else kind} {value}"
     )
@@ -246,6 +296,8 @@ def next_page(
         cursor: empty to begin with.
         before: only what was issued no later.
     """
+    if chosen.selection.kind is SelectionKind.INCIDENT:
+        return (yield from _next_listed(chosen.listed, cursor))
     begun, _, serial = cursor.partition("/")
     for run in chosen.runs:
         if run < begun:
@@ -265,17 +317,25 @@ def next_page(
     return None
 
 
-def preview(
-    selection: Selection, action: RecallAction, at: datetime, told: Told = lambda _done, _total: None
-) -> UseCase[Preview]:
-    """Count what a recall would do, as of now.
+def _next_listed(listed: Sequence[str], cursor: str) -> UseCase[tuple[list[DeviceCertificate], str] | None]:
+    """Return the next certificates of an incident; the cursor is the last serial number that was taken."""
+    start = bisect_right(listed, cursor)
+    page = listed[start : start + PAGE]
+    if not page:
+        return None
+    facts: Facts = yield Look({DeviceCertificate: page})
+    found = [facts.get(DeviceCertificate, serial) for serial in page]
+    there = [one for one in found if one is not None]
+    if len(there) < len(page):
+        raise errors.IntegrityFailure("the log lists certificates that are not on record: 'birthmark check'")
+    return there, page[-1]
 
-    Raises:
-        errors.NotFound: there is no such device, run, batch, authority or station.
-        errors.PolicyRefused: a root cannot be revoked.
-    """
-    chosen: Chosen = yield from choose(selection)
-    seen, cursor = Preview(selection=selection, action=action), ""
+
+def preview(
+    chosen: Chosen, action: RecallAction, at: datetime, told: Told = lambda _done, _total: None
+) -> UseCase[Preview]:
+    """Count what a recall would do, as of now."""
+    seen, cursor = Preview(selection=chosen.selection, action=action), ""
     while (page := (yield from next_page(chosen, cursor, None))) is not None:
         certificates, cursor = page
         yield from _count(seen, certificates)

@@ -38,7 +38,7 @@ from birthmark.services.check_certificates import check_certificates, check_hier
 from birthmark.services.check_elements import check_elements
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
-from birthmark.services.check_recalls import check_recalls, check_shipments
+from birthmark.services.check_recalls import check_incidents, check_recalls, check_shipments
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report, get, scan, time_or_none
 from birthmark.services.check_stations import check_stations
 from birthmark.services.runs import licence_of, signers
@@ -81,6 +81,7 @@ def check(
     check_recalls(
         report.find, realm, scan(report, store, Recall), partial(get, store, Credential), said.recalls
     )
+    check_incidents(report.find, log, said.recalls)
     check_shipments(report.find, scan(report, store, Shipped), said.shipped)
     return report
 

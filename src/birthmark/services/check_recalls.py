@@ -11,16 +11,18 @@ from birthmark import errors
 from birthmark.floor.clients import Credential
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.realm import Realm
-from birthmark.floor.recalls import Recall
+from birthmark.floor.recalls import Recall, SelectionKind
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.shipments import Shipped
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki.revocation import ReasonCode, revoked_entry
+from birthmark.ports import Log
+from birthmark.services.incidents import listed_in
 from birthmark.services.recall import signed_order
 from birthmark.services.recall_testimony import RecallSaid, RecallsSaid
 from birthmark.services.testimony import Said
 
-__all__ = ["EARLIER", "Recalled", "check_recalls", "check_shipments", "crl_entry_of"]
+__all__ = ["EARLIER", "Recalled", "check_incidents", "check_recalls", "check_shipments", "crl_entry_of"]
 
 EARLIER = "earlier"
 """Cause of what was revoked before causes were kept."""
@@ -99,6 +101,27 @@ def check_recalls(
             _compare(find, recall, was)
     for name in left:
         find(f"the log says recall {name} was proposed; it is gone")
+
+
+def check_incidents(find: Find, log: Log, said: RecallsSaid) -> None:
+    """Read the log again for each recalled incident: exactly what its acts touched has to be recalled."""
+
+    def entries() -> Iterator[tuple[int, bytes]]:
+        return ((item.index, item.entry) for item in log.entries())
+
+    for name, recall in said.recalls.items():
+        if recall.order.selection.kind is not SelectionKind.INCIDENT or recall.approved_at is None:
+            continue
+        try:
+            listed = listed_in(entries, recall.order.selection)
+        except errors.Refusal as refusal:
+            find(f"what recall {name} chooses cannot be told: {refusal}")
+            continue
+        for serial in sorted(said.to_judge[name] - listed.keys()):
+            find(f"recall {name} does not choose certificate {serial}")
+        for serial, one in listed.items():
+            if recall.complete and one.reason in (None, ReasonCode.CERTIFICATE_HOLD):
+                find(f"recall {name} is done; it left out certificate {serial}")
 
 
 def _compare(find: Find, recall: Recall, was: RecallSaid) -> None:

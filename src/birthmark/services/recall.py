@@ -451,8 +451,8 @@ def _require_unchanged(chosen: Chosen, order: RecallOrder, proposed_at: datetime
     left, gone = yield from gone_since(chosen, order.action, proposed_at)
     if left + gone != order.previewed:
         raise errors.IllegalTransition(
-            f"recall {order.id} is for {order.previewed} certificates; there are {left}, and {gone} went since"
-            " it was proposed: look again and propose it anew"
+            f"recall {order.id} is for {order.previewed} certificates; there are {left}, and {gone} went"
+            " since it was proposed: look again and propose it anew"
         )
 
 

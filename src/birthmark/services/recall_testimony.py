@@ -5,6 +5,7 @@ approval stands earlier in the log, in the way the order says, and only those th
 the order's signatures verify is for ``check_recalls``, which knows whose keys they are of.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -50,6 +51,8 @@ class RecallsSaid:
     """All recalls, by id."""
 
     recalls: dict[str, RecallSaid] = field(default_factory=dict)
+    to_judge: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Recall of an incident to the serial numbers that it named: whether rightly, the acts of the log say."""
 
     def propose(self, recall: str, document: str, proposal: tuple[str, str], at: str) -> None:
         """Take in an order and who signed it: serial number and signature."""

@@ -18,6 +18,7 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Se
 from birthmark.edge.cli.session import session_of
 from birthmark.floor.recalls import (
     REASONS,
+    Criterion,
     Recall,
     RecallAction,
     RecallOrder,
@@ -27,7 +28,7 @@ from birthmark.floor.recalls import (
 )
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import carry
-from birthmark.services.blastradius import Preview
+from birthmark.services.blastradius import Preview, selection_document
 
 __all__ = ["recalls"]
 
@@ -36,6 +37,17 @@ recalls = typer.Typer(
     no_args_is_help=True,
     help="Revoke, suspend or reinstate many certificates at once; it takes two people.",
 )
+_NAMED: tuple[SelectionKind | Criterion, ...] = (
+    SelectionKind.DEVICE,
+    SelectionKind.RUN,
+    SelectionKind.BATCH,
+    SelectionKind.AUTHORITY,
+    SelectionKind.ISSUED_BY,
+    SelectionKind.STATION,
+    Criterion.OPERATOR,
+    Criterion.FIRMWARE,
+)
+"""What can be named, in the order in which the commands take it."""
 _SELECT, _SHOWN = "Which certificates: one of these", 20
 
 Device = Annotated[
@@ -64,13 +76,36 @@ Station = Annotated[
     str | None,
     typer.Option("--station", metavar="NAME", help="All that a station asked for.", rich_help_panel=_SELECT),
 ]
+Operator = Annotated[
+    str | None,
+    typer.Option(
+        "--operator",
+        metavar="NAME",
+        help="Of all devices a person worked on; see 'birthmark incident'.",
+        rich_help_panel=_SELECT,
+    ),
+]
+Firmware = Annotated[
+    str | None,
+    typer.Option(
+        "--firmware",
+        metavar="REF",
+        help="Of all devices made with a firmware; see 'birthmark incident'.",
+        rich_help_panel=_SELECT,
+    ),
+]
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="TIME", help="With --station: from then on.", rich_help_panel=_SELECT),
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="With --station, --operator, --firmware: from then on.",
+        rich_help_panel=_SELECT,
+    ),
 ]
 Until = Annotated[
     str | None,
-    typer.Option("--until", metavar="TIME", help="With --station: before. [now]", rich_help_panel=_SELECT),
+    typer.Option("--until", metavar="TIME", help="With the same: before. [now]", rich_help_panel=_SELECT),
 ]
 Suspend = Annotated[
     bool, typer.Option("--suspend", help="Suspend them instead: certificateHold, which can be lifted.")
@@ -81,26 +116,27 @@ RecallId = Annotated[str, typer.Argument(metavar="ID")]
 
 def _selection(
     application: Application,
-    named: Mapping[SelectionKind, str | None],
+    named: Mapping[SelectionKind | Criterion, str | None],
     since: str | None,
     until: str | None,
 ) -> Selection:
     given = {kind: value for kind, value in named.items() if value is not None}
     if len(given) != 1:
-        options = ", ".join(f"--{kind}" for kind in SelectionKind)
+        options = ", ".join(f"--{kind}" for kind in named)
         raise errors.MalformedRequest(f"say which certificates, with one of {options}")
     ((kind, value),) = given.items()
-    if kind is not SelectionKind.STATION:
+    if isinstance(kind, SelectionKind) and kind is not SelectionKind.STATION:
         if since is not None or until is not None:
-            raise errors.MalformedRequest("--since and --until go with --station")
+            raise errors.MalformedRequest("--since and --until go with --station, --operator and --firmware")
         return Selection(kind=kind, value=device_id(value) if kind is SelectionKind.DEVICE else value)
-    return Selection(
-        kind=kind,
-        value=value,
-        since=None if since is None else moment(since),
-        # What is chosen must not grow while people look at it.
-        until=_now(application) if until is None else moment(until),
-    )
+    begins = None if since is None else moment(since)
+    # What is chosen must not grow while people look at it.
+    ends = _now(application) if until is None else moment(until)
+    if isinstance(kind, SelectionKind):
+        return Selection(kind=kind, value=value, since=begins, until=ends)
+    if begins is None:
+        raise errors.MalformedRequest(f"say with --since from when on --{kind} counts")
+    return Selection(kind=SelectionKind.INCIDENT, value="", since=begins, until=ends, criteria={kind: value})
 
 
 def _now(application: Application) -> datetime:
@@ -108,8 +144,8 @@ def _now(application: Application) -> datetime:
     return now.replace(microsecond=now.microsecond // 1000 * 1000)  # what an order can say
 
 
-def _named(*values: str | None) -> dict[SelectionKind, str | None]:
-    return dict(zip(SelectionKind, values, strict=True))
+def _named(*values: str | None) -> dict[SelectionKind | Criterion, str | None]:
+    return dict(zip(_NAMED, values, strict=True))
 
 
 def _action(*, suspend: bool, reinstate: bool) -> RecallAction:
@@ -142,12 +178,7 @@ def document(recall: Recall, order: RecallOrder) -> dict[str, Any]:
         "id": recall.id,
         "status": str(recall.status),
         "action": str(order.action),
-        "selection": {
-            "kind": str(selection.kind),
-            "value": selection.value,
-            "since": selection.since,
-            "until": selection.until,
-        },
+        "selection": selection_document(selection),
         "reason": str(order.reason),
         "because": order.justification,
         "invalid_since": order.invalidity_date,
@@ -193,6 +224,8 @@ def preview(
     authority: AuthorityId = None,
     issued_by: IssuedBy = None,
     station: Station = None,
+    operator: Operator = None,
+    firmware: Firmware = None,
     since: Since = None,
     until: Until = None,
     suspend: Suspend = False,
@@ -202,7 +235,7 @@ def preview(
 ) -> None:
     """Show what a recall would do: how many, of which runs, how many are shipped. Changes nothing."""
     action = _action(suspend=suspend, reinstate=reinstate)
-    named = _named(device, run, batch, authority, issued_by, station)
+    named = _named(device, run, batch, authority, issued_by, station, operator, firmware)
     with session_of(context).application(settings) as application:
         seen = _preview(application, _selection(application, named, since, until), action)
     if as_json:
@@ -221,6 +254,8 @@ def propose(
     authority: AuthorityId = None,
     issued_by: IssuedBy = None,
     station: Station = None,
+    operator: Operator = None,
+    firmware: Firmware = None,
     since: Since = None,
     until: Until = None,
     suspend: Suspend = False,
@@ -242,13 +277,13 @@ def propose(
     """Propose a recall: sign the order with the operator's own key. Another person must approve it."""
     action = _action(suspend=suspend, reinstate=reinstate)
     why = _reason(action, reason)
-    named = _named(device, run, batch, authority, issued_by, station)
+    named = _named(device, run, batch, authority, issued_by, station, operator, firmware)
     suspected = None if invalid_since is None else moment(invalid_since)
-    with session_of(context).acting(settings, as_directory) as (application, operator):
+    with session_of(context).acting(settings, as_directory) as (application, someone):
         seen = _preview(application, _selection(application, named, since, until), action)
-        order = application.recalls.draft(operator.caller, seen, why, because, suspected)
-        signature = operator.sign(order.encode())
-        proposed = carry(application.store, application.recalls.propose(operator.caller, order, signature))
+        order = application.recalls.draft(someone.caller, seen, why, because, suspected)
+        signature = someone.sign(order.encode())
+        proposed = carry(application.store, application.recalls.propose(someone.caller, order, signature))
     if as_json:
         printing.line(printing.json_text({**document(proposed, order), "preview": seen.document()}))
         return

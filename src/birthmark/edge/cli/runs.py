@@ -54,6 +54,7 @@ def document(run: Run) -> dict[str, object]:
         "profile_sha256": licence.profile_sha256,
         "element": licence.element or None,
         "element_sha256": licence.element_sha256 or None,
+        "firmware": licence.firmware or None,
         "partition": licence.partition,
         "authority": licence.authority,
         "quantity": run.quantity,
@@ -140,6 +141,10 @@ def open_run(
             help="The secure element that each device has; see 'birthmark element list'.",
             rich_help_panel=_CERTIFICATES,
         ),
+    ] = "",
+    firmware: Annotated[
+        str,
+        typer.Option(metavar="REF", help="The firmware that the devices carry, e.g. 'bms-4.2.1 sha256:…'."),
     ] = "",
     partition: Annotated[
         Partitioning | None,
@@ -271,6 +276,7 @@ def open_run(
             further_profiles=tuple(further or ()),
             element=element,
             element_sha256=application.runs.elements.load(element).sha256 if element else "",
+            firmware=firmware,
         )
         licence = _completed(application, licence, partition)
         signature = operator.sign(licence.encode())
