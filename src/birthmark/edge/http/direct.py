@@ -3,14 +3,15 @@
 uvicorn makes a task, a scope and events for each request, which costs three times what the look-up of an
 answer does.  A POST or GET to the responder needs none of them: it is decoded where it was read, asked of
 ``answering``, and its answer written in one piece.  Everything else goes through the application as ever:
-HEAD, conditional and limited requests, ``Expect``, whatever comes while the client does not read or while the
-listener is full.
+HEAD, conditional requests, ``Expect``, whatever comes while the client does not read.
 
 For uvicorn an ``_Asked`` is the request under way: pipelined ones wait for it, and so does the end of the
 server.
 """
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from collections import Counter
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from birthmark import errors
 from birthmark.edge.http.answering import MALFORMED, NOT_KEPT, Answering, Headers, response_headers
@@ -70,6 +71,7 @@ class _DirectProtocol(PeerProtocol):
             super().on_headers_complete()
             return
         # The timer of the head runs on until the body is there, too.
+        self.head_size = 0
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         self.asked = _Asked(keep_alive=keep_alive)
         self.cycle = self.asked  # type: ignore[assignment]  # see the module's text
@@ -87,11 +89,11 @@ class _DirectProtocol(PeerProtocol):
             and not self.flow.write_paused
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
-            and (self.limit_concurrency is None or len(self.connections) < self.limit_concurrency)
             and not any(name == b"if-none-match" for name, _ in self.headers)
         )
 
     def on_body(self, body: bytes) -> None:
+        self.head_size = 0
         asked = self.asked
         if asked is None:
             super().on_body(body)
@@ -107,6 +109,7 @@ class _DirectProtocol(PeerProtocol):
             return
         if asked.response_complete:
             return
+        self.head_size = 0
         self._head_arrived()
         asked.more_body = False
         posted = self.parser.get_method() == b"POST"
@@ -158,12 +161,12 @@ class _DirectProtocol(PeerProtocol):
 
 def public_protocol(
     request_seconds: float, answering: Answering | None, clock: Clock, prefix: str
-) -> type[HttpToolsProtocol]:
+) -> type[PeerProtocol]:
     """Return the HTTP protocol of the public plane: it puts what ends the connection into each scope.
 
     Args:
         request_seconds: how long line and headers of a request may take to arrive, and a question to the
-            responder altogether.
+            responder altogether; and how long an answer may wait for the client to take it.
         answering: the responder; None to leave everything to the application.
         clock: tells how long answers may still be kept.
         prefix: before every path, such as ``/pki``.
@@ -185,5 +188,6 @@ def public_protocol(
             answering = asked
 
     PublicProtocol.refused = staticmethod(lambda _reason, _peer: None)
-    PublicProtocol.request_seconds = request_seconds
+    PublicProtocol.request_seconds = PublicProtocol.answer_seconds = request_seconds
+    PublicProtocol.most_of_one, PublicProtocol.connected = 0, Counter()  # nobody shows a certificate
     return PublicProtocol

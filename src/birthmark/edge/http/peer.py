@@ -5,34 +5,82 @@ the realm's root. A valid chain is not yet a live client: ``services.acts`` deci
 uvicorn does not show the application the certificate; ``protocol`` makes the subclass that does, under
 ``SCOPE_KEY``.  No header is ever trusted for it.
 
+Who is welcome at all is asked twice (``Admits``): before the client has said who it is, and as soon as the
+handshake has verified its certificate, before any octet of a request is read.
+
 Handshakes that fail are seen by a subclass of ``ssl.SSLObject``, because nothing else in the server hears of
-them.
+them.  What a connection may cost is limited here, too: the head of a request, how many are asked ahead,
+answers that nobody takes, connections of one certificate.  A refusal ends the connection, but never before an
+answer that is under way: it would be taken for the answer to another request.
 """
 
 import asyncio
+import http
+import logging
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from birthmark import errors
-from birthmark.edge.http.problems import MEDIA_TYPE, problem
+from birthmark.edge.http.limits import handshake_failed
+from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.secret import SecretBytes
 
-__all__ = ["ABORT_KEY", "SCOPE_KEY", "PeerProtocol", "peer_certificate", "protocol", "server_context"]
+__all__ = [
+    "ABORT_KEY",
+    "SCOPE_KEY",
+    "Admits",
+    "PeerProtocol",
+    "everybody",
+    "peer_certificate",
+    "protocol",
+    "server_context",
+]
+
+log = logging.getLogger(__name__)
 
 SCOPE_KEY = "birthmark.peer"
 ABORT_KEY = "birthmark.abort"
 """Where a public listener puts what ends a connection at once."""
-Refused = Callable[[str, bytes], None]
+Refused = Callable[[errors.Refusal, bytes], None]
+Admits = Callable[[bytes | None], str | None]
+"""Says why a client is not welcome now, or None if it is; asked with its certificate (DER), or with None
+before there is any.  Called on the loop's thread: it must not block."""
 HEAD_LIMIT = 65_536
 """Octets of a request's line and headers."""
+URL_LIMIT = 8_192
+HEADERS_LIMIT = 64
+PIPELINE_LIMIT = 32
+"""Requests asked ahead while one is answered."""
+_GROUP = "prime256v1"
+"""The one group every implementation has (RFC 8446 section 9.1).  Python before 3.15 can choose one or leave
+OpenSSL's own, which has groups that cost the server fifty times as much: ffdhe8192."""
+_CIPHERS = "DEFAULT:@SECLEVEL=2"
+"""Keys and hashes of 112 bits and more, in certificates, too; the suites of TLS 1.3 are another list."""
+
+
+_AFTERWARDS = frozenset({"APPLICATION_DATA_AFTER_CLOSE_NOTIFY"})
+"""What OpenSSL complains of when our farewell crosses a request."""
+
+
+def everybody(_certificate: bytes | None) -> str | None:
+    """Welcome everyone whose certificate is verified."""
+    return None
 
 
 def server_context(
-    certificate: Path, key: Path, passphrase: SecretBytes, client_ca: Path, on_refused: Refused
+    certificate: Path,
+    key: Path,
+    passphrase: SecretBytes,
+    client_ca: Path,
+    on_refused: Refused,
+    admits: Admits = everybody,
 ) -> ssl.SSLContext:
     """Return the context of a plane that speaks mutual TLS 1.3 only (SPEC C1).
 
@@ -42,6 +90,8 @@ def server_context(
         passphrase: of the key.
         client_ca: the root that clients must chain to (PEM).
         on_refused: told the reason of each failed handshake (and no certificate), on the loop's thread.
+        admits: whom to welcome.  A refusal before there is a certificate is the alert access_denied; after
+            verification it is 403 and the end of the connection, whatever the client has sent.
 
     Raises:
         errors.NotFound: one of the files cannot be read.
@@ -51,6 +101,9 @@ def server_context(
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_ciphers(_CIPHERS)
+    context.set_ecdh_curve(_GROUP)
     # A resumed session would skip the certificate; tickets also cost a millisecond a handshake.
     context.num_tickets = 0
     try:
@@ -62,15 +115,33 @@ def server_context(
                 f"{certificate}, {key}, {client_ca}: no matching certificate, key and root: {cause.reason}"
             ) from None
         raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
-    context.sslobject_class = _observed(on_refused)
+    context.sslobject_class = _observed(on_refused, admits)
+    context.sni_callback = _at_hello
     return context
 
 
-def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
+def _asked(admits: Admits, certificate: bytes | None) -> str | None:
+    try:
+        return admits(certificate)
+    except Exception:  # who cannot be judged is not let in
+        log.exception("it cannot be told who is welcome")
+        return "it cannot be told who is welcome now"
+
+
+def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
     class ObservedSSLObject(ssl.SSLObject):
-        """Tells when a handshake fails, and lets the client hear of it."""
+        """Tells when a handshake fails, lets the client hear of it, and asks who is welcome."""
 
         failure: ssl.SSLError | None = None
+        closed: str | None = None
+        """Why nobody is welcome."""
+        unwelcome: str | None = None
+        """Why this client is not; the handshake is done."""
+
+        def hello(self) -> int | None:
+            """Return the alert for a client that has only said hello, or None to go on."""
+            self.closed = _asked(admits, None)
+            return None if self.closed is None else int(ssl.AlertDescription.ALERT_DESCRIPTION_ACCESS_DENIED)
 
         def do_handshake(self) -> None:
             if self.failure is not None:
@@ -80,13 +151,21 @@ def _observed(on_refused: Refused) -> type[ssl.SSLObject]:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as cause:
-                on_refused(_reason(cause), b"")
+                on_refused(errors.Unauthenticated(self.closed or _reason(cause)), b"")
+                handshake_failed()
                 self.failure = cause
                 # The event loop drops a failed connection without sending what OpenSSL has ready: the alert
                 # that tells a station why.  While the handshake goes on it does send it: fail the next time.
                 raise ssl.SSLWantReadError from cause
+            # None has no certificate: such a context would be of a test that may do without.
+            self.unwelcome = _asked(admits, self.getpeercert(binary_form=True))
 
     return ObservedSSLObject
+
+
+def _at_hello(tls: Any, _name: str | None, _context: ssl.SSLContext) -> int | None:
+    alert: int | None = tls.hello()
+    return alert
 
 
 def _reason(failure: ssl.SSLError) -> str:
@@ -95,50 +174,142 @@ def _reason(failure: ssl.SSLError) -> str:
     return (failure.reason or type(failure).__name__).lower().replace("_", " ")
 
 
+class _BothWays(FlowControl):
+    """Reads nothing from a client that does not take what is written to it."""
+
+    def resume_reading(self) -> None:
+        if not self.write_paused:
+            super().resume_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.resume_reading()
+
+
+def _nothing() -> None:
+    """Do nothing: nobody keeps count."""
+
+
 class PeerProtocol(HttpToolsProtocol):
     """One connection; ``protocol`` and ``direct.public_protocol`` fill in what it is to do."""
 
     refused: ClassVar[Refused]
     request_seconds: ClassVar[float]
+    answer_seconds: ClassVar[float]
+    most_of_one: ClassVar[int]
+    """Connections of one certificate."""
+    connected: ClassVar[Counter[bytes]]
+    """How many there are, by certificate."""
 
     peer: bytes = b""
+    counted: bool = False
+    ended: bool = False
+    """What comes is not read any more."""
+    complaint: str = ""
+    """What the parser was stopped for."""
     head_timer: asyncio.TimerHandle | None = None
     head_size: int = 0
+    """Octets that were read and are not of a body, since the last that meant something."""
+    untaken: asyncio.TimerHandle | None = None
+    gone: Callable[[], None] = staticmethod(_nothing)
 
     def connection_made(self, transport: Any) -> None:
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
+        self.flow = _BothWays(transport)
         tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
-        self._await_head()
+        unwelcome: str | None = getattr(tls, "unwelcome", None)
+        if unwelcome is not None:
+            self._refuse(errors.NotPermitted(unwelcome))
+        elif self.peer and self.connected[self.peer] >= self.most_of_one:
+            self._refuse(errors.Unavailable(f"a certificate has at most {self.most_of_one} connections"))
+        else:
+            if self.peer:
+                self.counted = True
+                self.connected[self.peer] += 1
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
+        self.gone()
         self._head_arrived()
+        self._taken()
+        if self.counted:
+            self.counted = False
+            self.connected[self.peer] -= 1
+            if not self.connected[self.peer]:
+                del self.connected[self.peer]
+        if isinstance(exc, ssl.SSLError) and exc.reason not in _AFTERWARDS:
+            type(self).refused(errors.MalformedRequest(f"this is not TLS: {_reason(exc)}"), self.peer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
-        super().data_received(data)
-        if self.head_timer is not None:
-            self.head_size += len(data)
-            if self.head_size > HEAD_LIMIT:
-                self._refuse(f"the head of a request has at most {HEAD_LIMIT} octets")
+        if self.ended:
+            return
+        self.head_size += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(errors.MalformedRequest("no other protocol is spoken here"))
+        except httptools.HttpParserError:
+            self._refuse(errors.MalformedRequest(self.complaint or "this is not HTTP/1.1"))
+        if self.head_size > HEAD_LIMIT:
+            self._refuse(errors.MalformedRequest(f"the head of a request has at most {HEAD_LIMIT} octets"))
+
+    def pause_writing(self) -> None:
+        """See ``asyncio.Protocol``: more is written than the client takes."""
+        super().pause_writing()
+        if self.untaken is None:
+            self.untaken = self.loop.call_later(self.answer_seconds, self._is_not_taken)
+
+    def resume_writing(self) -> None:
+        """See ``asyncio.Protocol``."""
+        self._taken()
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """The parser's: a request begins."""
+        if len(self.pipeline) >= PIPELINE_LIMIT:
+            self._stop(f"at most {PIPELINE_LIMIT} requests may wait for their answers")
         super().on_message_begin()
         self._await_head()
         self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
 
+    def on_url(self, url: bytes) -> None:
+        """The parser's: a part of the address."""
+        super().on_url(url)
+        if len(self.url) > URL_LIMIT:
+            self._stop(f"the address of a request has at most {URL_LIMIT} octets")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """The parser's: a header, or a trailer, of which we want none."""
+        if self.head_timer is None:
+            return
+        super().on_header(name, value)
+        if len(self.headers) > HEADERS_LIMIT:
+            self._stop(f"a request has at most {HEADERS_LIMIT} headers")
+
     def on_headers_complete(self) -> None:
         """The parser's: line and headers are there."""
+        self.head_size = 0
         self._head_arrived()
         super().on_headers_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's signature
-        """Refuse what is no HTTP."""
-        self._refuse("this is not HTTP/1.1")
+    def on_body(self, body: bytes) -> None:
+        """The parser's: a part of the body; an endless trailer has none."""
+        self.head_size = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The parser's: the request is there."""
+        self.head_size = 0
+        super().on_message_complete()
 
     def shutdown(self) -> None:
         """End the connection as soon as nothing is under way."""
@@ -156,32 +327,75 @@ class PeerProtocol(HttpToolsProtocol):
         self.head_timer = self.loop.call_later(self.request_seconds, self._head_is_late)
 
     def _head_arrived(self) -> None:
-        self.head_size = 0
+        # Not for any octet, as uvicorn does it: empty lines would keep a connection for ever.
+        self._unset_keepalive_if_required()
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
 
     def _head_is_late(self) -> None:
-        self._refuse(f"no request within {self.request_seconds:g} s")
+        self._refuse(errors.MalformedRequest(f"no request within {self.request_seconds:g} s"))
 
-    def _refuse(self, reason: str) -> None:
+    def _taken(self) -> None:
+        if self.untaken is not None:
+            self.untaken.cancel()
+            self.untaken = None
+
+    def _is_not_taken(self) -> None:
+        self.untaken = None
+        why = errors.MalformedRequest(f"an answer was not taken within {self.answer_seconds:g} s")
+        type(self).refused(why, self.peer)
+        self.transport.abort()
+
+    def _stop(self, complaint: str) -> None:
+        """Stop the parser; what called it refuses."""
+        self.complaint = complaint
+        raise ValueError(complaint)
+
+    def _refuse(self, refusal: errors.Refusal) -> None:
+        """Refuse, and end the connection: at once, or behind the answer that is under way."""
+        if self.ended:
+            return
+        self.ended = True
         self._head_arrived()
-        type(self).refused(reason, self.peer)
-        body = problem(errors.MalformedRequest(reason), "none").model_dump_json().encode()
+        type(self).refused(refusal, self.peer)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self.pipeline.clear()
+            cycle.keep_alive = False
+            if not cycle.more_body:
+                return
+            # What is wrong is the body of the request that is being answered.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if getattr(cycle, "response_started", False):
+                self.transport.close()
+                return
+        told = problem(refusal, "none")
+        body = told.model_dump_json().encode()
+        again = (
+            f"retry-after: {RETRY_AFTER_SECONDS}\r\n"
+            if told.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+            else ""
+        )
         head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"HTTP/1.1 {told.status} {http.HTTPStatus(told.status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+            f"content-length: {len(body)}\r\n{again}connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
 
 
-def protocol(on_refused: Refused, request_seconds: float) -> type[HttpToolsProtocol]:
+def protocol(
+    on_refused: Refused, request_seconds: float, answer_seconds: float, most_of_one: int
+) -> type[PeerProtocol]:
     """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope.
 
     Args:
-        on_refused: told the reason why a connection was ended, and the peer's certificate (DER).
+        on_refused: told why a connection was ended, and the peer's certificate (DER).
         request_seconds: how long line and headers of a request may take to arrive.
+        answer_seconds: how long an answer may wait for the client to take it.
+        most_of_one: how many connections a certificate may have.
     """
 
     class ListenersProtocol(PeerProtocol):
@@ -189,6 +403,9 @@ def protocol(on_refused: Refused, request_seconds: float) -> type[HttpToolsProto
 
     ListenersProtocol.refused = staticmethod(on_refused)
     ListenersProtocol.request_seconds = request_seconds
+    ListenersProtocol.answer_seconds = answer_seconds
+    ListenersProtocol.most_of_one = most_of_one
+    ListenersProtocol.connected = Counter()
     return ListenersProtocol
 
 
