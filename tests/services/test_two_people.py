@@ -44,7 +44,7 @@ def approve(line: Line, run: str, by: Client, *, signature: bytes | None = None)
 def two_opened(line: Line) -> Client:
     """Open run R1 by two people; return the second."""
     open_licence(line, line.licence("R1"))
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     approve(line, "R1", bela)
     return bela
 
@@ -56,7 +56,7 @@ def test_one_operator_proposes_and_another_opens(production: Line) -> None:
     assert line.entries()[-1]["kind"] == "run-proposed"
     with pytest.raises(errors.IllegalTransition, match="run R1 is proposed: a second operator opens it"):
         line.issue(workpiece("D1"))
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     opened = approve(line, "R1", bela)
     assert (opened.status, opened.approver) == (RunStatus.OPEN, bela.caller.credential.serial)
     entry = line.entries()[-1]
@@ -72,13 +72,13 @@ def test_one_operator_proposes_and_another_opens(production: Line) -> None:
 def test_in_a_test_realm_one_operator_opens(line: Line) -> None:
     assert open_licence(line, line.licence("R2")).status is RunStatus.OPEN
     with pytest.raises(errors.IllegalTransition, match="run R2 is open, not proposed"):
-        approve(line, "R2", line.enrol(Role.OFFICER, "bela", by=line.operator))
+        approve(line, "R2", line.enrol(Role.OFFICER, "bela"))
 
 
 def test_nobody_approves_alone_twice_or_something_else(small_production: Line) -> None:
     line = small_production
     open_licence(line, line.licence("R1"))
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     other = bela.key.sign(line.licence("R2").encode(), ec.ECDSA(hashes.SHA256()))
     refused: list[tuple[Callable[[], object], type[errors.Refusal], str]] = [
         (lambda: approve(line, "R1", line.operator), errors.NotPermitted, "it takes two"),
@@ -106,7 +106,7 @@ def test_the_same_key_under_another_name_opens_nothing(production: Line) -> None
         approve(line, "R1", twin)
     assert [entry["kind"] for entry in line.entries(start)] == ["refused"]
     assert line.the(Run, "R1").status is RunStatus.PROPOSED
-    approve(line, "R1", line.enrol(Role.OFFICER, "bela", by=line.operator))
+    approve(line, "R1", line.enrol(Role.OFFICER, "bela"))
     forged = (twin.caller.credential.serial, sign(twin, line.the(Run, "R1").document))
     tamper(line.url, ("UPDATE run SET approver = %s, approval = %s", forged))
     with pytest.raises(errors.IntegrityFailure, match="is not signed by a second person"):
@@ -129,7 +129,7 @@ def test_a_proposal_under_a_credential_that_was_revoked_is_not_approved(small_pr
     """The person is still there; the certificate that signed is not."""
     line = small_production
     open_licence(line, line.licence("R1"))
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     serial = line.operator.caller.credential.serial
     tamper(line.url, ("UPDATE credential SET status = 'revoked' WHERE serial = %s", (serial,)))
     with pytest.raises(errors.IllegalTransition, match="was revoked since it proposed run R1"):
@@ -139,7 +139,7 @@ def test_a_proposal_under_a_credential_that_was_revoked_is_not_approved(small_pr
 def test_a_proposal_is_judged_again_when_it_is_approved(small_production: Line) -> None:
     line = small_production
     open_licence(line, line.licence("R1"))
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     tamper(line.url, ("UPDATE authority SET status = 'suspended' WHERE id = 'root'", ()))
     with pytest.raises(errors.IllegalTransition, match="authority root is suspended"):
         approve(line, "R1", bela)
@@ -154,7 +154,7 @@ def test_a_proposal_can_be_withdrawn(small_production: Line) -> None:
     open_licence(line, line.licence("R1"))
     closed = line.service.carry(line.service.runs.close(line.operator.caller, "R1", "a mistake"))
     assert closed.status is RunStatus.CLOSED
-    bela = line.enrol(Role.OFFICER, "bela", by=line.operator)
+    bela = line.enrol(Role.OFFICER, "bela")
     with pytest.raises(errors.IllegalTransition, match="run R1 is closed, not proposed"):
         approve(line, "R1", bela)
     assert check(line.service.store, line.service.store.log, line.realm).findings == []

@@ -160,7 +160,7 @@ class Authorise:
         live_client(facts, caller, Capability.CHANGE_ROLES, at)
         if takes_two(Capability.CHANGE_ROLES, self._realm.environment):
             raise errors.NotPermitted(
-                f"{enrolment.client} gets a certificate by two people: propose it, and have another approve"
+                f"{enrolment.client} gets a certificate by two people: propose it, another approves"
             )
 
     def certify(self, enrolment: Enrolment) -> UseCase[tuple[list[Authority], Certificate]]:
@@ -239,7 +239,7 @@ class Authorise:
             live_client(facts, caller, Capability.CHANGE_AUTHORITY, at)
             if takes_two(Capability.CHANGE_AUTHORITY, self._realm.environment):
                 raise errors.NotPermitted(
-                    f"authority {authority[:100]} is changed by two people: propose it, and have another approve"
+                    f"authority {authority[:100]} is changed by two people: propose it, another approves"
                 )
             return put_changed(facts, authority, status, reason)
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client, ClientStatus, Credential
@@ -14,7 +15,7 @@ from birthmark.ports import Store
 from birthmark.services.check_recalls import EARLIER, Recalled, crl_entry_of
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report, scan, time_or_none
 from birthmark.services.revocations import line_of
-from birthmark.services.testimony import Said
+from birthmark.services.testimony import ClientSaid, Said
 
 __all__ = ["check_certificates", "check_hierarchy"]
 
@@ -91,10 +92,18 @@ def _check_credential(report: Report, credential: Credential, said: Said) -> Non
 def _check_clients(report: Report, clients: Iterable[Client], said: Said) -> None:
     for client in clients:
         enrolled = said.clients.pop(client.id, None)
-        if enrolled != (client.site, client.line, client.hardware_id, client.run) or (
-            client.role != client.id.partition(":")[0]
-        ):
+        row = ClientSaid(
+            role=client.role,
+            site=client.site,
+            line=client.line,
+            hardware_id=client.hardware_id,
+            run=client.run,
+            runs=client.runs,
+        )
+        if enrolled is None or replace(enrolled, role=row.role) != row:
             report.find(f"{client.id} is not the client that was enrolled")
+        elif enrolled.role != row.role:
+            report.find(f"{client.id} is {row.role}, the log says {enrolled.role}")
         if (client.status == "revoked") != (client.id in said.revoked_clients):
             report.find(f"{client.id} is {client.status}, the log says otherwise")
         highest = max(said.numbers.get(client.id, ()), default=0)

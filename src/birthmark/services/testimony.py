@@ -11,8 +11,9 @@ from datetime import datetime
 
 from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
+from birthmark.floor.clients import PERSON, Role
 from birthmark.floor.devices import DeviceEvent, DeviceState
-from birthmark.floor.recalls import RecallOrder
+from birthmark.floor.recalls import RecallOrder, SelectionKind
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.check_ceremonies import CeremonySaid
@@ -35,6 +36,7 @@ __all__ = [
     "AttemptSaid",
     "AuthoritySaid",
     "CertificateSaid",
+    "ClientSaid",
     "CredentialSaid",
     "DeviceSaid",
     "RevokedSaid",
@@ -81,6 +83,18 @@ class CredentialSaid:
     sha256: str
     client: str
     authority: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSaid:
+    """A client, after the last entry about it."""
+
+    role: str
+    site: str
+    line: str
+    hardware_id: str | None
+    run: str | None
+    runs: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +179,7 @@ class Said:
     assets: KeysSaid = field(default_factory=KeysSaid)
     credentials: dict[str, CredentialSaid] = field(default_factory=dict)
     """By serial number."""
-    clients: dict[str, tuple[str, str, str | None, str | None]] = field(default_factory=dict)
+    clients: dict[str, ClientSaid] = field(default_factory=dict)
     """Client to site, line, hardware id and run."""
     revoked_clients: set[str] = field(default_factory=set)
     runs: dict[str, RunSaid] = field(default_factory=dict)
@@ -208,8 +222,8 @@ class Said:
             self._take_released(index, entry)
         elif kind in _DISPOSED:
             self._take_disposed(entry)
-        elif kind in ("client-enrolled", "client-renewed"):
-            self._take_enrolled(entry)
+        elif kind in ("client-enrolled", "client-renewed", "role-changed"):
+            self._take_client(entry)
         elif kind in _OF_MANY:
             self._take_of_many(entry)
         elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
@@ -360,6 +374,9 @@ class Said:
     def _require_chosen(self, order: RecallOrder, approved_at: datetime, serial: str) -> None:
         certificate = known(self.certificates, "certificate", serial)
         issued_at = parse_time(certificate.issued_at)
+        if order.selection.kind is SelectionKind.INCIDENT and issued_at <= approved_at:
+            self.recalls.to_judge[order.id].add(serial)  # by the acts of the log, in check_recalls
+            return
         if issued_at > approved_at or not order.selection.chooses(
             device=certificate.device,
             run=certificate.run,
@@ -393,17 +410,26 @@ class Said:
         else:
             self.recalls.finish(recall, number_of(entry, "changed"))
 
-    def _take_enrolled(self, entry: Entry) -> None:
+    def _take_client(self, entry: Entry) -> None:
         client = text_of(entry, "client")
+        if entry["kind"] == "role-changed":
+            before = known(self.clients, "client", client)
+            self.clients[client] = replace(before, role=text_of(entry, "role"))
+            return
         self.credentials[text_of(entry, "certificate")] = CredentialSaid(
             sha256=text_of(entry, "certificate_sha256"), client=client, authority=text_of(entry, "authority")
         )
         if entry["kind"] == "client-enrolled":
-            self.clients[client] = (
-                text_of(entry, "site"),
-                text_of(entry, "line"),
-                text_or_none(entry, "hardware_id"),
-                text_or_none(entry, "run"),
+            kind = client.partition(":")[0]
+            # Before people had roles every one of them could do what an officer may, and is one since.
+            earlier = str(Role.OFFICER) if kind == PERSON else kind
+            self.clients[client] = ClientSaid(
+                role=text_or_none(entry, "role") or earlier,
+                site=text_of(entry, "site"),
+                line=text_of(entry, "line"),
+                hardware_id=text_or_none(entry, "hardware_id"),
+                run=text_or_none(entry, "run"),
+                runs=text_or_none(entry, "runs") or "",
             )
 
     def _take_hierarchy(self, index: int, entry: Entry) -> None:
