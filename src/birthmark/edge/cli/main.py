@@ -23,6 +23,8 @@ from birthmark.edge.cli.clients import bootstraps, operators, stations
 from birthmark.edge.cli.configuration import config
 from birthmark.edge.cli.devices import devices
 from birthmark.edge.cli.elements import elements
+from birthmark.edge.cli.histories import show_history
+from birthmark.edge.cli.incidents import show_incident
 from birthmark.edge.cli.keys import keys
 from birthmark.edge.cli.logs import logs, read_notes
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
@@ -35,6 +37,7 @@ from birthmark.edge.cli.runs import runs
 from birthmark.edge.cli.servers import servers
 from birthmark.edge.cli.session import Session, session_of
 from birthmark.edge.cli.shipments import shipments
+from birthmark.edge.cli.status import status
 from birthmark.services.check import check as check_realm
 from birthmark.settings import load
 
@@ -98,6 +101,9 @@ def command_tree() -> typer.Typer:
     tree.command("serve")(serve)
     tree.command("publish")(publish)
     tree.command("check")(check)
+    tree.command("status")(status)
+    tree.command("history")(show_history)
+    tree.command("incident")(show_incident)
     tree.command("provision")(provision)
     tree.command("version")(version)
     people = (stations, operators, bootstraps, servers, responders)
@@ -136,7 +142,7 @@ def serve(
     ] = None,
     settings: SettingsPath = DEFAULT_SETTINGS,
 ) -> None:
-    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations' and the public one."""
+    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations', the public and the ops plane."""
     loaded = load(settings)
     from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
     from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise

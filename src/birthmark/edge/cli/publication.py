@@ -44,6 +44,7 @@ class PlaneName(StrEnum):
 
     STATION = "station"
     PUBLIC = "public"
+    OPS = "ops"
 
 
 def publish(

@@ -38,7 +38,8 @@ class Lookout:
         self._figures: dict[str, Any] = {}
         self._figures_due = 0.0
         self._seen: dict[str, str] = {}
-        self._began = (application.clock.now().timestamp(), time.clock_gettime(time.CLOCK_BOOTTIME))
+        self._began: float | None = None
+        """The time of day less the time since the machine began, when it was first seen."""
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
 
     def start(self) -> None:
@@ -76,6 +77,7 @@ class Lookout:
                 "parts": dict(found.reasons),
                 "last_entry": None if found.last_entry is None else found.last_entry.timestamp(),
                 "clock_offset": self._clock_offset(),
+                "degraded": self._degraded(),
                 "free": free_bytes(directories(self._application)),
                 "figures": self._figures,
             }
@@ -91,11 +93,16 @@ class Lookout:
     def _clock_offset(self) -> float:
         """Return how far the clock has been set since we began, as far as the process can see."""
         try:
-            now = self._application.clock.now().timestamp()
+            now = self._application.clock.now().timestamp() - time.clock_gettime(time.CLOCK_BOOTTIME)
         except errors.Refusal:
-            return 0.0
-        wall, boot = self._began
-        return (now - wall) - (time.clock_gettime(time.CLOCK_BOOTTIME) - boot)
+            return 0.0  # it holds the line, and that is told
+        if self._began is None:
+            self._began = now
+        return now - self._began
+
+    def _degraded(self) -> bool:
+        health = self._application.keys.health()
+        return health.up and bool(health.reason)
 
     def _tell(self, reasons: dict[str, str]) -> None:
         """Say once what holds the line, and once that it does not any more."""

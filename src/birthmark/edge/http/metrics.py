@@ -41,6 +41,7 @@ TRACE_KEY = "birthmark.trace"
 
 ROUTES = (
     "/v1/me",
+    "/v1/me/certificate",
     "/v1/runs/{run}",
     "/v1/devices/{device}",
     "/v1/devices/{device}/token",
@@ -56,6 +57,7 @@ ROUTES = (
     "/v1/devices/{device}/rework",
     "/v1/devices/{device}/scrap",
     "public",
+    "enrolment",
     "other",
 )
 _STATUSES = (

@@ -194,6 +194,11 @@ def _record(noted: Mapping[str, Any], at: datetime) -> Iterator[Family]:
     yield from _gauge(
         "clock_offset_seconds", "How far the clock was set since the process began.", noted["clock_offset"]
     )
+    yield from _gauge(
+        "key_store_degraded",
+        "1 if the key store serves and something of it is lost, as of a pair that is one.",
+        float(noted["degraded"]),
+    )
     yield _gauges(
         "disk_free_bytes", "What the disk has left, by what is written there.", "place", noted["free"]
     )
