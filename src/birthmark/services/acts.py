@@ -358,6 +358,7 @@ def recorded(caller: Caller | None, request: str, fields: Mapping[str, Any], wor
                 (INIT, None, None) if caller is None else (caller.client.id, caller.seq, caller.rate)
             )
             yield from record_refusal(actor, request, fields, refusal, seq=seq, rate=rate)
+            refusal.recorded = True
         raise
 
 

@@ -173,6 +173,7 @@ class Invitations:
         except errors.Refusal as refusal:
             if not refusal.retryable:
                 yield from record_refusal(ANONYMOUS, _JOIN, said, refusal)
+                refusal.recorded = True
             raise
 
         def decide(facts: Facts, at: datetime) -> Decision[Client]:

@@ -405,7 +405,61 @@ class RunStatusView(_Body):
     )
 
 
+class Consistency(_Body):
+    """What shows that the log only grew (RFC 6962 section 2.1.2)."""
+
+    since: int = Field(description="Size of the earlier checkpoint.")
+    proof: list[Base64] = Field(
+        description="Hashes, to the size of the newest one; none if that is the same."
+    )
+
+
 class Checkpoint(_Body):
     """The log's newest checkpoint."""
 
     checkpoint: str = Field(description="C2SP signed note.")
+    consistency: list[Consistency] = Field(
+        default=[], description="For each earlier size asked about; none for a size the log does not have."
+    )
+
+
+class RenewSelf(_Body):
+    """Ask for the client's own next certificate."""
+
+    csr: str = Field(max_length=16384, description="PKCS#10 (PEM or base64 DER) for a new key.")
+
+
+class Renewed(_Body):
+    """The client's next certificate."""
+
+    client: str
+    certificate: str = Field(description="PEM.")
+    chain: list[str] = Field(
+        description="Authorities above it, PEM each; the issuer first, without the root."
+    )
+
+
+class ServiceRoot(_Body):
+    """Who signs for the service: to be compared with the fingerprint in the code."""
+
+    root: str = Field(description="PEM.")
+
+
+class Join(_Body):
+    """Come in by a one-time code."""
+
+    code: str = Field(pattern=r"^[0-9a-f]{32}$", description="The secret half of the code.")
+    csr: str = Field(max_length=16384, description="PKCS#10 (PEM or base64 DER) for the station's own key.")
+
+
+class Joined(_Body):
+    """All that a station has to know."""
+
+    name: str
+    certificate: str = Field(description="PEM.")
+    chain: list[str] = Field(
+        description="Authorities above it, PEM each; the issuer first, without the root."
+    )
+    device_anchors: str = Field(description="Trust anchors of devices, PEM.")
+    vkey: str = Field(description="The log's verifier key (C2SP signed-note).")
+    url: str = Field(description="Where the station plane is.")

@@ -6,43 +6,49 @@ before it is sent; what cannot be logged is answered 503.
 
 import asyncio
 import base64
-import binascii
 import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import BaseModel, Field
 
 from birthmark import __version__, errors
 from birthmark.edge.application import Application
 from birthmark.edge.http import models
-from birthmark.edge.http.attestation import attest_request, attest_result, attested
+from birthmark.edge.http.attestation import attest_request, attest_result
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.delivery import mark, with_keys
+from birthmark.edge.http.gate import Gate, answer_refusals
+from birthmark.edge.http.hasty import Hasty
 from birthmark.edge.http.metrics import CLIENT_KEY
-from birthmark.edge.http.peer import peer_certificate
+from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.edge.http.screening import ScreenedRoute
+from birthmark.edge.http.translations import (
+    commands_of,
+    csr_octets,
+    dialogue_step,
+    inject_request,
+    issue_request,
+    prove_request,
+    prove_result,
+)
 from birthmark.edge.http.views import device_view, run_view
 from birthmark.floor.clients import Capability, Client, Credential, Role, require
 from birthmark.floor.devices import DeviceEvent
 from birthmark.floor.exposure import Exposure, require_open
+from birthmark.ledger.checkpoint import Checkpoint
+from birthmark.ledger.merkle import consistency_proof
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller, exposures_of, recognise, record_refusal
-from birthmark.services.dialogues import Commands, Responses
 from birthmark.services.disposition import dispose
-from birthmark.services.injection import InjectRequest
-from birthmark.services.issue import Issued, IssueRequest
-from birthmark.services.prove import ProveRequest, Released
+from birthmark.services.issue import Issued
 
 __all__ = ["StationPlane", "create_app"]
 
@@ -62,6 +68,10 @@ _RunId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 _DeviceId = Annotated[
     str, Path(max_length=100, pattern=r"^[a-z0-9-]+:[!-~]+$", description="Kind and hardware id: vin:…")
 ]
+_Since = Annotated[
+    Sequence[Annotated[int, Field(ge=1, lt=2**63)]],
+    Query(max_length=4, description="Size of an earlier checkpoint, to have its consistency proved."),
+]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -78,9 +88,11 @@ def _responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 class StationPlane:
     """The endpoints, over one application."""
 
-    def __init__(self, application: Application) -> None:
-        """Serve this application."""
+    def __init__(self, application: Application, admits: Admits = everybody) -> None:
+        """Serve this application; the connection of who is not (or no longer) welcome ends with a refusal."""
         self._app = application
+        self._admits = admits
+        self.hasty = Hasty(application.store)
         self.border = Border(application)
         self._peers: dict[bytes, tuple[Client, Credential]] = {}
         self._chain_pem: dict[bytes, str] = {}
@@ -183,10 +195,44 @@ class StationPlane:
         text: str = await self.border.read(self._app.store.token, status.release_leaf)
         return Response(text, media_type="text/plain; charset=utf-8")
 
-    async def checkpoint(self, request: Request) -> Response:
-        """Return the log's newest checkpoint."""
-        await self.reader(request)
-        return _json(models.Checkpoint(checkpoint=await self.border.read(self._app.store.checkpoint)))
+    async def checkpoint(self, request: Request, since: _Since = ()) -> Response:
+        """Return the log's newest checkpoint, and the proofs that the log only grew since earlier ones."""
+        await self.reader(request, bootstrap=True)
+        shown: models.Checkpoint = await self.border.read(self._grown, since)
+        return _json(shown)
+
+    def _grown(self, since: Sequence[int]) -> models.Checkpoint:
+        note = self._app.store.checkpoint()
+        size = Checkpoint.from_body(note.partition("\n\n")[0] + "\n").size
+        return models.Checkpoint(
+            checkpoint=note,
+            consistency=[
+                models.Consistency(
+                    since=old,
+                    proof=[
+                        base64.b64encode(node).decode()
+                        for node in consistency_proof(old, size, self._app.log.node)
+                    ],
+                )
+                for old in since
+                if old <= size  # whoever saw more sees that there is less now
+            ],
+        )
+
+    # --- the client itself
+    # ----------------------------------------------------------------------------------------------------
+
+    async def renew(self, request: Request, body: models.RenewSelf) -> Response:
+        """Certify a new key of the client's; the certificate it has stays good until it ends."""
+        caller = await self.caller(request)
+        enrolled = await self.border.carry(self._app.renewals.renew(caller, csr_octets(body.csr)))
+        return _json(
+            models.Renewed(
+                client=enrolled.client.id,
+                certificate=to_pem(enrolled.certificate.der),
+                chain=[to_pem(der) for der in enrolled.chain],
+            )
+        )
 
     # --- the transaction
     # ----------------------------------------------------------------------------------------
@@ -202,7 +248,7 @@ class StationPlane:
     async def issue(self, request: Request, run: _RunId, body: models.Issue) -> Response:
         """Admit one device to a run and issue its certificate."""
         caller = await self.caller(request)
-        (result,) = await self.border.carry(self._app.issue(caller, run, [_issue_request(body)]))
+        (result,) = await self.border.carry(self._app.issue(caller, run, [issue_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
         keys: list[SecretBytes] = []
@@ -213,12 +259,12 @@ class StationPlane:
         caller = await self.caller(request)
         self._check_gang([item.idempotency_key for item in body.devices])
         results = await self.border.carry(
-            self._app.issue(caller, run, [_issue_request(item) for item in body.devices])
+            self._app.issue(caller, run, [issue_request(item) for item in body.devices])
         )
         keys: list[SecretBytes] = []
         gang = models.GangIssueResult.model_construct(
             results=[
-                self._problem(result)
+                self._item_problem(caller, result)
                 if isinstance(result, errors.Refusal)
                 else self._issue_result(result, keys)
                 for result in results
@@ -229,22 +275,24 @@ class StationPlane:
     async def inject(self, request: Request, body: models.Dialogue) -> Response:
         """Carry on the dialogue with one device's secure element, or begin it anew."""
         caller = await self.caller(request)
-        (result,) = await self.border.carry(self._app.inject(caller, [_inject_request(body)]))
+        (result,) = await self.border.carry(self._app.inject(caller, [inject_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
-        return _json(_dialogue_step(result))
+        return _json(dialogue_step(result))
 
     async def gang_inject(self, request: Request, body: models.GangInject) -> Response:
         """Carry on many dialogues; each succeeds or fails alone."""
         caller = await self.caller(request)
         self._check_gang([item.attempt for item in body.dialogues])
         results = await self.border.carry(
-            self._app.inject(caller, [_inject_request(item) for item in body.dialogues])
+            self._app.inject(caller, [inject_request(item) for item in body.dialogues])
         )
         return _json(
             models.GangInjectResult.model_construct(
                 results=[
-                    self._problem(result) if isinstance(result, errors.Refusal) else _dialogue_step(result)
+                    self._item_problem(caller, result)
+                    if isinstance(result, errors.Refusal)
+                    else dialogue_step(result)
                     for result in results
                 ]
             )
@@ -253,22 +301,24 @@ class StationPlane:
     async def prove(self, request: Request, body: models.Prove) -> Response:
         """Check one device's proof and release it, or hold it."""
         caller = await self.caller(request)
-        (result,) = await self.border.carry(self._app.prove(caller, [_prove_request(body)]))
+        (result,) = await self.border.carry(self._app.prove(caller, [prove_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
-        return _json(_prove_result(result))
+        return _json(prove_result(result))
 
     async def gang_prove(self, request: Request, body: models.GangProve) -> Response:
         """Check many proofs; each succeeds or fails alone."""
         caller = await self.caller(request)
         self._check_gang([item.idempotency_key for item in body.proofs])
         results = await self.border.carry(
-            self._app.prove(caller, [_prove_request(item) for item in body.proofs])
+            self._app.prove(caller, [prove_request(item) for item in body.proofs])
         )
         return _json(
             models.GangProveResult.model_construct(
                 results=[
-                    self._problem(result) if isinstance(result, errors.Refusal) else _prove_result(result)
+                    self._item_problem(caller, result)
+                    if isinstance(result, errors.Refusal)
+                    else prove_result(result)
                     for result in results
                 ]
             )
@@ -322,7 +372,7 @@ class StationPlane:
                 )
                 for one in issued.further
             ],
-            element=None if issued.element is None else _commands(issued.element),
+            element=None if issued.element is None else commands_of(issued.element),
         )
 
     # --- refusing
@@ -349,6 +399,11 @@ class StationPlane:
             # What is refused may be refused for want of randomness; the id only has to tell two lines apart.
             return f"{os.getpid():08x}{time.monotonic_ns() & 0xFFFFFFFF:08x}"
 
+    def _item_problem(self, caller: Caller, refusal: errors.Refusal) -> models.Problem:
+        if isinstance(refusal, errors.RateLimited):
+            self.hasty.note(caller.client.id)
+        return self._problem(refusal)
+
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
         """Put a refusal on record and answer it."""
         told = self._problem(error, status)
@@ -367,7 +422,17 @@ class StationPlane:
         headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
         if isinstance(error, errors.RateLimited):
             headers = {"retry-after": str(error.retry_after)}
+            self.hasty.note(request.scope.get(CLIENT_KEY) or ANONYMOUS)
+        elif self._is_unwelcome(request, error):
+            headers = {"connection": "close"}
         return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
+
+    def _is_unwelcome(self, request: Request, error: Exception) -> bool:
+        """Return whether this client would not be let in again: then it has nothing to do in here."""
+        if isinstance(error, errors.Unauthenticated):
+            return True
+        closed = isinstance(error, errors.NotPermitted)
+        return closed and self._admits(request.scope.get(SCOPE_KEY, b"") or None) is not None
 
     async def _record(self, request: Request, refusal: errors.Refusal) -> None:
         actor, seq = ANONYMOUS, None
@@ -376,7 +441,8 @@ class StationPlane:
         with suppress(errors.MalformedRequest):
             seq = await self._number(request)
         what = f"{request.method} {request.url.path}"[:200]
-        rate = self._app.settings.station_plane.client_rate
+        table = self._app.settings.station_plane
+        rate = table.stranger_rate if actor == ANONYMOUS else table.client_rate
         await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq, rate=rate))
 
 
@@ -393,129 +459,26 @@ def _json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type=_JSON)
 
 
-def _csr(text: str) -> bytes:
-    try:
-        return text.encode("ascii") if "-----BEGIN" in text else base64.b64decode(text, validate=True)
-    except (UnicodeEncodeError, binascii.Error, ValueError):
-        return b""  # the use case refuses it, under its idempotency key
+def create_app(
+    application: Application,
+    *,
+    at_end: Callable[[], None] = lambda: None,
+    admits: Admits = everybody,
+) -> FastAPI:
+    """Return the station plane as an ASGI application.
 
-
-def _issue_request(body: models.Issue) -> IssueRequest:
-    return IssueRequest(
-        hardware_id=body.hardware_id,
-        csr=None if body.csr is None else _csr(body.csr),
-        further_csrs=tuple(_csr(text) for text in body.further_csrs),
-        attested=attested(body.attested),
-        key=body.idempotency_key,
-    )
-
-
-def _prove_request(body: models.Prove) -> ProveRequest:
-    return ProveRequest(
-        attempt=body.attempt,
-        certificate_sha256=body.certificate_sha256,
-        signature=base64.b64decode(body.signature),
-        further=tuple((one.certificate_sha256, base64.b64decode(one.signature)) for one in body.further),
-        element=None if body.element is None else _responses_of(body.element),
-        key=body.idempotency_key,
-    )
-
-
-def _responses_of(body: models.ElementResponses) -> Responses:
-    return Responses(step=body.step, responses=tuple(bytes.fromhex(text) for text in body.responses))
-
-
-def _inject_request(body: models.Dialogue) -> InjectRequest:
-    return InjectRequest(attempt=body.attempt, element=_responses_of(body.element))
-
-
-def _commands(commands: Commands) -> models.ElementCommands:
-    return models.ElementCommands.model_construct(
-        step=commands.step,
-        last=commands.last,
-        commands=[
-            models.ElementCommand.model_construct(
-                command=guarded.command.hex(),
-                status_words=[f"{word:04x}" for word in guarded.status_words],
-                response_sha256=guarded.response_sha256,
-            )
-            for guarded in commands.batch
-        ],
-    )
-
-
-def _dialogue_step(commands: Commands) -> models.DialogueStep:
-    return models.DialogueStep.model_construct(attempt=commands.attempt, element=_commands(commands))
-
-
-def _prove_result(released: Released) -> models.ProveResult:
-    return models.ProveResult.model_construct(
-        device=released.device, attempt=released.attempt, state="released", token=released.token
-    )
-
-
-class _Gate:
-    """Refuses a body that is too large or does not come, before it is in memory, and answers our faults."""
-
-    def __init__(self, app: ASGIApp, limit: int, seconds: float, plane: StationPlane) -> None:
-        self._app = app
-        self._limit = limit
-        self._seconds = seconds
-        self._plane = plane
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        left, more, started = self._limit, True, False
-        too_large = errors.TooLarge(f"a request body has at most {self._limit} octets")
-        deadline = asyncio.get_running_loop().time() + self._seconds
-
-        async def limited() -> Message:
-            nonlocal left, more
-            if not more:  # all of it is here: what comes next is the end of the connection, whenever
-                return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise errors.MalformedRequest(f"the body did not arrive within {self._seconds:g} s") from None
-            left -= len(message.get("body", b""))
-            more = message.get("more_body", False)
-            if left < 0:
-                raise too_large
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        try:
-            if length.isdigit() and int(length) > self._limit:
-                raise too_large
-            await self._app(scope, limited, watched)
-        except errors.TooLarge as refusal:
-            response = await self._plane.refused(Request(scope, receive), refusal)
-            response.headers["connection"] = "close"
-            await response(scope, receive, send)
-        except Exception as fault:
-            # Beyond us the server would log it a second time and drop the connection.
-            if started:
-                raise
-            response = await self._plane.refused(Request(scope, receive), fault)
-            await response(scope, receive, send)
-
-
-def create_app(application: Application, *, at_end: Callable[[], None] = lambda: None) -> FastAPI:
-    """Return the station plane as an ASGI application; ``at_end`` is called before the application closes."""
-    plane = StationPlane(application)
+    Args:
+        application: what is served, and closed at the end.
+        at_end: called before the application closes.
+        admits: who is welcome.
+    """
+    plane = StationPlane(application, admits)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
+        await asyncio.to_thread(plane.hasty.end)
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 
@@ -543,6 +506,7 @@ def create_app(application: Application, *, at_end: Callable[[], None] = lambda:
         response_class=Response,
     )(plane.token)
     acts: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
+        ("/v1/me/certificate", plane.renew, models.Renewed),
         ("/v1/runs/{run}/attest", plane.attest, models.AttestResult),
         ("/v1/runs/{run}/issue", plane.issue, models.IssueResult),
         ("/v1/runs/{run}/gang-issue", plane.gang_issue, models.GangIssueResult),
@@ -557,43 +521,14 @@ def create_app(application: Application, *, at_end: Callable[[], None] = lambda:
     for path, endpoint, model in acts:
         app.post(path, responses=_responses(model), response_class=Response)(endpoint)
 
-    async def on_refusal(request: Request, error: Exception) -> Response:
-        return await plane.refused(request, error)
-
-    async def on_invalid(request: Request, error: Exception) -> Response:
-        return await plane.refused(request, _malformed(cast("RequestValidationError", error)))
-
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        failure = cast("HTTPException", error)
-        if isinstance(failure.__cause__, errors.Refusal):  # raised while the body was read
-            response = await plane.refused(request, failure.__cause__)
-            response.headers["connection"] = "close"  # nobody is going to read the rest
-            return response
-        refusal: errors.Refusal = errors.MalformedRequest(
-            f"{request.method} {request.url.path[:100]}: {failure.detail}"
-        )
-        if failure.status_code == 404:
-            refusal = errors.NotFound(f"there is no {request.url.path[:100]}")
-        response = await plane.refused(request, refusal, status=failure.status_code)
-        response.headers.update(
-            failure.headers or {}
-        )  # Allow, which a 405 must have (RFC 9110 section 15.5.6)
-        return response
-
-    app.add_exception_handler(errors.Refusal, on_refusal)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http_error)
+    answer_refusals(app, plane.refused)
     limits = application.settings.station_plane
-    app.add_middleware(_Gate, limit=limits.max_body_bytes, seconds=limits.request_seconds, plane=plane)
+    app.add_middleware(
+        Gate, limit=limits.max_body_bytes, seconds=limits.request_seconds, refused=plane.refused
+    )
     app.state.plane = plane
     _declare_problem(app)
     return app
-
-
-def _malformed(error: RequestValidationError) -> errors.MalformedRequest:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first.get("loc", ()))
-    return errors.MalformedRequest(f"{place}: {first.get('msg', 'invalid')}"[:500])
 
 
 def _declare_problem(app: FastAPI) -> None:

@@ -1,0 +1,157 @@
+"""The enrolment plane: where a station comes in that has only an address and a one-time code (SPEC C2).
+
+TLS 1.3 without a client certificate, two endpoints.  The root is given to everyone who gets so far: a station
+compares it with the fingerprint in its code, and shows the other half of the code to nobody it has not
+verified so.  The plane lets nobody finish a handshake unless some code is good.
+"""
+
+import asyncio
+import base64
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from birthmark import __version__, errors
+from birthmark.edge.application import Application
+from birthmark.edge.cli.hierarchy import device_roots, service_root
+from birthmark.edge.cli.server_files import known_as, public_host
+from birthmark.edge.cli.settings_text import station_url
+from birthmark.edge.http import models
+from birthmark.edge.http.border import Border
+from birthmark.edge.http.gate import Gate, answer_refusals
+from birthmark.edge.http.hasty import Hasty
+from birthmark.edge.http.peer import Admits, Refused, server_context
+from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.edge.http.screening import ScreenedRoute
+from birthmark.edge.http.translations import csr_octets
+from birthmark.pki.certificates import to_pem
+from birthmark.secret import SecretBytes
+from birthmark.services.acts import ANONYMOUS, record_refusal
+from birthmark.services.authorise import Enrolled
+
+__all__ = ["EnrolmentApp", "anonymous_context", "create_enrolment_app"]
+
+log = logging.getLogger(__name__)
+
+LARGEST_BODY = 32_768
+_SHARED_V6 = 64
+"""Bits of an IPv6 address that one customer's hosts have in common (RFC 6177)."""
+
+
+def anonymous_context(
+    certificate: Path, key: Path, passphrase: SecretBytes, root: Path, on_refused: Refused, admits: Admits
+) -> ssl.SSLContext:
+    """Return the station plane's context (see ``server_context``), but ask no client for a certificate."""
+    context = server_context(certificate, key, passphrase, root, on_refused, admits)
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class EnrolmentApp:
+    """The endpoints, over one application."""
+
+    def __init__(self, application: Application) -> None:
+        """Let stations into this application's realm."""
+        self._app = application
+        self.border = Border(application)
+        self.hasty = Hasty(application.store)
+
+    async def root(self) -> Response:
+        """Say who signs for the service."""
+        found = await self.border.read(service_root, self._app)
+        return _json(models.ServiceRoot(root=to_pem(found.der)))
+
+    async def join(self, request: Request, body: models.Join) -> Response:
+        """Let a station in by its code, or answer it once more."""
+        code = SecretBytes(bytes.fromhex(body.code))
+        enrolled = await self.border.carry(
+            self._app.invitations.join(code, csr_octets(body.csr), _network(request))
+        )
+        joined: models.Joined = await self.border.read(self._joined, enrolled)
+        return _json(joined)
+
+    def _joined(self, enrolled: Enrolled) -> models.Joined:
+        plane = self._app.settings.station_plane
+        dns_names, addresses = known_as(plane)
+        return models.Joined(
+            name=enrolled.client.name,
+            certificate=to_pem(enrolled.certificate.der),
+            chain=[to_pem(der) for der in enrolled.chain],
+            device_anchors="".join(to_pem(root.der) for root in device_roots(self._app)),
+            vkey=self._app.realm.vkey,
+            url=station_url(public_host(plane, (*dns_names, *addresses)), plane.port),
+        )
+
+    async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
+        """Put a refusal on record and answer it; the connection ends."""
+        if not isinstance(error, errors.Refusal):
+            log.error("request failed", exc_info=error)
+        elif not error.recorded and not error.retryable:
+            what = f"{request.method} {request.url.path}"[:200]
+            rate = self._app.settings.station_plane.stranger_rate
+            said = {"address": _network(request)}
+            try:
+                await self.border.carry(record_refusal(ANONYMOUS, what, said, error, rate=rate))
+            except errors.Refusal as why:
+                error = why
+        headers = {"connection": "close"}
+        if isinstance(error, errors.RateLimited):
+            self.hasty.note(ANONYMOUS)
+            headers["retry-after"] = str(error.retry_after)
+        told = problem(error, base64.b16encode(self._app.entropy.token(8)).decode().lower(), status=status)
+        if told.status == 503:
+            headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _network(request: Request) -> str:
+    """Return what is counted as one address."""
+    try:
+        address = ip_address((request.client.host if request.client else "").partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ip_network((address, _SHARED_V6), strict=False))
+    return str(address)
+
+
+def _json(body: Any) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+def create_enrolment_app(application: Application, *, at_end: Callable[[], None] = lambda: None) -> FastAPI:
+    """Return the enrolment plane (ASGI); ``at_end`` is called before the application closes."""
+    plane = EnrolmentApp(application)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        yield {}
+        plane.border.close()
+        await asyncio.to_thread(plane.hasty.end)
+        await asyncio.to_thread(at_end)
+        await asyncio.to_thread(application.close)
+
+    app = FastAPI(
+        title="Birthmark enrolment plane",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.router.route_class = ScreenedRoute
+    app.get("/v1/root", response_class=Response, response_model=None)(plane.root)
+    app.post("/v1/stations/join", response_class=Response, response_model=None)(plane.join)
+    answer_refusals(app, plane.refused)
+    seconds = application.settings.enrolment_plane.request_seconds
+    app.add_middleware(Gate, limit=LARGEST_BODY, seconds=seconds, refused=plane.refused)
+    return app
