@@ -43,12 +43,20 @@ def test_the_table_of_capabilities_is_the_one_that_was_agreed() -> None:
     """A change here is a change of who is trusted with what: let somebody look at it twice."""
     shown = {str(role): " ".join(sorted(CAPABILITIES[role])) for role in Role}
     assert shown == {
-        "station": "hold issue prove read",
+        "station": "hold issue prove read renew-self",
         "bootstrap": "issue prove",
-        "operator": (
-            "approve-recall approve-run change-authority close-run enrol-client hold open-run propose-recall"
-            " read record-shipment revoke-client rework scrap"
+        "operator": "hold read renew-self",
+        "line-lead": (
+            "close-run enrol-station hold read record-shipment renew-self revoke-client rework scrap"
+            " set-exposure"
         ),
+        "officer": (
+            "approve-authority approve-recall approve-roles approve-run change-authority change-roles"
+            " close-run enrol-station hold keep-keys open-run propose-recall read record-shipment renew-self"
+            " revoke-client revoke-person rework scrap set-exposure"
+        ),
+        "auditor": "read renew-self",
+        "custodian": "attend-ceremony",
         "responder": "",
         "server": "",
     }

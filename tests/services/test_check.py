@@ -263,7 +263,7 @@ TAMPERINGS: dict[str, Tampering] = {
     ),
     "a station made an operator": Tampering(
         sql("UPDATE client SET role = 'operator' WHERE id = 'station:ST01'"),
-        "station:ST01 is not the client that was enrolled",
+        "station:ST01 is operator, the log says station",
     ),
     "an attempt's proof": Tampering(
         sql("UPDATE attempt SET proof = challenge WHERE device = 'serial:D1'"), "has no released attempt"

@@ -22,8 +22,12 @@ from birthmark.floor.attestations import Attestation
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
-from birthmark.floor.elements import ElementUse, fresh
+from birthmark.floor.elements import ElementUse
+from birthmark.floor.exposure import Exposure
+from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
+from birthmark.floor.limits import Bucket
+from birthmark.floor.proposals import Proposal, ProposalStatus, fresh
 from birthmark.floor.realm import Environment, Realm
 from birthmark.floor.recalls import Recall, RecallStatus
 from birthmark.floor.revocations import Revocation
@@ -53,13 +57,48 @@ FROZEN = {
     "attempt": "device",
     "recall": "document",
     "key_asset": "fingerprint",
+    "proposal": "document",
+    "invitation": "client",
 }
-KEPT = ("head", "client", "device", "element_journal", "attestation", "answer", "revocation")
+KEPT = (
+    "bucket",
+    "exposure",
+    "head",
+    "client",
+    "device",
+    "element_journal",
+    "attestation",
+    "answer",
+    "revocation",
+)
 KINDS = {"TEXT": "text", "BIGINT": "bigint", "INTEGER": "bigint", "BLOB": "bytea", "BYTEA": "bytea"}
 KINDS['TEXT COLLATE "C"'] = "text"  # whatever the database's collation
 
 
 REST = (
+    Proposal(
+        id="pp-1",
+        document=b"m",
+        proposer="1",
+        proposal=b"s",
+        approver=None,
+        approval=None,
+        status=ProposalStatus.PROPOSED,
+        proposed_at=START,
+    ),
+    Invitation(
+        id="i",
+        client="station:ST03",
+        site="Graz",
+        line="L1",
+        runs="",
+        authority="issuing-1",
+        invited_by="operator:anna",
+        expires_at=START,
+        certificate=None,
+    ),
+    Bucket(id="client/station:ST01", thousandths=1, at=START),
+    Exposure(id="station:ST01", opens_at=START, closes_at=None),
     fresh("serial:D1", "a", element="e", master="m"),
     ElementUse(id="m/00", device="serial:D1"),
     Attestation(
@@ -228,7 +267,7 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
     for table, column in FROZEN.items():
         other = (
             f"{column} || 'x'"
-            if column in ("device", "fingerprint")
+            if column in ("client", "device", "fingerprint")
             else ("'\\x00'::bytea" if postgresql else "x'00'")
         )
         attempts.append(f"UPDATE {table} SET {column} = {other}")
