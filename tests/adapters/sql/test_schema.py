@@ -22,12 +22,12 @@ from birthmark.floor.attestations import Attestation
 from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
-from birthmark.floor.elements import ElementUse
+from birthmark.floor.elements import ElementUse, fresh
 from birthmark.floor.exposure import Exposure
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
 from birthmark.floor.limits import Bucket
-from birthmark.floor.proposals import Proposal, ProposalStatus, fresh
+from birthmark.floor.proposals import Proposal, ProposalStatus
 from birthmark.floor.realm import Environment, Realm
 from birthmark.floor.recalls import Recall, RecallStatus
 from birthmark.floor.revocations import Revocation
