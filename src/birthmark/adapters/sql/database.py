@@ -151,7 +151,7 @@ _BY_ITSELF = "the line goes on by itself afterwards"
 _SQLITE_WORDS = {
     sqlite3.SQLITE_FULL: f"its disk is full: free some space; {_BY_ITSELF}",
     sqlite3.SQLITE_READONLY: f"its file or file system is read-only: make it writable; {_BY_ITSELF}",
-    sqlite3.SQLITE_IOERR: f"its disk fails or is full: look at the machine's log; {_BY_ITSELF}",
+    sqlite3.SQLITE_IOERR: f"its disk fails, is full or read-only: look at the machine's log; {_BY_ITSELF}",
     sqlite3.SQLITE_CANTOPEN: f"its file cannot be opened: see that it is there and writable; {_BY_ITSELF}",
     sqlite3.SQLITE_PERM: f"its file may not be accessed: give the service its rights back; {_BY_ITSELF}",
     sqlite3.SQLITE_BUSY: "another program has it locked, which nobody may while the line works",

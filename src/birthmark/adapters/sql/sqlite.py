@@ -25,17 +25,22 @@ class SQLite:
     joins_octets = False
 
     def __init__(self, path: Path, lock_timeout_seconds: float = 10.0) -> None:
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as cause:
+            raise errors.Unavailable(f"database: {path} cannot be looked at: {cause.strerror}") from cause
+        if not there:
             raise errors.NotFound(f"there is no database at {path}; 'birthmark init' makes one")
         self._path = path
         self._lock_timeout_seconds = lock_timeout_seconds
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
-        self._lock = os.open(f"{path}.train", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock: int | None = None
         self._train: sqlite3.Connection | None = None
         self._files: dict[str, tuple[int, int]] = {}
 
     def _connect(self) -> sqlite3.Connection:
+        db = None
         try:
             db = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=rw",  # what is not there is not made anew, empty
@@ -49,6 +54,8 @@ class SQLite:
             db.execute("PRAGMA cache_size=-65536")
             db.execute("PRAGMA mmap_size=268435456")
         except sqlite3.Error as cause:
+            if db is not None:
+                db.close()
             raise failure_of(cause) from cause
         return db
 
@@ -81,23 +88,28 @@ class SQLite:
         record lost.  What took their place is not adopted either; a restart does that, where somebody looks.
         """
         for name in (f"{self._path}", f"{self._path}-wal"):
-            try:
-                stat = Path(name).stat()
-            except OSError as cause:
-                raise errors.Unavailable(
-                    f"database: {name} is gone: {cause.strerror}; put it back and restart the service"
-                ) from cause
-            found = (stat.st_dev, stat.st_ino)
-            if self._files.setdefault(name, found) != found:
-                raise errors.Unavailable(
-                    f"database: {name} was replaced while it was in use; restart the service"
-                )
+            self._require_file(name)
+
+    def _require_file(self, name: str) -> None:
+        try:
+            stat = Path(name).stat()
+        except OSError as cause:
+            raise errors.Unavailable(
+                f"database: {name} is gone: {cause.strerror}; put it back and restart the service"
+            ) from cause
+        found = (stat.st_dev, stat.st_ino)
+        if self._files.setdefault(name, found) != found:
+            raise errors.Unavailable(
+                f"database: {name} was replaced while it was in use; restart the service"
+            )
 
     def _take_lock(self) -> None:
         # Polled, because a blocking flock has no end: a stopped process would stop all others.
         deadline = time.monotonic() + self._lock_timeout_seconds
         while True:
             try:
+                if self._lock is None:
+                    self._lock = os.open(f"{self._path}.train", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
@@ -106,6 +118,11 @@ class SQLite:
                         f" for {self._lock_timeout_seconds:g} seconds"
                     ) from None
                 time.sleep(LOCK_POLL_SECONDS)
+            except OSError as cause:
+                raise errors.Unavailable(
+                    f"database: {self._path}.train cannot be locked: {cause.strerror};"
+                    " the line goes on by itself when it can"
+                ) from cause
             else:
                 return
 
@@ -173,13 +190,15 @@ class SQLite:
             if lost is not None:
                 lost.close()
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            if self._lock is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _reader(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = self._connect()
             self._readers.append(db)
+        self._require_file(f"{self._path}")  # SQLite would go on reading what has no name any more
         return db
 
     def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
@@ -217,4 +236,6 @@ class SQLite:
             self._train = None
         while self._readers:
             self._readers.pop().close()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
