@@ -65,10 +65,10 @@ class WatchedClock:
             boot, wall = self._boot(), self._wall()
             jump = wall - boot - self._offset
             slewed = SLEW * max(boot - self._read_at, 0.0)
+            self._read_at = boot
             if abs(jump) > self._tolerance + slewed:
                 raise errors.Unavailable(_said(jump, wall))
             self._offset += min(max(jump, -slewed), slewed)
-            self._read_at = boot
         return datetime.fromtimestamp(wall, UTC)
 
 

@@ -29,12 +29,15 @@ from collections.abc import Callable
 
 from birthmark import errors
 
-__all__ = ["STARTUP_OCTETS", "SystemEntropy"]
+__all__ = ["IN_WINDOW", "REPEATED", "STARTUP_OCTETS", "WINDOW", "SystemEntropy"]
 
 STARTUP_OCTETS = 1024
-_REPEATED = 6
-_WINDOW, _IN_WINDOW = 512, 19
-_RUN = re.compile(rb"(.)\1{%d}" % (_REPEATED - 1), re.DOTALL)
+REPEATED = 6
+"""So many equal octets in a row are a failure."""
+WINDOW = 512
+IN_WINDOW = 19
+"""So many octets of a window equal to its first are a failure."""
+_RUN = re.compile(rb"(.)\1{%d}" % (REPEATED - 1), re.DOTALL)
 _COMPARED_FROM = 16
 
 
@@ -92,18 +95,18 @@ class SystemEntropy:
 
     def _test(self, drawn: bytes) -> None:
         if _RUN.search(self._tail + drawn) is not None:
-            raise self._failure(f"repetition count, {_REPEATED} equal octets in a row")
-        self._tail = (self._tail + drawn)[1 - _REPEATED :]
+            raise self._failure(f"repetition count, {REPEATED} equal octets in a row")
+        self._tail = (self._tail + drawn)[1 - REPEATED :]
         at = 0
         while at < len(drawn):
             if self._at == 0:
                 self._first, self._count = drawn[at], 0
-            part = drawn[at : at + _WINDOW - self._at]
+            part = drawn[at : at + WINDOW - self._at]
             self._count += part.count(self._first)
-            if self._count >= _IN_WINDOW:
-                raise self._failure(f"adaptive proportion, {self._count} equal octets among {_WINDOW}")
+            if self._count >= IN_WINDOW:
+                raise self._failure(f"adaptive proportion, {self._count} equal octets among {WINDOW}")
             at += len(part)
-            self._at = (self._at + len(part)) % _WINDOW
+            self._at = (self._at + len(part)) % WINDOW
 
     def _failure(self, which: str) -> errors.Unavailable:
         self._well = False

@@ -73,6 +73,7 @@ class SoftwareKeyStore:
         "_directory",
         "_keys",
         "_loading",
+        "_missed",
         "_passphrase",
         "_public",
         "_secrets",
@@ -85,6 +86,8 @@ class SoftwareKeyStore:
         self._keys: dict[KeyLabel, _PrivateKey] = {}
         self._public: dict[KeyLabel, bytes] = {}
         self._secrets: dict[KeyLabel, tuple[SecretKind, SecretBytes]] = {}
+        self._missed: set[KeyLabel] = set()
+        """Keys whose file was gone when it was looked for: it is read anew when it is back."""
         self._loading = threading.Lock()
         self._closed = False
         self._state = ("", datetime.now(UTC))
@@ -184,7 +187,7 @@ class SoftwareKeyStore:
             errors.IntegrityFailure: the file holds another key than before.
         """
         key = self._keys.get(label)
-        if key is None or not self._is_there(label, _SUFFIX):
+        if key is None or not self._is_as_before(label, _SUFFIX):
             key = self._open_key(label)
         return signature_by(key, message)
 
@@ -314,8 +317,13 @@ class SoftwareKeyStore:
 
     def health(self) -> Health:
         """See ``ports.KeyStore``: looks for the files of the keys that are open."""
-        gone = [label for label in tuple(self._keys) if not self._is_there(label, _SUFFIX)]
-        gone += [label for label in tuple(self._secrets) if not self._is_there(label, _SECRET_SUFFIX)]
+        known = [(label, _SUFFIX) for label in tuple(self._keys)]
+        known += [(label, _SECRET_SUFFIX) for label in tuple(self._secrets)]
+        gone = [
+            label
+            for label, suffix in known
+            if not self._is_as_before(label, suffix) and not self._is_there(label, suffix)
+        ]
         reason = f"key {gone[0]!r} is no longer in {self._directory}" if gone else ""
         if reason != self._state[0]:
             self._state = (reason, datetime.now(UTC))
@@ -330,6 +338,12 @@ class SoftwareKeyStore:
 
     def _path(self, label: KeyLabel, suffix: str) -> Path:
         return self._directory / f"{label}{suffix}"
+
+    def _is_as_before(self, label: KeyLabel, suffix: str) -> bool:
+        """Return whether the file of a key was never missed."""
+        if not self._is_there(label, suffix):
+            self._missed.add(label)
+        return label not in self._missed
 
     def _is_there(self, label: KeyLabel, suffix: str) -> bool:
         return os.path.lexists(f"{self._directory}/{label}{suffix}")
@@ -369,16 +383,19 @@ class SoftwareKeyStore:
 
     def _secret(self, label: KeyLabel) -> tuple[SecretKind, SecretBytes]:
         self._require_open()
-        there = self._is_there(check_label(label), _SECRET_SUFFIX)
-        if there and (known := self._secrets.get(label)) is not None:
+        if (
+            self._is_as_before(check_label(label), _SECRET_SUFFIX)
+            and (known := self._secrets.get(label)) is not None
+        ):
             return known
         with self._loading:
             passphrase = self._require_open()
-            if not there or label not in self._secrets:
+            if label not in self._secrets or not self._is_as_before(label, _SECRET_SUFFIX):
                 content = self._content(label, _SECRET_SUFFIX)
                 found = softsecrets.open_secret(label, content, passphrase)
                 if self._secrets.setdefault(label, found) != found:
                     raise errors.IntegrityFailure(f"key {label!r} is another one than before")
+                self._missed.discard(label)
             return self._secrets[label]
 
     def _transport(self, label: KeyLabel) -> rsa.RSAPrivateKey:
@@ -397,7 +414,7 @@ class SoftwareKeyStore:
         check_label(label)
         with self._loading:  # one scrypt for a key, however many ask for it at once
             self._require_open()
-            if label not in self._keys or not self._is_there(label, _SUFFIX):
+            if label not in self._keys or not self._is_as_before(label, _SUFFIX):
                 content = self._content(label, _SUFFIX)
                 self._remember(label, _decrypt(self._path(label, _SUFFIX), content, self._passphrase))
             return self._keys[label]
@@ -407,6 +424,7 @@ class SoftwareKeyStore:
         public = _public_der(key)
         if self._public.setdefault(label, public) != public:
             raise errors.IntegrityFailure(f"key {label!r} in {self._directory} is another one than before")
+        self._missed.discard(label)
         self._keys[label] = key
 
     def _require_open(self) -> SecretBytes:
