@@ -93,6 +93,7 @@ REST = (
         line="L1",
         runs="",
         authority="issuing-1",
+        hours=72,
         invited_by="operator:anna",
         expires_at=START,
         certificate=None,
