@@ -40,6 +40,7 @@ from birthmark.floor.runs import AllowedDevice, admit
 from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
+from birthmark.pki.envelope import NONCE_SIZE, Recipient, recipient_of, seal
 from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
@@ -80,6 +81,8 @@ class IssueRequest:
     """Certification requests for the run's further profiles, in their order; none if keys are delivered."""
     attested: Attested | None = None
     """What the device's TPM answered, for a run of devices with a TPM."""
+    envelope: bool = False
+    """Deliver the keys in envelopes to the key of the certificate the client shows."""
 
     def digest(self, run: str) -> str:
         """Return what tells this request from another under the same key."""
@@ -88,6 +91,8 @@ class IssueRequest:
             asked += self.further_csrs
         if self.attested is not None:
             asked += (self.attested.digest(),)
+        if self.envelope:
+            asked += ("envelope",)
         return sha256(repr(asked).encode()).hexdigest()
 
 
@@ -100,6 +105,8 @@ class IssuedCertificate:
     """DER."""
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
+    envelope: bytes | None = field(default=None, repr=False)
+    """The same in CMS (DER, ``pki.envelope``), if that was asked for; then ``private_key`` is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,8 @@ class Issued:
     challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
+    envelope: bytes | None = field(default=None, repr=False)
+    """The same in CMS (DER, ``pki.envelope``), if that was asked for; then ``private_key`` is None."""
     further: tuple[IssuedCertificate, ...] = ()
     """One for each further profile of the run: proved with the same challenge, released with the first."""
     element: Commands | None = field(default=None, repr=False)
@@ -137,6 +146,7 @@ class _Certified:
     spki: bytes = field(repr=False)
     spki_sha256: str
     private_key: SecretBytes | None
+    envelope: bytes | None = field(repr=False)
 
     def said(self) -> dict[str, str]:
         """Return what the log says of it."""
@@ -159,10 +169,9 @@ class _Prepared:
     further: tuple[_Certified, ...]
     attestation: Attestation | None
     """Of the device's TPM, with its answer."""
-
-    @property
-    def origin(self) -> KeyOrigin:
-        return KeyOrigin.BORN if self.first.private_key is None else KeyOrigin.DELIVERED
+    origin: KeyOrigin
+    enveloped_to: str | None
+    """Serial number (hex) of the certificate whose key opens the keys' envelopes."""
 
     @property
     def all(self) -> tuple[_Certified, ...]:
@@ -176,9 +185,13 @@ class _Prepared:
             chain=chain,
             challenge=self.challenge,
             private_key=self.first.private_key,
+            envelope=self.first.envelope,
             further=tuple(
                 IssuedCertificate(
-                    profile=one.profile, certificate=one.certificate, private_key=one.private_key
+                    profile=one.profile,
+                    certificate=one.certificate,
+                    private_key=one.private_key,
+                    envelope=one.envelope,
                 )
                 for one in self.further
             ),
@@ -215,7 +228,7 @@ class IssueDevices:
         """
         context = yield from self._runs.context(run)
         known = yield from attestations.recalled(context, (one.attested for one in requests))
-        ready = [self._prepare_or_refuse(context, request, known) for request in requests]
+        ready = [self._prepare_or_refuse(caller, context, request, known) for request in requests]
         committed: list[Committed[Any]] = yield [
             self._issue_act(caller, context, request, prepared)
             for request, prepared in zip(requests, ready, strict=True)
@@ -271,10 +284,10 @@ class IssueDevices:
         return issued
 
     def _prepare_or_refuse(
-        self, context: RunContext, request: IssueRequest, known: Known
+        self, caller: Caller, context: RunContext, request: IssueRequest, known: Known
     ) -> _Prepared | errors.Refusal:
         try:
-            return self._prepare(context, request, known)
+            return self._prepare(caller, context, request, known)
         except errors.Refusal as refusal:
             return refusal
 
@@ -309,7 +322,7 @@ class IssueDevices:
             reads=reads,
         )
 
-    def _prepare(self, context: RunContext, request: IssueRequest, known: Known) -> _Prepared:
+    def _prepare(self, caller: Caller, context: RunContext, request: IssueRequest, known: Known) -> _Prepared:
         """Vet, build, lint and sign; nothing here is known to anybody yet."""
         licence = context.licence
         hardware_id = licence.hardware_id.parse(request.hardware_id)
@@ -323,13 +336,14 @@ class IssueDevices:
                 f"run {licence.id} wants {wanted} further certification requests, not"
                 f" {len(request.further_csrs)}"
             )
+        recipient = _recipient(caller, request)
         csrs = (request.csr, *(request.further_csrs or (None,) * len(context.further)))
         templates = (context.template, *context.further)
         device = hardware_id.device
         attestation = attestations.judged(context, device, request.attested, known)
         keys = attestations.keys_in(attestation, len(templates))
         certified = [
-            self._certify(template, csr, hardware_id, key)
+            self._certify(template, csr, hardware_id, key, recipient)
             for template, csr, key in zip(templates, csrs, keys, strict=True)
         ]
         if len({one.spki_sha256 for one in certified}) != len(certified):
@@ -341,12 +355,20 @@ class IssueDevices:
             first=certified[0],
             further=tuple(certified[1:]),
             attestation=attestation,
+            origin=origin,
+            enveloped_to=None if recipient is None else caller.credential.serial,
         )
 
     def _certify(
-        self, template: Template, csr: bytes | None, hardware_id: HardwareId, wanted: bytes | None
+        self,
+        template: Template,
+        csr: bytes | None,
+        hardware_id: HardwareId,
+        wanted: bytes | None,
+        recipient: Recipient | None,
     ) -> _Certified:
         private_key: SecretBytes | None = None
+        envelope: bytes | None = None
         # First: OpenSSL draws from the same source, and while that fails its tests no key is made.
         serial = serial_number(self._entropy.token(20))
         if csr is None:
@@ -355,6 +377,10 @@ class IssueDevices:
             private_key = SecretBytes.taking(
                 made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
             )
+            if recipient is not None:
+                envelope = seal(private_key, recipient, self._entropy.token(NONCE_SIZE))
+                private_key.destroy()
+                private_key = None
         else:
             vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
             spki = vetted.subject_public_key_info
@@ -380,6 +406,7 @@ class IssueDevices:
             spki=spki,
             spki_sha256=sha256(spki).hexdigest(),
             private_key=private_key,
+            envelope=envelope,
         )
 
     def _sign(self, label: KeyLabel, message: bytes) -> bytes:
@@ -525,6 +552,7 @@ class IssueDevices:
         return (
             attestations.attested_said(prepared.attestation)
             | ({"further": further} if further else {})
+            | ({"enveloped_to": prepared.enveloped_to} if prepared.enveloped_to else {})
             | {
                 "device": prepared.device,
                 "attempt": attempt,
@@ -542,6 +570,18 @@ class IssueDevices:
                 "key_store": "development" if self._keys.development else "token",
             }
         )
+
+
+def _recipient(caller: Caller, request: IssueRequest) -> Recipient | None:
+    """Return to whom the keys are enveloped; None if they are not.
+
+    The commit sees to it that the certificate is still good, as for everything that is asked with it.
+    """
+    if not request.envelope:
+        return None
+    if request.csr is not None:
+        raise errors.MalformedRequest("a key that is born in the device is not delivered, in no envelope")
+    return recipient_of(caller.credential.der)
 
 
 def _certify(

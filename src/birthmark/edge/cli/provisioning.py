@@ -45,6 +45,14 @@ def provision(
     delivered: Annotated[
         bool, typer.Option("--delivered", help="The service makes the keys, instead of the device.")
     ] = False,
+    envelope: Annotated[
+        bool,
+        typer.Option(
+            "--envelope",
+            help="With --delivered: the keys come enveloped to the bootstrap credential's own key, so that"
+            " nobody between here and the service sees them.",
+        ),
+    ] = False,
     further: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,11 +82,15 @@ def provision(
     The same command again goes on where it was, whatever was lost in between, and never makes a second
     identity.
     """
+    if envelope and not delivered:
+        raise MalformedRequest("only keys that are --delivered come in an envelope")
     with (
         Station(station, url, operator=operator, patience_seconds=patience, on_wait=_say_why) as client,
         _device(enclave, element) as device,
     ):
-        release = client.provision(run, hardware_id, device, delivered=delivered, further=further or None)
+        release = client.provision(
+            run, hardware_id, device, delivered=delivered, envelope=envelope, further=further or None
+        )
     shown: dict[str, object] = {
         "device": release.device,
         "state": "released",

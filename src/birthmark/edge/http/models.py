@@ -148,6 +148,17 @@ class Issue(_Body):
     attested: Attested | None = Field(
         default=None, description="For a run of devices with a TPM: what it answered to /v1/runs/…/attest."
     )
+    envelope: bool = Field(
+        default=False,
+        strict=True,
+        description="Without csr: deliver the keys in envelopes to the key of the client's certificate, which"
+        " has to be for key agreement (EC) or key encipherment (RSA).",
+    )
+
+
+_ENVELOPE = Field(
+    description="Asked for by envelope, in place of private_key: PKCS#8 in CMS AuthEnvelopedData, PEM.",
+)
 
 
 class FurtherCertificate(_Body):
@@ -156,6 +167,7 @@ class FurtherCertificate(_Body):
     profile: str
     certificate: str = Field(description="PEM.")
     private_key: str | None = Field(default=None, description="PKCS#8 PEM of a delivered key.")
+    private_key_envelope: Annotated[str | None, _ENVELOPE] = None
 
 
 MOST_RESPONSES = 128
@@ -209,6 +221,7 @@ class IssueResult(_Body):
         default=None,
         description="PKCS#8 PEM of a delivered key: sent once, kept nowhere.",
     )
+    private_key_envelope: Annotated[str | None, _ENVELOPE] = None
     further: list[FurtherCertificate] = Field(
         default=[],
         description="For the run's further profiles, in their order; each is proved with the same challenge.",

@@ -30,6 +30,7 @@ from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certific
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.translations import (
+    cms_pem,
     commands_of,
     csr_octets,
     dialogue_step,
@@ -364,11 +365,13 @@ class StationPlane:
             chain=[self._chain_pem[der] for der in issued.chain],
             challenge=base64.b64encode(issued.challenge).decode(),
             private_key=marked(issued.private_key),
+            private_key_envelope=cms_pem(issued.envelope),
             further=[
                 models.FurtherCertificate.model_construct(
                     profile=one.profile,
                     certificate=to_pem(one.certificate),
                     private_key=marked(one.private_key),
+                    private_key_envelope=cms_pem(one.envelope),
                 )
                 for one in issued.further
             ],

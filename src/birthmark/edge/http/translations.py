@@ -5,12 +5,14 @@ import binascii
 
 from birthmark.edge.http import models
 from birthmark.edge.http.attestation import attested
+from birthmark.pki.certificates import to_pem
 from birthmark.services.dialogues import Commands, Responses
 from birthmark.services.injection import InjectRequest
 from birthmark.services.issue import IssueRequest
 from birthmark.services.prove import ProveRequest, Released
 
 __all__ = [
+    "cms_pem",
     "commands_of",
     "csr_octets",
     "dialogue_step",
@@ -20,6 +22,11 @@ __all__ = [
     "prove_result",
     "responses_of",
 ]
+
+
+def cms_pem(envelope: bytes | None) -> str | None:
+    """Return an envelope (CMS, DER) in PEM (RFC 7468 section 9), if there is one."""
+    return None if envelope is None else to_pem(envelope, "CMS")
 
 
 def csr_octets(text: str) -> bytes:
@@ -37,6 +44,7 @@ def issue_request(body: models.Issue) -> IssueRequest:
         csr=None if body.csr is None else csr_octets(body.csr),
         further_csrs=tuple(csr_octets(text) for text in body.further_csrs),
         attested=attested(body.attested),
+        envelope=body.envelope,
         key=body.idempotency_key,
     )
 

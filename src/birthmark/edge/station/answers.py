@@ -69,6 +69,11 @@ def _private_key(body: _Body) -> SecretBytes | None:
     return None if key is None else SecretBytes(_one_block(key, "PRIVATE KEY"))
 
 
+def _envelope(body: _Body) -> bytes | None:
+    envelope = _optional(body, "private_key_envelope", str)
+    return None if envelope is None else _one_block(envelope, "CMS")
+
+
 def _certificate(pem: str) -> bytes:
     return _one_block(pem, "CERTIFICATE")
 
@@ -274,6 +279,8 @@ class IssuedCertificate:
     """DER."""
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
+    envelope: bytes | None = field(default=None, repr=False)
+    """The same in CMS (DER) to the key of the station, if that was asked for."""
 
     @classmethod
     def read(cls, body: _Body) -> "IssuedCertificate":
@@ -282,6 +289,7 @@ class IssuedCertificate:
             profile=take(body, "profile", str),
             certificate=_certificate(take(body, "certificate", str)),
             private_key=_private_key(body),
+            envelope=_envelope(body),
         )
 
 
@@ -354,6 +362,8 @@ class Issued:
     challenge: bytes = field(repr=False)
     private_key: SecretBytes | None
     """PKCS#8 (DER) of a delivered key: sent once, kept nowhere."""
+    envelope: bytes | None = field(default=None, repr=False)
+    """The same in CMS (DER) to the key of the station, if that was asked for."""
     further: tuple[IssuedCertificate, ...] = ()
     """For the run's further profiles, in their order: proved with the same challenge."""
     element: ElementStep | None = None
@@ -375,6 +385,7 @@ class Issued:
             chain=tuple(_certificate(pem) for pem in _texts(body, "chain")),
             challenge=challenge,
             private_key=_private_key(body),
+            envelope=_envelope(body),
             further=tuple(map(IssuedCertificate.read, _objects(body, "further")))
             if "further" in body
             else (),

@@ -29,6 +29,8 @@ class IssueItem:
     """The same for the run's further profiles, in their order; none if keys are delivered."""
     attested: str | None = field(default=None, repr=False)
     """What the device's TPM answered (JSON, from ``attesting.written``), if the run wants to know."""
+    envelope: bool = False
+    """True to have delivered keys in envelopes to the station's own key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ def issue_body(item: IssueItem) -> dict[str, Any]:
         body["further_csrs"] = list(item.further_csrs)
     if item.attested is not None:
         body["attested"] = attested_body(item.attested)
+    if item.envelope:
+        body["envelope"] = True
     return body
 
 

@@ -110,6 +110,7 @@ class Station:
         self._name = credentials.name
         self._url = url or credentials.url
         self._anchors = credentials.device_anchors()
+        self._open_envelope = credentials.open_envelope
         self._operator = operator
         self._entropy = entropy
         self._records = StationRecords(self._folder, keep_checkpoints=keep_checkpoints)
@@ -289,6 +290,7 @@ class Station:
         element: DeviceElement,
         *,
         delivered: bool = False,
+        envelope: bool = False,
         further: Sequence[str] | None = None,
     ) -> Release:
         """Take one device from nothing to its release token, or from wherever it was.
@@ -302,6 +304,8 @@ class Station:
                 ``SeveralSlots`` too; if it puts keys into its secure element, a ``HasSecureElement``; if
                 it wants its TPM attested, an ``Attestable``.
             delivered: True to have the service make the keys.
+            envelope: True to have the keys it makes in envelopes to the key of this station's certificate, so
+                that nobody between the service and this object sees them; for a bootstrap credential.
             further: profiles of the run's further certificates, in their order; None to ask the service.  Of
                 use only where an older service does not tell a bootstrap credential.
 
@@ -316,7 +320,12 @@ class Station:
             errors.Refusal: the service refused; a later call is a new attempt.
         """
         work = self._work(run, hardware_id, element)
-        work.begin(delivered=delivered, wanted=partial(self._wanted_by, run, further), new_seq=self._next_seq)
+        work.begin(
+            delivered=delivered,
+            envelope=envelope,
+            wanted=partial(self._wanted_by, run, further),
+            new_seq=self._next_seq,
+        )
         if work.pending.phase is Phase.ASKING:
             try:
                 issued = self._issue(run, work.request(), work.pending.issue_seq)
@@ -341,6 +350,7 @@ class Station:
         run: str,
         devices: Sequence[tuple[str, DeviceElement, bool]],
         *,
+        envelope: bool = False,
         further: Sequence[str] | None = None,
     ) -> list[Release | errors.Refusal]:
         """Provision many devices with gang requests; each succeeds or fails alone.
@@ -348,6 +358,7 @@ class Station:
         Args:
             run: id of the run.
             devices: hardware id, element, and True to have the keys delivered.
+            envelope: as for ``provision``.
             further: as for ``provision``.
 
         Returns:
@@ -366,6 +377,7 @@ class Station:
         return gang.provision(
             [self._work(run, hardware_id, element) for hardware_id, element, _ in devices],
             delivered=[delivered for _, _, delivered in devices],
+            envelope=envelope,
             wanted=partial(self._wanted_by, run, further),
         )
 
@@ -416,6 +428,7 @@ class Station:
             service=self,
             anchors=self._anchors,
             new_key=self._new_key,
+            open_envelope=self._open_envelope,
         )
 
     def _carry(self, work: Work) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -32,9 +33,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from birthmark.edge.station.folder import Folder, flush_directory
-from birthmark.errors import MalformedRequest, NotFound, NotPermitted
+from birthmark.errors import IntegrityFailure, MalformedRequest, NotFound, NotPermitted
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.certificates import from_pem
+from birthmark.pki.envelope import open_envelope
 from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
@@ -75,6 +77,23 @@ class Credentials:
     def device_anchors(self) -> tuple[bytes, ...]:
         """Return the trust anchors that the chain of a device must lead to (DER)."""
         return self.anchors() if self.device_anchors_pem is None else from_pem(self.device_anchors_pem)
+
+    def open_envelope(self, envelope: bytes) -> SecretBytes:
+        """Return the delivered key (PKCS#8, DER) in an envelope to the station's own key.
+
+        Raises:
+            IntegrityFailure: it does not open.
+        """
+        try:
+            key = load_pem_private_key(
+                self.private_key.view(), None if self.passphrase is None else self.passphrase.reveal()
+            )
+            if isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+                return open_envelope(envelope, key, from_pem(self.certificate_pem)[0])
+            complaint = f"the key of {self.name} can only sign"
+        except (MalformedRequest, *UNREADABLE) as wrong:
+            complaint = str(wrong) if isinstance(wrong, MalformedRequest) else "the key cannot be read"
+        raise IntegrityFailure(f"a delivered key cannot be taken out of its envelope: {complaint}")
 
     def tls_context(self) -> ssl.SSLContext:
         """Return a client context: TLS 1.3, the service verified by name against the trust anchors alone.

@@ -50,13 +50,19 @@ class Gang:
         self._results: dict[int, Release | errors.Refusal] = {}
 
     def provision(
-        self, works: Sequence[Work], *, delivered: Sequence[bool], wanted: Callable[[], Wanted]
+        self,
+        works: Sequence[Work],
+        *,
+        delivered: Sequence[bool],
+        envelope: bool,
+        wanted: Callable[[], Wanted],
     ) -> list[Release | errors.Refusal]:
         """Take the devices from wherever they are to their release tokens.
 
         Args:
             works: the devices.
             delivered: True for those whose keys the service makes.
+            envelope: True to have those in envelopes.
             wanted: returns what the run wants of its devices.
 
         Returns:
@@ -66,7 +72,7 @@ class Gang:
         fresh, once = _Once(self._requests.new_seq), _Once(wanted)
         for index, (work, is_delivered) in enumerate(zip(works, delivered, strict=True)):
             with self._noting(index):
-                work.begin(delivered=is_delivered, wanted=once, new_seq=fresh)
+                work.begin(delivered=is_delivered, envelope=envelope, wanted=once, new_seq=fresh)
                 self._works[index] = work
         self._issue_all()
         while self._left():

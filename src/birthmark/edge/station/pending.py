@@ -114,6 +114,8 @@ class Pending:
     """What the device's TPM answered (JSON), exactly as sent with the issue request; None for no TPM."""
     element: ElementPending | None = None
     """For the device's secure element, if the run puts a key set into it; from ``installed`` on."""
+    envelope: bool = False
+    """True if the delivered keys come in envelopes."""
 
     def encode(self) -> bytes:
         """Return it as JSON, one line; nothing of further certificates or an element where there are none."""
@@ -123,6 +125,8 @@ class Pending:
         for name in ("attested", "element"):
             if value[name] is None:
                 del value[name]
+        if not self.envelope:
+            del value["envelope"]
         return json.dumps(value, sort_keys=True).encode() + b"\n"
 
     @classmethod

@@ -120,8 +120,10 @@ class Work:
         service: Service,
         anchors: Sequence[bytes],
         new_key: Callable[[], str],
+        open_envelope: Callable[[bytes], SecretBytes],
     ) -> None:
         """Prepare; nothing is looked at yet."""
+        self._open_envelope = open_envelope
         self._station = station
         self._run = run
         self._hardware_id = hardware_id
@@ -143,11 +145,19 @@ class Work:
 
     # --- the steps -------------------------------------------------------------------------------------
 
-    def begin(self, *, delivered: bool, wanted: Callable[[], Wanted], new_seq: Callable[[], int]) -> None:
+    def begin(
+        self,
+        *,
+        delivered: bool,
+        envelope: bool = False,
+        wanted: Callable[[], Wanted],
+        new_seq: Callable[[], int],
+    ) -> None:
         """Pick up what is under way, or write down the intent to ask for an identity.
 
         Args:
             delivered: True if the service makes the keys.
+            envelope: True to have them in envelopes; what is under way goes on as it was asked for.
             wanted: returns what the run wants of its devices.
             new_seq: takes a request number.
 
@@ -175,6 +185,7 @@ class Work:
                 hardware_id=self._hardware_id,
                 run=self._run,
                 delivered=delivered,
+                envelope=delivered and envelope,
                 issue_key=self._new_key(),
                 issue_seq=new_seq(),
                 csr=csrs[0],
@@ -203,6 +214,7 @@ class Work:
             csr=now.csr,
             further_csrs=tuple(one.csr for one in now.further if one.csr is not None),
             attested=now.attested,
+            envelope=now.envelope,
         )
 
     def accept(self, issued: Issued) -> None:
@@ -222,9 +234,10 @@ class Work:
             )
         asked: tuple[Pending | FurtherPending, ...] = (now, *now.further)
         certified: tuple[Issued | IssuedCertificate, ...] = (issued, *issued.further)
+        keys = [self._delivered_key(issued, one) for one in certified]
         certificates = [
-            self._verified_certificate(issued, one.certificate, one.private_key, request.csr)
-            for one, request in zip(certified, asked, strict=True)
+            self._verified_certificate(issued, one.certificate, key, request.csr)
+            for one, key, request in zip(certified, keys, asked, strict=True)
         ]
         if len({certificate.subject_public_key_info for certificate in certificates}) != len(certificates):
             raise errors.IntegrityFailure(f"the service sent {issued.device} one key for two certificates")
@@ -232,8 +245,8 @@ class Work:
         _message(issued.attempt, certificates[0].fingerprint, issued.challenge)
         carries = issued.element is not None or now.element is not None
         dialogue = Dialogue(self.card(), issued.element) if carries else None
-        for slot, one in zip(slots, certified, strict=True):
-            slot.install(certificate=one.certificate, chain=issued.chain, private_key=one.private_key)
+        for slot, one, key in zip(slots, certified, keys, strict=True):
+            slot.install(certificate=one.certificate, chain=issued.chain, private_key=key)
         self._remember(
             replace(
                 now,
@@ -251,6 +264,20 @@ class Work:
             )
         )
         self._dialogue = dialogue
+
+    def _delivered_key(self, issued: Issued, one: Issued | IssuedCertificate) -> SecretBytes | None:
+        """Return a delivered key, out of its envelope; None for one that was born in the device.
+
+        Raises:
+            IntegrityFailure: it came in the clear although an envelope was asked for, or the other way round:
+                somebody may have read it.
+        """
+        now = self.pending
+        if (one.envelope is not None) != now.envelope or (now.envelope and one.private_key is not None):
+            raise errors.IntegrityFailure(
+                f"the service sent {issued.device} a key in an envelope unasked, or one in the clear instead"
+            )
+        return one.private_key if one.envelope is None else self._open_envelope(one.envelope)
 
     def _verified_certificate(
         self, issued: Issued, certificate: bytes, private_key: SecretBytes | None, csr: str | None
