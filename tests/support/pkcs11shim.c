@@ -1,8 +1,8 @@
-/* A PKCS#11 module that passes every call on to another one, and renames two mechanisms on the way.
+/* A PKCS#11 module that passes every call on to another one, and renames three mechanisms on the way.
  *
- * p11-kit 0.24 carries only mechanisms that it knows from one process to the other, and it does not know EdDSA's.
- * So on the side of the client CKM_EDDSA and CKM_EC_EDWARDS_KEY_PAIR_GEN leave under the names of two mechanisms
- * that have no parameters either and that nobody has, and on the side of the token they get their own back.
+ * p11-kit 0.24 carries only mechanisms that it knows from one process to the other, and it knows neither EdDSA's
+ * nor AES-CMAC.  So on the side of the client these leave under the names of mechanisms that have no parameters
+ * either and that nobody has, and on the side of the token they get their own back.
  *
  * Compiled with INNER, the path of the other module; ADDRESS, where p11-kit's client finds its server (or
  * nothing); and TOKEN_SIDE, 1 or 0.  The layout of CK_FUNCTION_LIST is PKCS#11 v2.40's, section 5.4.
@@ -18,22 +18,16 @@ typedef ulong (*list_getter)(functions **);
 
 enum { MECHANISM_LIST = 7, MECHANISM_INFO = 8, SIGN_INIT = 42, VERIFY_INIT = 48, GENERATE_KEY_PAIR = 59 };
 
-#define EDWARDS_KEY_PAIR_GEN 0x1055ul
-#define EDDSA 0x1057ul
-#define BATON_KEY_GEN 0x1030ul
-#define FASTHASH 0x1070ul
+/* CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA, CKM_AES_CMAC, and CKM_BATON_KEY_GEN, CKM_FASTHASH, CKM_JUNIPER_KEY_GEN */
+static const ulong own[] = {0x1055, 0x1057, 0x108a}, assumed[] = {0x1030, 0x1070, 0x1060};
 
 static functions *inner, outer;
 
 /* As it is called towards the inner module, or (back) towards whoever calls us. */
 static ulong renamed(ulong name, int back) {
-    if (TOKEN_SIDE != back) {
-        if (name == BATON_KEY_GEN) return EDWARDS_KEY_PAIR_GEN;
-        if (name == FASTHASH) return EDDSA;
-    } else {
-        if (name == EDWARDS_KEY_PAIR_GEN) return BATON_KEY_GEN;
-        if (name == EDDSA) return FASTHASH;
-    }
+    const ulong *from = TOKEN_SIDE != back ? assumed : own, *to = TOKEN_SIDE != back ? own : assumed;
+    for (unsigned at = 0; at < sizeof own / sizeof *own; at++)
+        if (name == from[at]) return to[at];
     return name;
 }
 

@@ -2,7 +2,8 @@
 
 ``p11-kit server`` holds SoftHSM's module and serves it on a socket; the module that our program loads is
 p11-kit's client.  Each connection has a process of its own there (``p11-kit-remote``), forked by the server.
-Between p11-kit and the two ends sits ``pkcs11shim.c``, because p11-kit 0.24 does not carry EdDSA.
+Between p11-kit and the two ends sits ``pkcs11shim.c``, because p11-kit 0.24 carries neither EdDSA nor
+AES-CMAC; what it does not carry either (deriving, RFC 5649) cannot be tried here.
 """
 
 import os

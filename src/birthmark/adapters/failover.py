@@ -7,7 +7,8 @@ store alone: a pair holds the same keys because the same keys were brought there
 
 A key is used only if it is the one on record, in either store: whatever else has its label is not.  Of a key
 that is not on record (a responder's in a realm for tests, say) the first store's is taken as it is found, and
-a standby that was not compared with it is not used.  A label names one key for good, so each store is asked
+a standby that was not compared with it is not used.  A key without its twin in the standby is held while the
+first store is down.  A label names one key for good, so each store is asked
 once; a store itself sees to it that a label does not change its key afterwards.
 
 What is down is told in one sentence, the primary's reason first.  Left to others: how the same keys come
@@ -225,18 +226,24 @@ class FailoverKeyStore:
                 raise
             try:
                 done = self._use(other, labels, use)
-            except errors.Refusal as also:
+            except errors.Unavailable as also:
                 reasons = (str(down), str(also)) if active is self._primary else (str(also), str(down))
                 raise errors.Unavailable(_both(*reasons)) from also
         with self._lock:
-            if self._active is active:
+            # A store that is well and only has not this key stays active for the others.
+            if self._active is active and not active.health().up:
                 self._activate(other)
         return done
 
     def _use(self, member: Member, labels: Sequence[KeyLabel], use: Callable[[KeyStore], T]) -> T:
-        for label in labels:
-            if (id(member), label) not in self._same:
-                self._require_same(member, label)
+        try:
+            for label in labels:
+                if (id(member), label) not in self._same:
+                    self._require_same(member, label)
+        except (errors.NotFound, errors.IntegrityFailure) as no_twin:
+            if member is self._primary:
+                raise
+            raise errors.Unavailable(str(no_twin)) from no_twin
         return use(member)
 
     def _activate(self, member: Member) -> None:
