@@ -90,10 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in TARGETS] or not names:
         parser.error(f"no such target: {unknown}; there are {', '.join(TARGETS)}")
     broken = False
-    print(HEADING, flush=True)
+    sys.stdout.write(f"{HEADING}\n")
+    sys.stdout.flush()
     with ThreadPoolExecutor(asked.jobs) as pool:
         for outcome in pool.map(lambda name: fuzz(name, asked.seconds, asked.corpus), names):
-            print(outcome.line, flush=True)
+            sys.stdout.write(f"{outcome.line}\n")
+            sys.stdout.flush()
             broken = broken or outcome.ended != 0
             if asked.results is not None:
                 with asked.results.open("a", encoding="utf-8") as file:

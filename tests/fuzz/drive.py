@@ -3,7 +3,7 @@
 import sys
 from hashlib import sha256
 from pathlib import Path
-from random import Random
+from random import Random  # noqa: TID251  # the fuzzer says how
 
 import atheris
 
@@ -27,7 +27,7 @@ def main() -> None:
         target.attempt(data)
 
     def changed(data: bytes, longest: int, seed: int) -> bytes:
-        random = Random(seed)  # noqa: S311  # the fuzzer says how
+        random = Random(seed)  # noqa: S311
         found = None
         if random.random() < STRUCTURED:
             found = MUTATORS[target.shape](data, random, lambda octets: atheris.Mutate(octets, longest))

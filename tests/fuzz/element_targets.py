@@ -1,4 +1,4 @@
-"""Targets of ``element``, and of what reads the answers of chips: APDUs, SCP03, TPM structures, cards, tokens."""
+"""Targets of ``element``, and of what reads chips' answers: APDUs, SCP03, TPM structures, cards, tokens."""
 
 import functools
 import tempfile
@@ -23,7 +23,7 @@ from birthmark.element.card_data import parse_stored
 from birthmark.element.card_faults import Fault
 from birthmark.element.card_keys import Dishonesty
 from birthmark.element.card_state import StatusError, decode_state, encode_state
-from birthmark.element.keyset import KeyBlockForm, decode_put_key, decrypt_key, encode_put_key
+from birthmark.element.keyset import KeyBlockForm, KeyEntry, decode_put_key, decrypt_key, encode_put_key
 from birthmark.element.profiles import TPMProfile
 from birthmark.element.scp03 import (
     Challenge,
@@ -129,7 +129,7 @@ def _maker() -> tuple[TPMProfile, bytes]:
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(name)
-            .public_key(private_key(key, whose).public_key())  # type: ignore[arg-type]  # a key of an algorithm of ours
+            .public_key(private_key(key, whose).public_key())
             .serial_number(4711)
             .not_valid_before(NOW - timedelta(days=1))
             .not_valid_after(NOW + timedelta(days=1))
@@ -145,7 +145,7 @@ def _maker() -> tuple[TPMProfile, bytes]:
             alternative = x509.SubjectAlternativeName([x509.DirectoryName(x509.Name(maker))])
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             builder = builder.add_extension(alternative, critical=True)
-        return builder.sign(authority, hashes.SHA256()).public_bytes(Encoding.DER)  # type: ignore[arg-type]  # likewise
+        return builder.sign(authority, hashes.SHA256()).public_bytes(Encoding.DER)
 
     anchor = made(name, P256, "maker", ca=True)
     return TPMProfile(name="maker", sha256="", anchors=(anchor,)), made(x509.Name([]), P256, "tpm", ca=False)
@@ -313,7 +313,7 @@ def _key_information(data: bytes) -> object:
 
 
 def _key_information_seeds() -> Iterator[bytes]:
-    entries = [tlv.KeyEntry(kvn=0x30, kid=kid, key_type=0x88, size=16) for kid in (1, 2, 3)]
+    entries = [KeyEntry(kvn=0x30, kid=kid, key_type=0x88, size=16) for kid in (1, 2, 3)]
     yield b"\0" + tlv.encode_key_information(entries)
     yield b"\x01" + tlv.encode_key_information(entries, bare=True)
 

@@ -3,8 +3,10 @@
 import functools
 import json
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -20,9 +22,11 @@ from birthmark.edge.cli.logs import read_notes
 from birthmark.edge.cli.shipments import read_devices
 from birthmark.floor.authorities import Scope
 from birthmark.floor.clients import check_name
+from birthmark.floor.exposure import parse_exposure
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.key_assets import KeyPurpose
 from birthmark.floor.key_backups import KeyBackup
+from birthmark.floor.proposals import Deed, Motion
 from birthmark.floor.recalls import RecallAction, RecallOrder, Selection, SelectionKind, check_order
 from birthmark.floor.runs import RunLicence
 from birthmark.floor.samples import sample_hardware_id
@@ -35,6 +39,7 @@ from birthmark.pki.revocation import ReasonCode
 from birthmark.secret import SecretBytes
 from birthmark.services.ceremony_file import parse as parse_ceremony
 from birthmark.services.ceremony_record import Record, authority_document, known_from, replay
+from birthmark.services.investigate import subject_of
 from birthmark.services.publication_index import Index
 from birthmark.settings import load
 from tests.floor.test_runs import LICENCE
@@ -73,7 +78,7 @@ def _hardware_id_seeds() -> Iterator[bytes]:
 
 
 def _pattern(pattern: str) -> None:
-    """A pattern that is taken for a rule: one id that it accepts is found, and long ones are matched at once."""
+    """A pattern that is taken for a rule: one id it accepts is found, and long ones are matched at once."""
     rule = HardwareIdRule(kind=HardwareIdKind.SERIAL, pattern=pattern)
     sample_hardware_id(rule, ())
     for tried in ("A" * 64, "1" * 64, "A1" * 32):
@@ -104,6 +109,18 @@ def orders() -> Iterator[bytes]:
             proposed_by="operator:anna",
             invalidity_date=since,
         ).encode()
+
+
+MOTION = Motion(
+    realm="acme",
+    environment="test",
+    id="pp-0123456789",
+    deed=Deed.CHANGE_ROLE,
+    subject="operator:anna",
+    terms={"role": "auditor"},
+    reason="she has moved",
+    proposed_by="operator:bela",
+)
 
 
 def _order(data: bytes) -> None:
@@ -137,7 +154,8 @@ def _request(data: bytes) -> object:
 
 def _request_seeds() -> Iterator[bytes]:
     body = hierarchy().record.body
-    for events in (body["events"], []):
+    none: list[object] = []
+    for events in (body["events"], none):
         yield canonical(
             {
                 "file_sha256": sha256(_file()).hexdigest(),
@@ -227,6 +245,11 @@ def _notes(path: Path) -> object:
     return read_notes([path])
 
 
+def _shipped(path: Path) -> object:
+    with redirect_stderr(StringIO()):  # which devices are none is told there
+        return read_devices(path)
+
+
 def _listed(path: Path) -> object:
     return read_list(path, VIN, lambda _done, _of: None)
 
@@ -284,6 +307,13 @@ FLOOR_TARGETS = (
         seeds=orders,
         refuses=(errors.MalformedRequest, errors.PolicyRefused),
         shape=Shape.JSON,
+    ),
+    Target(name="motion", run=Motion.decode, seeds=lambda: [MOTION.encode()], shape=Shape.JSON),
+    Target(name="exposure", run=text(parse_exposure), seeds=lambda: [b"plane:station", b"run:R1"]),
+    Target(
+        name="subject-of-a-history",
+        run=text(subject_of),
+        seeds=lambda: [b"vin:1M8GDM9AXKP042788", b"certificate:0f:00", b"0f00", b"run:R1"],
     ),
     Target(name="scope", run=text(Scope.parse), seeds=lambda: [b"product=VAN|CAR;site=graz", b"*"]),
     Target(
@@ -351,12 +381,12 @@ FLOOR_TARGETS = (
     ),
     Target(
         name="shipment-csv",
-        run=as_file("shipment.csv", read_devices),
+        run=as_file("shipment.csv", _shipped),
         seeds=lambda: [b"device;lot\nvin:1M8GDM9AXKP042788;7\n"],
     ),
     Target(
         name="shipment-json",
-        run=as_file("shipment.json", read_devices),
+        run=as_file("shipment.json", _shipped),
         seeds=lambda: [b'["vin:1M8GDM9AXKP042788", {"device": "serial:AB-1"}]'],
         shape=Shape.JSON,
     ),

@@ -13,6 +13,7 @@ from birthmark.ledger.bundle import split_notes
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, decode_base64, decode_decimal, open_note
 from birthmark.ledger.proof import TlogProof
 from birthmark.ledger.verify import verify_bundle
+from birthmark.services.log_reading import skim
 from tests.fuzz.mutators import Shape
 from tests.fuzz.target import Target, halves, line_text, pieces, text
 from tests.ledger.sample import VKEY, Sample, sample, signed
@@ -45,7 +46,7 @@ def _note(note: str) -> object:
 
 
 def _resigned(body: str) -> object:
-    """A note whose text is the input and whose signature fits: what lies behind the signature is read, too."""
+    """A note whose text is the input and whose signature fits: what lies behind that is read, too."""
     try:
         checkpoint = Checkpoint.from_body(body)
         return open_note(signed(checkpoint), VKEY)
@@ -141,6 +142,7 @@ LEDGER_TARGETS = (
     ),
     Target(name="verifier-key", run=text(VerifierKey.parse), seeds=lambda: [str(VKEY).encode()]),
     Target(name="log-entry", run=entry.decode, seeds=lambda: log().entries[:3], shape=Shape.JSON),
+    Target(name="log-entry-skimmed", run=skim, seeds=lambda: log().entries[:3], shape=Shape.JSON),
     Target(name="canonical-json", run=entry.parse, seeds=lambda: log().entries[:3], shape=Shape.JSON),
     Target(name="log-time", run=text(entry.parse_time), seeds=lambda: [b"2026-11-22T10:00:00.000Z"]),
     Target(

@@ -8,10 +8,10 @@ deep is reached.  ``random.Random`` says how, so that the same number makes the 
 import json
 from collections.abc import Callable
 from enum import StrEnum
-from random import Random
+from random import Random  # noqa: TID251  # not a secret among them
 from typing import Any
 
-__all__ = ["MUTATORS", "Shape", "mutate_der", "mutate_json"]
+__all__ = ["MUTATORS", "Shape", "changed", "mutate_der", "mutate_json"]
 
 Octets = Callable[[bytes], bytes]
 """Changes the octets of a leaf."""
@@ -125,8 +125,9 @@ def _contains_itself(nodes: list[Node], above: tuple[int, ...] = ()) -> bool:
 # --- JSON
 
 _VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**53, 2**63, 10**30, 1.5, 1e308, "", "0", "a" * 300, "\x00", "\ud800",
-    "é", "\u202e", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----", [], [[]], [None], {}, {"": ""},
+    None, True, False, 0, 1, -1, 2**31, 2**53, 2**63, 10**30, 1.5, 1e308, "", "0", "a" * 300, "\x00",
+    "\ud800", "é", "\u202e", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----", [], [[]], [None],
+    {}, {"": ""},
 )  # fmt: skip
 
 
@@ -186,3 +187,17 @@ MUTATORS: dict[Shape, Callable[[bytes, Random, Octets], bytes | None]] = {
     Shape.DER: mutate_der,
     Shape.JSON: mutate_json,
 }
+
+
+def _flipped(octets: bytes, random: Random) -> bytes:
+    """Change, take out or put in one octet."""
+    at = random.randrange(len(octets) + 1)
+    return octets[:at] + random.choice((b"", bytes((random.randrange(256),)))) + octets[at + 1 :]
+
+
+def changed(shape: Shape, data: bytes, random: Random) -> bytes:
+    """Change an input a little, by what it is made of where that is known."""
+    found = None
+    if shape in MUTATORS and random.random() < 0.8:
+        found = MUTATORS[shape](data, random, lambda octets: _flipped(octets, random))
+    return _flipped(data, random) if found is None else found

@@ -32,7 +32,7 @@ from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, check_label
 from birthmark.pki.nameconstraints import complaint, read_limits
 from birthmark.pki.possession import proof_message, verify_proof
-from birthmark.pki.revocation import ReasonCode, read_entry, read_time, revoked_entry
+from birthmark.pki.revocation import CertStatus, ReasonCode, read_entry, read_time, revoked_entry
 from birthmark.services.ceremony_judgement import require_signature
 from tests.fuzz.mutators import Shape
 from tests.fuzz.target import Target, halves, joined, line_text, pieces, text
@@ -73,13 +73,13 @@ def request_of(algorithm: KeyAlgorithm) -> bytes:
     """A certification request as devices send them (DER)."""
     subject = x509.Name(
         [
-            x509.NameAttribute(x509.NameOID.COMMON_NAME, "D1"),
+            x509.NameAttribute(x509.NameOID.COMMON_NAME, "1M8GDM9AXKP042788"),
             x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, "1M8GDM9AXKP042788"),
         ]
     )
     key = private_key(algorithm, "device")
     digest = None if algorithm is KeyAlgorithm.ED25519 else hashes.SHA256()
-    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, digest)  # type: ignore[arg-type]  # Ed25519 goes with no hash
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, digest)
     return made.public_bytes(Encoding.DER)
 
 
@@ -120,7 +120,7 @@ def lists() -> tuple[bytes, ...]:
 
 
 def _vet(data: bytes) -> object:
-    return csr.vet(data, allowed=KeyAlgorithm)
+    return csr.vet(data, allowed=tuple(KeyAlgorithm))
 
 
 def _request_seeds() -> Iterator[bytes]:
@@ -203,7 +203,8 @@ def _tbs_list_seeds() -> Iterator[bytes]:
         yield around.prefix + found + around.suffix
 
 
-def _asked() -> Iterator[bytes]:
+def asked() -> Iterator[bytes]:
+    """OCSP requests."""
     ours = realm(P256)
     root, issuing = (x509.load_der_x509_certificate(octets) for octets in (ours.root_der, ours.issuing_der))
     for algorithm in (hashes.SHA1(), hashes.SHA256()):  # noqa: S303  # what the lightweight profile asks with
@@ -214,7 +215,7 @@ def _asked() -> Iterator[bytes]:
 
 
 def _asked_by_get() -> Iterator[bytes]:
-    for octets in _asked():
+    for octets in asked():
         yield b"\0/" + base64.b64encode(octets).replace(b"/", b"%2F")
         yield b"\1" + octets
 
@@ -228,9 +229,9 @@ def _get(data: bytes) -> object:
 def _answered() -> Iterator[bytes]:
     ours = realm(P256)
     ids = ocsp.issuer_ids(ours.issuing.subject, spki(P256, ISSUING_KEY))
-    statuses = (ocsp.CertStatus.GOOD, ocsp.CertStatus.REVOKED)
+    statuses = (CertStatus.GOOD, CertStatus.REVOKED)
     for status, nonce in zip(statuses, (b"n" * 32, None), strict=True):
-        revoked = status is ocsp.CertStatus.REVOKED
+        revoked = status is CertStatus.REVOKED
         single = ocsp.SingleResponse(
             cert_id=ocsp.cert_id(ids[0], 4711),
             status=status,
@@ -300,7 +301,7 @@ PKI_TARGETS = (
         seeds=_request_seeds,
         refuses=(TooLarge, PolicyRefused, MalformedRequest),
     ),
-    Target(name="ocsp-request", shape=Shape.DER, run=ocsp.decode_request, seeds=_asked),
+    Target(name="ocsp-request", shape=Shape.DER, run=ocsp.decode_request, seeds=asked),
     Target(name="ocsp-request-by-get", run=_get, seeds=_asked_by_get),
     Target(
         name="signature",

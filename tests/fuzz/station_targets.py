@@ -20,6 +20,7 @@ from birthmark.edge.station.checks import (
     verify_certificate,
     verify_token,
 )
+from birthmark.edge.station.codes import JoinCode
 from birthmark.edge.station.credentials import read_station_directory, settings_text
 from birthmark.edge.station.elements import algorithm_of, split
 from birthmark.edge.station.elements.carded import seconds
@@ -294,6 +295,11 @@ STATION_TARGETS = (
             b"\1" + requests()[0],
             b"\0" + to_pem(requests()[0], "NEW CERTIFICATE REQUEST").encode(),
         ],
+    ),
+    Target(
+        name="join-code",
+        run=text(JoinCode.parse),
+        seeds=lambda: [JoinCode(secret=SecretBytes(bytes(16)), pin=bytes(16)).spell().encode()],
     ),
     Target(
         name="pending-device",

@@ -6,6 +6,7 @@ from tests.fuzz.element_targets import ELEMENT_TARGETS
 from tests.fuzz.floor_targets import FLOOR_TARGETS
 from tests.fuzz.ledger_targets import LEDGER_TARGETS
 from tests.fuzz.pki_targets import PKI_TARGETS
+from tests.fuzz.plane_targets import PLANE_TARGETS
 from tests.fuzz.station_targets import STATION_TARGETS
 from tests.fuzz.target import Target
 
@@ -13,5 +14,12 @@ __all__ = ["TARGETS"]
 
 TARGETS: Mapping[str, Target] = {
     target.name: target
-    for target in (*PKI_TARGETS, *ELEMENT_TARGETS, *LEDGER_TARGETS, *STATION_TARGETS, *FLOOR_TARGETS)
+    for target in (
+        *PLANE_TARGETS,
+        *PKI_TARGETS,
+        *ELEMENT_TARGETS,
+        *LEDGER_TARGETS,
+        *STATION_TARGETS,
+        *FLOOR_TARGETS,
+    )
 }

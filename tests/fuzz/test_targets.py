@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.inputs import KEPT, kept
-from tests.fuzz.mutators import MUTATORS
+from tests.fuzz.mutators import changed
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
@@ -39,24 +39,18 @@ def test_every_kept_input_has_a_target_and_an_origin() -> None:
 
 @st.composite
 def mutated(draw: st.DrawFn, target: Target, seeds: Sequence[bytes]) -> bytes:
-    """A seed with a few octets replaced, taken out or put in, or two seeds cut and joined; or anything."""
-    octets = bytearray(draw(st.sampled_from(seeds)))
-    if draw(st.integers(0, 9)) == 0:
-        return draw(st.binary(max_size=64))
-    if target.shape in MUTATORS and draw(st.integers(0, 2)):
-        random = draw(st.randoms(use_true_random=False))
-        for _ in range(draw(st.integers(1, 4))):
-            changed = MUTATORS[target.shape](bytes(octets), random, lambda found: found[:-1] + b"\x80")
-            octets = octets if changed is None else bytearray(changed)
-        return bytes(octets[: target.longest])
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(octets)))
-        end = at + draw(st.integers(0, 4))
-        octets[at:end] = draw(st.binary(max_size=4))
-    if draw(st.booleans()):
-        other = draw(st.sampled_from(seeds))
-        octets = octets[: draw(st.integers(0, len(octets)))] + other[draw(st.integers(0, len(other))) :]
-    return bytes(octets[: target.longest])
+    """A seed changed a few times, two seeds cut and joined, or anything."""
+    octets, random = draw(st.sampled_from(seeds)), draw(st.randoms(use_true_random=False))
+    match draw(st.integers(0, 9)):
+        case 0:
+            return draw(st.binary(max_size=64))
+        case 1:
+            other = draw(st.sampled_from(seeds))
+            octets = octets[: draw(st.integers(0, len(octets)))] + other[draw(st.integers(0, len(other))) :]
+        case _:
+            for _ in range(draw(st.integers(1, 4))):
+                octets = changed(target.shape, octets, random)
+    return octets[: target.longest]
 
 
 @every_target
