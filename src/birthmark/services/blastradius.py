@@ -151,10 +151,11 @@ def selection_document(selection: Selection) -> dict[str, Any]:
     return shown
 
 
-def gone_since(chosen: Chosen, action: RecallAction, moment: datetime) -> UseCase[tuple[int, int]]:
+def gone_since(chosen: Chosen, action: RecallAction, moment: datetime | None) -> UseCase[tuple[int, int]]:
     """Return how many chosen certificates an action would change now, and how many went since a moment.
 
-    Gone is what the action would not change any more, because of something that came at or after the moment.
+    Gone is what the action would not change any more, because of something that came at or after the moment;
+    none if that is None.
     """
     left, gone, cursor = 0, 0, ""
     while (page := (yield from next_page(chosen, cursor, None))) is not None:
@@ -164,7 +165,9 @@ def gone_since(chosen: Chosen, action: RecallAction, moment: datetime) -> UseCas
         for line in lines:
             if changes(action, status(facts, line)):
                 left += 1
-            elif (was := facts.get(Revocation, line.id)) is not None and was.revoked_at >= moment:
+                continue
+            was = facts.get(Revocation, line.id)
+            if was is not None and moment is not None and was.revoked_at >= moment:
                 gone += 1
     return left, gone
 

@@ -179,7 +179,7 @@ class Recalls:
             check_order(order)
             chosen: Chosen = yield from choose(order.selection, self._listed)
             if order.selection.kind in WINDOWED:
-                yield from _require_unchanged(chosen, order, self._clock.now())
+                yield from _require_unchanged(chosen, order, None)
         except errors.Refusal as refusal:
             unready = refusal
         committed: list[Committed[Recall]] = yield [
@@ -442,8 +442,13 @@ def _decide_resume(caller: Caller, recall: str, facts: Facts, at: datetime) -> D
     return Decision(row)
 
 
-def _require_unchanged(chosen: Chosen, order: RecallOrder, proposed_at: datetime) -> UseCase[None]:
+def _require_unchanged(chosen: Chosen, order: RecallOrder, proposed_at: datetime | None) -> UseCase[None]:
     """Refuse an order that says another count than there is, but for what went since it was proposed.
+
+    Args:
+        chosen: where its certificates are.
+        order: what is signed.
+        proposed_at: when it was proposed; None if that is just being done.
 
     Raises:
         errors.IllegalTransition: people signed, or are to sign, for something else than would be done.
