@@ -41,6 +41,7 @@ from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
+from birthmark.services.proposals import Proposals
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import PublicationTerms, Publish
 from birthmark.services.recall import Recalls
@@ -254,6 +255,7 @@ def build(
                 keys, clock, entropy, catalogue, settings.realm.organization, realm.environment.mark
             ),
             authorise=authorise,
+            proposals=Proposals(realm, authorise, entropy),
             invitations=_invitations(settings, authorise, clock, entropy, catalogue),
             renewals=Renewals(authorise, clock, catalogue, settings.realm.organization),
             recalls=Recalls(realm, clock, entropy, store.log),

@@ -30,6 +30,7 @@ from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
 from birthmark.services.opening import OpenRuns
+from birthmark.services.proposals import Proposals
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import Publish
 from birthmark.services.recall import Recalls
@@ -62,6 +63,7 @@ class Application:
     inject: InjectDevices
     prove: ProveDevices
     authorise: Authorise
+    proposals: Proposals
     invitations: Invitations
     renewals: Renewals
     recalls: Recalls

@@ -19,6 +19,7 @@ from birthmark.floor.segments import is_segment
 
 __all__ = [
     "CAPABILITIES",
+    "FEWEST_OFFICERS",
     "PEOPLE",
     "PERSON",
     "PROPOSAL_LIFE",
@@ -152,6 +153,8 @@ ceremony's custodians stand in its file.  To shut a client out, to close a run o
 stops the line is never kept waiting for a second person.
 """
 _ALWAYS_TWO = frozenset({Capability.PROPOSE_RECALL})
+FEWEST_OFFICERS = 2
+"""What a production realm needs, to begin with and after every change of a role."""
 PROPOSAL_LIFE = timedelta(hours=24)
 """How long a proposal waits for its second person; then it can only be made anew."""
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import (
+    FEWEST_OFFICERS,
     PEOPLE,
     TWO_PERSON,
     Capability,
@@ -51,7 +52,6 @@ NEEDED: dict[Deed, Capability] = {
     Deed.CHANGE_ROLE: Capability.CHANGE_ROLES,
 }
 """What whoever proposes a deed must be allowed to; ``TWO_PERSON`` says the same of the second person."""
-FEWEST_OFFICERS = 2
 
 
 def terms_of(enrolment: Enrolment) -> dict[str, str]:

@@ -10,8 +10,11 @@ from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
+from birthmark.edge.cli.proposals import put
 from birthmark.edge.cli.session import session_of
 from birthmark.floor.authorities import ANY, Authority, AuthorityKind, AuthorityStatus, Custody
+from birthmark.floor.clients import Capability, takes_two
+from birthmark.floor.proposals import Deed
 from birthmark.pki.certificates import Certificate
 from birthmark.ports import carry
 
@@ -146,6 +149,9 @@ def _change(
     as_directory: Path | None,
 ) -> None:
     with session_of(context).acting(settings, as_directory) as (application, operator):
+        if takes_two(Capability.CHANGE_AUTHORITY, application.realm.environment):
+            put(application, operator, Deed.CHANGE_AUTHORITY, authority, {"status": str(status)}, reason)
+            return
         change = application.authorise.change(operator.caller, authority, status, reason)
         changed = carry(application.store, change)
     printing.line(f"authority {changed.id} is {changed.status}")
@@ -160,7 +166,7 @@ def suspend(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """Stop an authority from issuing until it is resumed; what it issued stays good."""
+    """Stop an authority from issuing until it is resumed; in production, propose it."""
     _change(context, authority, AuthorityStatus.SUSPENDED, reason, settings, as_directory)
 
 
@@ -173,7 +179,7 @@ def resume(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """Let a suspended authority issue again."""
+    """Let a suspended authority issue again; in production, propose it."""
     _change(context, authority, AuthorityStatus.ACTIVE, reason, settings, as_directory)
 
 
@@ -186,5 +192,5 @@ def retire(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_directory: AsDirectory = None,
 ) -> None:
-    """Stop an authority from issuing for good; what it issued stays good."""
+    """Stop an authority from issuing for good; in production, propose it. What it issued stays good."""
     _change(context, authority, AuthorityStatus.RETIRED, reason, settings, as_directory)

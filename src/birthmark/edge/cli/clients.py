@@ -1,6 +1,6 @@
 """``birthmark station``, ``operator`` and ``bootstrap``: who may connect (SPEC C1, C2).
 
-Three groups of one shape: let in, list, show, renew, shut out.
+Three groups of one shape: let in, list, show, renew, shut out.  How people are let in is in ``people``.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Cs
 from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import station_url
-from birthmark.floor.clients import PEOPLE, PERSON, Client, Credential, Role, client_id
+from birthmark.floor.clients import PERSON, Client, Credential, Role, client_id
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.pki.csr import vet
@@ -28,7 +28,20 @@ from birthmark.ports import carry
 from birthmark.services.authorise import Enrolment
 from birthmark.settings import Settings
 
-__all__ = ["AuthorityOption", "bootstraps", "operators", "stations"]
+__all__ = [
+    "AuthorityOption",
+    "UntilOption",
+    "Wanted",
+    "bootstraps",
+    "client_of",
+    "end_of",
+    "enrol",
+    "enrolment_of",
+    "operators",
+    "requested_key",
+    "service_of",
+    "stations",
+]
 
 stations = typer.Typer(
     name="station", no_args_is_help=True, help="Stations on the line: let in, renew, shut out."
@@ -51,7 +64,7 @@ UntilOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
+class Wanted:
     """A credential somebody wants."""
 
     role: Role
@@ -68,7 +81,26 @@ class _Wanted:
     renew: bool = False
 
 
-def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wanted: _Wanted) -> None:
+def enrolment_of(application: Application, wanted: Wanted, spki: bytes) -> Enrolment:
+    """Return the enrolment of somebody with this key; whoever is renewed stays what they are."""
+    known = client_of(application, client_id(wanted.role, wanted.name)) if wanted.renew else None
+    return Enrolment(
+        role=known.role if known else wanted.role,
+        name=wanted.name,
+        subject_public_key_info=spki,
+        authority=wanted.authority or certifier(application, wanted.role),
+        variables={"organization": application.settings.realm.organization, **wanted.variables},
+        site=known.site if known else wanted.site,
+        line=known.line if known else wanted.line,
+        hardware_id=known.hardware_id if known else wanted.hardware_id,
+        run=known.run if known else wanted.run,
+        not_after=end_of(wanted.until),
+        renew=wanted.renew,
+    )
+
+
+def enrol(context: typer.Context, settings: Path, as_directory: Path | None, wanted: Wanted) -> None:
+    """Let somebody in, where one person may, and write the credential directory."""
     credentials.require_room(wanted.out, renew=wanted.renew)
     with session_of(context).acting(settings, as_directory) as (application, operator):
         key: credentials.PrivateKey | None = None
@@ -76,22 +108,8 @@ def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wa
             key = credentials.fresh_key()
             spki = credentials.public_der(key)
         else:
-            spki = _requested_key(wanted.csr, wanted.role)
-        service = service_of(application)
-        known = _client(application, client_id(wanted.role, wanted.name)) if wanted.renew else None
-        enrolment = Enrolment(
-            role=known.role if known else wanted.role,
-            name=wanted.name,
-            subject_public_key_info=spki,
-            authority=wanted.authority or certifier(application, wanted.role),
-            variables={"organization": application.settings.realm.organization, **wanted.variables},
-            site=known.site if known else wanted.site,
-            line=known.line if known else wanted.line,
-            hardware_id=known.hardware_id if known else wanted.hardware_id,
-            run=known.run if known else wanted.run,
-            not_after=_end(wanted.until),
-            renew=wanted.renew,
-        )
+            spki = requested_key(wanted.csr, wanted.role)
+        service, enrolment = service_of(application), enrolment_of(application, wanted, spki)
         enrolled = carry(application.store, application.authorise.enrol(operator.caller, enrolment))
         credentials.write(wanted.out, wanted.name, enrolled, key, service)
     printing.fields(
@@ -106,17 +124,12 @@ def _enrol(context: typer.Context, settings: Path, as_directory: Path | None, wa
         printing.line(f"put the private key at {wanted.out / 'station.key'}, mode 0400")
 
 
-def _person(text: str) -> Role:
-    if text not in PEOPLE:
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(sorted(PEOPLE))}")
-    return Role(text)
-
-
-def _end(until: str | None) -> datetime | None:
+def end_of(until: str | None) -> datetime | None:
+    """Return a wanted end as certificates say it."""
     return None if until is None else moment(until).replace(microsecond=0)
 
 
-def _requested_key(csr: Path, role: Role) -> bytes:
+def requested_key(csr: Path, role: Role) -> bytes:
     """Return the key of a PKCS #10 request, proved to be its sender's; its names decide nothing."""
     try:
         octets = csr.read_bytes()
@@ -143,7 +156,12 @@ def public_url(settings: Settings) -> str:
     return station_url(public_host(plane, (*dns_names, *ip_addresses)), plane.port)
 
 
-def _client(application: Application, client: str) -> Client:
+def client_of(application: Application, client: str) -> Client:
+    """Return a client.
+
+    Raises:
+        errors.NotFound: there is none of this id.
+    """
     found = application.store.look({Client: (client,)}).get(Client, client)
     if found is None:
         raise errors.NotFound(f"there is no client {client}")
@@ -253,7 +271,7 @@ def enrol_station(
     as_directory: AsDirectory = None,
 ) -> None:
     """Let a station in: certify its key, put it on record, write its credential directory."""
-    wanted = _Wanted(
+    wanted = Wanted(
         role=Role.STATION,
         name=name,
         variables={"station": name},
@@ -264,7 +282,7 @@ def enrol_station(
         site=site,
         line=line,
     )
-    _enrol(context, settings, as_directory, wanted)
+    enrol(context, settings, as_directory, wanted)
 
 
 @stations.command("renew")
@@ -285,7 +303,7 @@ def renew_station(
     as_directory: AsDirectory = None,
 ) -> None:
     """Give a station another key and certificate; the ones it has stay good until they end."""
-    wanted = _Wanted(
+    wanted = Wanted(
         role=Role.STATION,
         name=name,
         variables={"station": name},
@@ -295,7 +313,7 @@ def renew_station(
         until=until,
         renew=True,
     )
-    _enrol(context, settings, as_directory, wanted)
+    enrol(context, settings, as_directory, wanted)
 
 
 @stations.command("show")
@@ -308,7 +326,7 @@ def show_station(
 ) -> None:
     """Show a station and all its certificates."""
     with session_of(context).application(settings) as application:
-        client = _client(application, f"{Role.STATION}:{name}")
+        client = client_of(application, f"{Role.STATION}:{name}")
         held = [one for one in application.store.scan(Credential) if one.client == client.id]
     shown, rows = document(client), credential_documents(held)
     if as_json:
@@ -318,66 +336,6 @@ def show_station(
     printing.line()
     heads = ("certificate", "authority", "not_after", "status")
     printing.columns(heads, ([row[head] for head in heads] for row in rows))
-
-
-@operators.command("enrol")
-def enrol_operator(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An operator id, not a person's name.")],
-    *,
-    role: Annotated[
-        Role,
-        typer.Option(help="What the person may do: operator, line-lead, officer or auditor.", parser=_person),
-    ],
-    out: Out,
-    csr: Csr = None,
-    authority: AuthorityOption = None,
-    until: UntilOption = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-) -> None:
-    """Let a person in: certify a key, put the person on record, write the credential directory."""
-    wanted = _Wanted(
-        role=role,
-        name=name,
-        variables={"operator": name},
-        out=out,
-        csr=csr,
-        authority=authority,
-        until=until,
-    )
-    _enrol(context, settings, as_directory, wanted)
-
-
-@operators.command("renew")
-def renew_operator(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="The operator's directory, changed in one step, or a new one."
-        ),
-    ],
-    csr: Csr = None,
-    authority: AuthorityOption = None,
-    until: UntilOption = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-) -> None:
-    """Give an operator another key and certificate; the ones in use stay good until they end."""
-    wanted = _Wanted(
-        role=Role.OPERATOR,
-        name=name,
-        variables={"operator": name},
-        out=out,
-        csr=csr,
-        authority=authority,
-        until=until,
-        renew=True,
-    )
-    _enrol(context, settings, as_directory, wanted)
 
 
 @bootstraps.command("issue")
@@ -403,7 +361,7 @@ def issue_bootstrap(
     if (hardware_id is None) == (run is None):
         raise errors.MalformedRequest("a bootstrap credential is for one --hardware-id or for one --run")
     device = None if hardware_id is None else device_id(hardware_id)
-    wanted = _Wanted(
+    wanted = Wanted(
         role=Role.BOOTSTRAP,
         name=name,
         variables={"run": run or "device", "hardware_id": "" if device is None else device.partition(":")[2]},
@@ -414,4 +372,4 @@ def issue_bootstrap(
         hardware_id=device,
         run=run,
     )
-    _enrol(context, settings, as_directory, wanted)
+    enrol(context, settings, as_directory, wanted)

@@ -19,7 +19,7 @@ from birthmark.edge.application import Factory
 from birthmark.edge.cli import exits, printing
 from birthmark.edge.cli.authorities import authorities
 from birthmark.edge.cli.ceremonies import ceremonies
-from birthmark.edge.cli.clients import bootstraps, operators, stations
+from birthmark.edge.cli.clients import bootstraps, stations
 from birthmark.edge.cli.configuration import config
 from birthmark.edge.cli.devices import devices
 from birthmark.edge.cli.elements import elements
@@ -28,7 +28,9 @@ from birthmark.edge.cli.incidents import show_incident
 from birthmark.edge.cli.keys import keys
 from birthmark.edge.cli.logs import logs, read_notes
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
+from birthmark.edge.cli.people import operators
 from birthmark.edge.cli.profiles import profiles
+from birthmark.edge.cli.proposals import proposals
 from birthmark.edge.cli.provisioning import provision
 from birthmark.edge.cli.publication import PlaneName, publish, responders
 from birthmark.edge.cli.realms import init
@@ -106,7 +108,7 @@ def command_tree() -> typer.Typer:
     tree.command("incident")(show_incident)
     tree.command("provision")(provision)
     tree.command("version")(version)
-    people = (stations, operators, bootstraps, servers, responders)
+    people = (stations, operators, proposals, bootstraps, servers, responders)
     fleet = (runs, devices, recalls, shipments)
     judged = (profiles, elements)
     for group in (*fleet, *people, authorities, ceremonies, keys, *judged, logs, config, _database()):

@@ -75,7 +75,7 @@ class Made:
     authority: str
     key_store: str
     stations: tuple[str, ...]
-    operator: str
+    operators: tuple[str, ...]
     checkpoint: str
     server_not_after: str
     ceremony_sha256: str
@@ -138,7 +138,7 @@ def _make(factory: Factory, plan: Plan, place: Path, elsewhere: _Elsewhere, pape
     operator = credentials.fresh_key()
     if papers is None:
         papers = _own_papers(factory, plan, place, operator)
-        people = [Attendant(id=plan.operator, sign=lambda message: operator.sign(message, _SHA256))]
+        people = [Attendant(id=plan.operators[0], sign=lambda message: operator.sign(message, _SHA256))]
     else:
         people = papers.attendants(factory)
     _check_ceremony(plan, papers.ceremony)
@@ -177,7 +177,7 @@ def _own_ceremony(factory: Factory, plan: Plan, operator: credentials.PrivateKey
         required=1,
         custodians=[
             Custodian(
-                id=plan.operator,
+                id=plan.operators[0],
                 role="first operator",
                 subject_public_key_info=credentials.public_der(operator),
             )
@@ -307,7 +307,7 @@ def _people(
     progress: Progress,
     operator: credentials.PrivateKey,
 ) -> Made:
-    """Let in the server, the stations and the first operator."""
+    """Let in the server, the stations and the first officers."""
     issuing = _first_issuing(plan, progress)
     root = issuing
     while root.issuer != root.id:
@@ -326,14 +326,10 @@ def _people(
     )
     for name in plan.stations:
         _enrol(application, plan, (Role.STATION, name), place / "stations" / name, service)
-    _enrol(
-        application,
-        plan,
-        (Role.OFFICER, plan.operator),
-        place / "operators" / plan.operator,
-        service,
-        operator,
-    )
+    for name in plan.operators:
+        # The first attended the realm's own ceremony with the key that becomes the officer's.
+        own = operator if name == plan.operators[0] else None
+        _enrol(application, plan, (Role.OFFICER, name), place / "operators" / name, service, own)
     return Made(
         directory=place,
         realm=application.realm,
@@ -341,7 +337,7 @@ def _people(
         authority=plan.authority,
         key_store="development (software)" if application.keys.development else "token",
         stations=plan.stations,
-        operator=plan.operator,
+        operators=plan.operators,
         checkpoint=application.store.checkpoint(),
         server_not_after=f"{server.certificate.not_after:%Y-%m-%d}",
         ceremony_sha256=progress.ceremony.sha256,

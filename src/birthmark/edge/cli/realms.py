@@ -60,7 +60,11 @@ def init(
         list[str] | None, typer.Option(metavar="NAME", help="Station to enrol; may be given again. [ST01]")
     ] = None,
     operator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Id of the first operator. [the login name]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Id of a first officer; may be given again. Production needs two. [the login name]",
+        ),
     ] = None,
     publication_url: Annotated[
         str | None,
@@ -188,7 +192,7 @@ def init(
         dns_names=tuple(dns if dns is not None else ([] if ip else ["localhost"])),
         ip_addresses=tuple(ip if ip is not None else ([] if dns else ["127.0.0.1"])),
         stations=tuple(station if station is not None else ["ST01"]),
-        operator=operator or _login_name(),
+        operators=tuple(operator or [_login_name()]),
         log_origin=log_origin or _origin(realm, site),
         publication_url=publication_url,
         database_url=database_url,
@@ -252,7 +256,7 @@ def _document(made: Made) -> dict[str, object]:
         "authority": made.authority,
         "key_store": made.key_store,
         "stations": [str((made.directory / "stations" / name).resolve()) for name in made.stations],
-        "operator": str((made.directory / "operators" / made.operator).resolve()),
+        "operators": [str((made.directory / "operators" / name).resolve()) for name in made.operators],
         "server_not_after": made.server_not_after,
         "checkpoint": made.checkpoint,
         "ceremony": str((made.directory / "ceremony").resolve()),
@@ -270,7 +274,7 @@ def _say(made: Made, *, own_root: bool, generated_root: bool) -> None:
             "authority": made.authority,
             "key store": made.key_store,
             "stations": ", ".join(str(place / "stations" / name) for name in made.stations) or "none",
-            "operator": place / "operators" / made.operator,
+            "officers": ", ".join(str(place / "operators" / name) for name in made.operators),
             "settings": place / "birthmark.toml",
             "server until": made.server_not_after,
         }

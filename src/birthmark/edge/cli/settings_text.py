@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from birthmark import errors
-from birthmark.floor.clients import check_name
+from birthmark.floor.clients import FEWEST_OFFICERS, check_name
 from birthmark.floor.locations import Locations
 from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
@@ -46,7 +46,8 @@ class Plan:
     dns_names: tuple[str, ...]
     ip_addresses: tuple[str, ...]
     stations: tuple[str, ...]
-    operator: str
+    operators: tuple[str, ...]
+    """Ids of the first officers; the first is the custodian of a test realm's own ceremony."""
     log_origin: str
     database_url: str
     database_password_file: Path | None
@@ -70,10 +71,21 @@ class Plan:
             errors.PolicyRefused: a production realm with its keys in files, and nobody said that this is
                 meant, or whose keys nobody but its first operator would have seen made.
         """
-        for what, name in (*(("station", name) for name in self.stations), ("operator", self.operator)):
+        for what, name in (
+            *(("station", name) for name in self.stations),
+            *(("operator", name) for name in self.operators),
+        ):
             check_name(what, name)
         if len(set(self.stations)) != len(self.stations):
             raise errors.MalformedRequest("a station is named twice")
+        if len(set(self.operators)) != len(self.operators):
+            raise errors.MalformedRequest("an operator is named twice")
+        if self.environment is Environment.PRODUCTION and len(self.operators) < FEWEST_OFFICERS:
+            raise errors.PolicyRefused(
+                "officers",
+                f"a production realm begins with {FEWEST_OFFICERS} officers: nobody opens a run or lets"
+                " somebody in alone; name them with --operator, given again",
+            )
         for label in (self.label("log"), self.label(self.authority)):
             check_label(label)
         for text in self.ip_addresses:
