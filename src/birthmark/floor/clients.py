@@ -2,8 +2,8 @@
 
 A client is a station, a person, a device holding a bootstrap certificate, or the server itself.  A client has
 credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte with
-the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what, and ``TWO_PERSON``
-of what nobody does alone.
+the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what, and
+``TWO_PERSON`` of what nobody does alone.
 
 A person is the same person whatever their role: the id says ``operator:``, and the role is what may change.
 """

@@ -1,7 +1,7 @@
-"""How fast one may go: token buckets, kept with the record, so that no restart and no second process refills them.
+"""How fast one may go: token buckets, kept with the record: no restart and no second process refills them.
 
-A bucket holds up to ``burst`` tokens, gets ``per_minute`` a minute, and an act takes one.  Time is that of the
-commit, which never goes back.
+A bucket holds up to ``burst`` tokens, gets ``per_minute`` a minute, and an act takes one.  Time is that of
+the commit, which never goes back.
 """
 
 from dataclasses import dataclass

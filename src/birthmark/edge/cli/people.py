@@ -1,4 +1,4 @@
-"""How people get in, and what they may do: the commands of ``birthmark operator`` beside those of ``clients``.
+"""How people get in, and what they may do: commands of ``birthmark operator`` beside those of ``clients``.
 
 In production a person's private key is made on the person's own machine (``request``), two officers let the
 person in (``enrol`` and ``proposal approve``), and the person takes the certificate away (``fetch``).  In a
@@ -121,8 +121,8 @@ def renew_person(
 ) -> None:
     """Give a person another key and certificate; those in use stay good until they end.
 
-    Everybody renews their own. In production two officers renew somebody else's: whoever holds it acts as that
-    person.
+    Everybody renews their own. In production two officers renew somebody else's: whoever holds it
+    acts as that person.
     """
     _let_in(
         context,

@@ -1,7 +1,7 @@
 """``birthmark proposal``: what one person proposed and another makes true (SPEC K1).
 
-Proposals are made by the commands that would otherwise act (``authority suspend``, ``operator enrol``); ``put``
-is how those make one.
+Proposals are made by the commands that would otherwise act (``authority suspend``, ``operator enrol``);
+``put`` is how those make one.
 """
 
 from collections.abc import Mapping
