@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 from birthmark import errors
 from birthmark.adapters import system
@@ -35,6 +36,7 @@ from birthmark.ports import Clock, Entropy, KeyStore, Observer, Publication, Sto
 from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
+from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
 from birthmark.services.challenges import Challenges
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.injection import InjectDevices
@@ -63,11 +65,13 @@ __all__ = [
     "build",
     "build_public",
     "clock",
+    "copies",
     "create_realm",
     "entropy",
     "inspector",
     "migrate",
     "open_key_store",
+    "read_copy",
     "read_secret",
 ]
 
@@ -194,6 +198,20 @@ def create_realm(settings: DatabaseSettings, realm: Realm) -> None:
     from birthmark.adapters.sql import migrate as sql_migrate  # half a second, for a command that is rare
 
     sql_migrate.create_realm(settings.url, realm, _password(settings))
+
+
+def copies(settings: DatabaseSettings) -> DatabaseCopies:
+    """Return what copies the database as a whole, and puts a copy back."""
+    from birthmark.adapters.sql.copies import copies_of  # as above
+
+    return copies_of(settings.url, _password(settings))
+
+
+def read_copy(engine: Engine, path: Path) -> CopyReader:
+    """Return what reads a copy of a database."""
+    from birthmark.adapters.sql import copies as sql_copies  # as above
+
+    return sql_copies.read_copy(engine, path)
 
 
 def build(

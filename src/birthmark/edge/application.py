@@ -26,6 +26,7 @@ from birthmark.ports import (
 from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
+from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -157,4 +158,12 @@ class Factory(Protocol):
 
     def create_realm(self, settings: DatabaseSettings, realm: Realm) -> None:
         """Write the realm and an empty log into a migrated database."""
+        ...
+
+    def copies(self, settings: DatabaseSettings) -> DatabaseCopies:
+        """Return what copies the database as a whole, and puts a copy back."""
+        ...
+
+    def read_copy(self, engine: Engine, path: Path) -> CopyReader:
+        """Return what reads a copy of a database."""
         ...

@@ -18,6 +18,7 @@ from birthmark import errors
 from birthmark.edge.application import Factory
 from birthmark.edge.cli import exits, printing
 from birthmark.edge.cli.authorities import authorities
+from birthmark.edge.cli.backups import backups, restore
 from birthmark.edge.cli.ceremonies import ceremonies
 from birthmark.edge.cli.clients import bootstraps, stations
 from birthmark.edge.cli.configuration import config
@@ -107,11 +108,13 @@ def command_tree() -> typer.Typer:
     tree.command("history")(show_history)
     tree.command("incident")(show_incident)
     tree.command("provision")(provision)
+    tree.command("restore")(restore)
     tree.command("version")(version)
     people = (stations, operators, proposals, bootstraps, servers, responders)
     fleet = (runs, devices, recalls, shipments)
     judged = (profiles, elements)
-    for group in (*fleet, *people, authorities, ceremonies, keys, *judged, logs, config, _database()):
+    kept = (logs, backups, config, _database())
+    for group in (*fleet, *people, authorities, ceremonies, keys, *judged, *kept):
         tree.add_typer(group)
     return tree
 
