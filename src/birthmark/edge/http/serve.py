@@ -7,48 +7,63 @@ has processes of its own, which never open the store of the authorities' keys.
 """
 
 import asyncio
-import ctypes
 import logging
 import os
-import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import uvicorn
 
 from birthmark import errors
+from birthmark.edge import hardening
 from birthmark.edge.application import Application, Factory
+from birthmark.edge.http.board import Board, Desk
 from birthmark.edge.http.direct import public_protocol
+from birthmark.edge.http.enrolment import anonymous_context, create_enrolment_app
+from birthmark.edge.http.exposure import ExposureView
+from birthmark.edge.http.limits import Door, Limits, allow_descriptors
+from birthmark.edge.http.lookout import Lookout
+from birthmark.edge.http.metrics import LAYOUT, CountedAnswering, Meter, ObservedApp, counted, measure_process
+from birthmark.edge.http.ops import OpsPlaneApp
 from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.public import PublicPlane
+from birthmark.edge.http.servicelog import request_fields
 from birthmark.edge.http.station import create_app
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import carry
 from birthmark.services.acts import ANONYMOUS, recognise, record_refusal
-from birthmark.settings import Settings
+from birthmark.settings import Settings, TokenKeys
+
+if TYPE_CHECKING:
+    from birthmark.edge.http.tracing import Tracing
 
 __all__ = ["Plane", "configure_log", "serve"]
 
 log = logging.getLogger(__name__)
 _Event = MutableMapping[str, Any]
 
-PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
 BACKLOG = 512
 DISTINCT_REFUSALS = 100
 FLUSH_SECONDS = 1.0
 RESTART_SECONDS = 0.5
 HASTY_SECONDS = 10.0
 """A process that gives up sooner after its start has not served."""
+BEAT_TICKS = 10
+MEASURE_TICKS = 100
+"""After so many tenths of a second a process shows that it lives, and how large it is."""
+REFUSED_PIN = 77
+"""Exit code (EX_NOPERM of sysexits.h) of a process that may not open what it needs; it is not started again:
+a token locks after a few wrong PINs."""
 STOP_SECONDS = 10.0
 """How long the parent waits for its processes before it kills them."""
 
@@ -57,7 +72,11 @@ class Plane(StrEnum):
     """One listener."""
 
     STATION = "station"
+    ENROLMENT = "enrolment"
+    """Lets stations in that were invited."""
     PUBLIC = "public"
+    OPS = "ops"
+    """Watches the processes of the others."""
 
 
 def serve(
@@ -78,42 +97,93 @@ def serve(
     Raises:
         errors.NotFound: the settings do not have such a plane, or none.
         errors.Unavailable: an address cannot be bound.
+        errors.NotPermitted: it is not to run as this user; see ``hardening.give_up_root``.
         errors.Refusal: something the settings name cannot be opened.
     """
     configure_log()
-    _forbid_core_dumps()
-    works: list[Callable[[], None]] = []
-    for plane in planes or _switched_on(settings):
-        table = settings.station_plane if plane is Plane.STATION else settings.public_plane
-        run = _run if plane is Plane.STATION else _run_public
-        listener = _listen(table.host, table.port)
+    hardening.shut()
+    wanted = list(planes or _switched_on(settings))
+    served = [plane for plane in wanted if plane is not Plane.OPS]
+    if not served:
+        raise errors.NotFound("the ops plane watches the planes that are served beside it: name another one")
+    works: list[tuple[str, Callable[[Desk], None]]] = []
+    for plane in served:
+        host, port, count = _place(plane, settings)
+        run = _RUNS[plane]
+        listener = _listen(host, port)
         host, port = listener.getsockname()[:2]
         log.info("%s plane listens", plane, extra={"host": host, "port": port, "realm": settings.realm.name})
-        count = processes if processes is not None and plane is Plane.STATION else table.processes
-        works += [partial(_start, run, factory, settings, listener)] * count
-    if len(works) == 1:
-        works[0]()
+        count = processes if processes is not None and plane is Plane.STATION else count
+        start = partial(_start, run, factory, settings, listener)
+        works += [(f"{plane}-{number}", start) for number in range(1, count + 1)]
+    board = Board([name for name, _ in works], LAYOUT)
+    begun: list[Callable[[], None]] = [partial(work, board.desk(name)) for name, work in works]
+    if Plane.OPS in wanted:
+        begun.append(_watch(factory, settings, board))
+    factory()  # imports while root still can: the interpreter may lie where only root gets to
+    hardening.give_up_root(
+        settings,
+        station=not {Plane.STATION, Plane.ENROLMENT}.isdisjoint(served),
+        public=Plane.PUBLIC in served,
+    )
+    if len(begun) == 1 and not isinstance(settings.key_store_table, TokenKeys):
+        begun[0]()
         return 0
-    return _supervise(works)
+    # A process whose token never comes back from a call ends, and somebody has to start another.
+    return _supervise(begun)
+
+
+def _place(plane: Plane, settings: Settings) -> tuple[str, int, int]:
+    """Return where a plane listens, and with how many processes."""
+    if plane is Plane.ENROLMENT:
+        return settings.enrolment_plane.host, settings.enrolment_plane.port, 1
+    table = settings.station_plane if plane is Plane.STATION else settings.public_plane
+    return table.host, table.port, table.processes
 
 
 def _switched_on(settings: Settings) -> list[Plane]:
     found = [Plane.STATION] if settings.station_table is not None else []
+    found += [Plane.ENROLMENT] if settings.enrolment_table is not None else []
     found += [Plane.PUBLIC] if settings.public_table is not None else []
     if not found:
         raise errors.NotFound(
             "the settings have neither [station-plane] nor [public-plane]: nothing to serve"
         )
-    return found
+    return [*found, Plane.OPS] if settings.ops_table is not None else found
 
 
 def _start(
-    run: Callable[[Factory, Settings, socket.socket], None],
+    run: Callable[[Factory, Settings, socket.socket, Meter], None],
     factory: Callable[[], Factory],
     settings: Settings,
     listener: socket.socket,
+    desk: Desk,
 ) -> None:
-    run(factory(), settings, listener)
+    if (why_not := hardening.lock()) is not None:
+        log.warning("%s", why_not)
+    desk.take()
+    spans = _spans(settings)
+    try:
+        run(factory(), settings, listener, Meter(desk, spans))
+    finally:
+        if spans is not None:
+            spans.close()
+
+
+def _spans(settings: Settings) -> "Tracing | None":
+    if settings.tracing_table is None:
+        return None
+    from birthmark.edge.http.tracing import Tracing  # noqa: PLC0415  # an extra, which is not everywhere
+
+    return Tracing.open(settings.tracing_table, settings.realm)
+
+
+def _watch(factory: Callable[[], Factory], settings: Settings, board: Board) -> Callable[[], None]:
+    table = settings.ops_plane
+    listener = _listen(table.host, table.port)
+    host, port = listener.getsockname()[:2]
+    log.info("ops plane listens", extra={"host": host, "port": port, "realm": settings.realm.name})
+    return lambda: _run_ops(factory(), settings, listener, board)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -129,45 +199,129 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run(factory: Factory, settings: Settings, listener: socket.socket) -> None:
+def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
     """Build the application and serve it on the socket until told to stop."""
-    application = factory.build(settings)
-    _require_log_key(application)
     plane = settings.station_plane
-    refusals = _RefusedHandshakes(application)
+    allow_descriptors(plane.max_connections)
+    application = factory.build(settings, observer=meter)
+    _require_log_key(application)
+    application.watch_keys()
+    refusals = _RefusedHandshakes(application, meter)
+    lookout = None if settings.ops_table is None else Lookout(application, meter.desk, settings.ops_table)
+
+    exposures = ExposureView(application.store, application.log, application.clock, Plane.STATION)
+
+    def at_end() -> None:
+        if lookout is not None:
+            lookout.stop()
+        exposures.stop()
+        refusals.record_all(last=True)
+
     context = server_context(
         plane.certificate_file,
         plane.key_file,
         factory.read_secret(plane.key_passphrase_file),
         plane.client_ca_file,
         refusals.note,
+        exposures.admits,
     )
     config = uvicorn.Config(
-        create_app(application, at_end=refusals.record_all),
-        http=protocol(refusals.note, plane.request_seconds),
+        ObservedApp(create_app(application, at_end=at_end, admits=exposures.admits), meter),
+        http=counted(
+            protocol(
+                refusals.note, plane.request_seconds, plane.answer_seconds, plane.max_connections_per_client
+            ),
+            meter,
+        ),
         loop="uvloop",
         ws="none",
         lifespan="on",
-        ssl_context_factory=lambda _config, _default: context,
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=plane.keep_alive_seconds,
         timeout_graceful_shutdown=3,
-        h11_max_incomplete_event_size=None,
     )
-    _Server(config).run(sockets=[listener])
+    limits = Limits(
+        connections=plane.max_connections,
+        per_address=plane.max_connections_per_address,
+        handshakes=plane.max_handshakes,
+        handshake_seconds=plane.handshake_seconds,
+        answer_seconds=plane.answer_seconds,
+    )
+    if lookout is not None:
+        lookout.start()
+    exposures.start()
+    _Server(config, limits, meter.desk, refusals.note, context).run(sockets=[listener])
 
 
-def _run_public(factory: Factory, settings: Settings, listener: socket.socket) -> None:
+def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
+    """Build the application and let stations in on the socket until told to stop."""
+    table, plane = settings.enrolment_plane, settings.station_plane
+    allow_descriptors(table.max_connections)
+    application = factory.build(settings, observer=meter)
+    _require_log_key(application)
+    application.watch_keys()
+    refusals = _RefusedHandshakes(application, meter)
+    exposures = ExposureView(application.store, application.log, application.clock, Plane.ENROLMENT)
+
+    def at_end() -> None:
+        exposures.stop()
+        refusals.record_all(last=True)
+
+    context = anonymous_context(
+        plane.certificate_file,
+        plane.key_file,
+        factory.read_secret(plane.key_passphrase_file),
+        plane.client_ca_file,
+        refusals.note,
+        exposures.admits,
+    )
+    config = uvicorn.Config(
+        ObservedApp(create_enrolment_app(application, at_end=at_end), meter, "enrolment"),
+        http=counted(protocol(refusals.note, table.request_seconds, plane.answer_seconds, 0), meter),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=table.request_seconds,
+        timeout_graceful_shutdown=3,
+    )
+    limits = Limits(
+        connections=table.max_connections,
+        per_address=table.max_connections_per_address,
+        handshakes=table.max_connections,
+        handshake_seconds=table.handshake_seconds,
+        answer_seconds=plane.answer_seconds,
+    )
+    exposures.start()
+    _Server(config, limits, meter.desk, refusals.note, context).run(sockets=[listener])
+
+
+def _run_public(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
     """Build what the public plane needs and serve it on the socket until told to stop."""
-    application, table = factory.build_public(settings), settings.public_plane
+    table = settings.public_plane
+    allow_descriptors(table.max_connections)
+    application = factory.build_public(settings)
+    limits = Limits(
+        connections=table.max_connections,
+        per_address=table.max_connections_per_address,
+        answer_seconds=table.request_seconds,
+    )
     try:
         plane = PublicPlane(application)
+        if plane.answering is not None:
+            plane.answering = CountedAnswering(plane.answering, meter)
         config = uvicorn.Config(
-            plane,
-            http=public_protocol(table.request_seconds, plane.answering, application.clock, table.prefix),
+            ObservedApp(plane, meter, "public"),
+            http=counted(
+                public_protocol(table.request_seconds, plane.answering, application.clock, table.prefix),
+                meter,
+            ),
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -176,31 +330,95 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket) -
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=table.max_connections,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=None,
         )
-        _Server(config).run(sockets=[listener])
+        _Server(config, limits, meter.desk).run(sockets=[listener])
         plane.close()
     finally:
         application.close()
 
 
+def _run_ops(factory: Factory, settings: Settings, listener: socket.socket, board: Board) -> None:
+    """Show the board until told to stop."""
+    table, clock = settings.ops_plane, factory.clock()
+    config = uvicorn.Config(
+        OpsPlaneApp(board, settings, clock),
+        http=public_protocol(table.request_seconds, None, clock, ""),
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+    )
+    limits = Limits(connections=table.max_connections, answer_seconds=table.request_seconds)
+    _Server(config, limits, None).run(sockets=[listener])
+
+
+_RUNS = {Plane.STATION: _run, Plane.ENROLMENT: _run_enrolment, Plane.PUBLIC: _run_public}
+
+
 def _require_log_key(application: Application) -> None:
-    """Refuse to begin what could not be logged (SPEC E4).
+    """Refuse to begin what could not be logged (SPEC E4); a token that cannot be reached may come yet.
 
     Raises:
         errors.NotFound: the key store has no such key.
         errors.IntegrityFailure: it has another one than the log is signed with.
     """
     label = KeyLabel(application.settings.log.key)
-    if not application.keys.public_key(label).endswith(VerifierKey.parse(application.realm.vkey).public):
+    try:
+        public = application.keys.public_key(label)
+    except errors.Unavailable as down:
+        log.error("the line is held from the start: %s", down)  # noqa: TRY400  # a refusal is told, not traced
+        return
+    if not public.endswith(VerifierKey.parse(application.realm.vkey).public):
         raise errors.IntegrityFailure(f"the key {label} is not the one this log is signed with")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but told to stop it ends with exit code 0 and not by the signal a second time."""
+    """uvicorn behind our own doors; told to stop it ends with exit code 0, not by the signal once more."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limits: Limits,
+        desk: Desk | None,
+        told: Callable[[errors.Refusal, bytes], None] = lambda _refusal, _peer: None,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(config)
+        self._limits, self._desk, self._told, self._context = limits, desk, told, context
+
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn: it is called ten times a second as long as the event loop goes round."""
+        if self._desk is not None and counter % BEAT_TICKS == 0:
+            self._desk.beat()
+            if counter % MEASURE_TICKS == 0:
+                measure_process(self._desk)
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        welcome: Callable[[], asyncio.Protocol] = partial(
+            cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for listener in sockets or []:
+            door = Door(
+                listener=listener,
+                welcome=welcome,
+                limits=self._limits,
+                told=self._told,
+                context=self._context,
+            )
+            self.servers.append(door.open())  # type: ignore[arg-type]  # as far as uvicorn uses one
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -215,16 +433,19 @@ class _RefusedHandshakes:
     The first at once, a flood of them as one entry a second.
     """
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, meter: Meter) -> None:
         self._application = application
-        self._counts: dict[tuple[str, bytes], int] = {}
+        self._meter = meter
+        self._rates = application.settings.station_plane
+        self._counts: dict[tuple[type[errors.Refusal], str, bytes], int] = {}
         self._busy = False
 
-    def note(self, reason: str, peer: bytes) -> None:
+    def note(self, refusal: errors.Refusal, peer: bytes) -> None:
         """Note one, on the loop's thread; *peer* is the verified certificate, if it came so far."""
-        seen = (reason, peer)
+        self._meter.handshake_refused(refusal)
+        seen = (type(refusal), str(refusal), peer)
         if len(self._counts) >= DISTINCT_REFUSALS and seen not in self._counts:
-            seen = ("more kinds of refusal than are told apart", b"")
+            seen = (errors.Unauthenticated, "more kinds of refusal than are told apart", b"")
         self._counts[seen] = self._counts.get(seen, 0) + 1
         if not self._busy:
             self._busy = True
@@ -238,27 +459,29 @@ class _RefusedHandshakes:
         finally:
             self._busy = False
 
-    def record_all(self) -> None:
-        """Put on record what waits; what cannot be recorded now waits on."""
+    def record_all(self, *, last: bool = False) -> None:
+        """Put on record what waits; what cannot be recorded now waits on, but for the last time."""
         counts, self._counts = self._counts, {}
-        for (reason, peer), count in counts.items():
+        for seen, count in counts.items():
+            kind, reason, peer = seen
             try:
-                self._record(reason, peer, count)
+                self._record(kind(reason), peer, count, last=last)
+            except errors.RateLimited:
+                self._counts[seen] = self._counts.get(seen, 0) + count  # told together with those to come
             except errors.Refusal as unrecorded:
                 # The peer was refused all the same; it goes on record when the store is back.
-                self._counts[reason, peer] = self._counts.get((reason, peer), 0) + count
+                self._counts[seen] = self._counts.get(seen, 0) + count
                 log.warning("refused handshakes wait to be recorded: %s", unrecorded)
 
-    def _record(self, reason: str, peer: bytes, count: int) -> None:
+    def _record(self, refusal: errors.Refusal, peer: bytes, count: int, *, last: bool) -> None:
         store, actor = self._application.store, ANONYMOUS
-        if not peer:
-            refusal: errors.Refusal = errors.Unauthenticated(reason)
-            carry(store, record_refusal(actor, "handshake", {"count": count}, refusal))
-            return
-        with suppress(errors.Unauthenticated):  # it chains to the root and is no client: a device's, say
-            actor = carry(store, recognise(peer)).client.id
-        refusal = errors.MalformedRequest(reason)
-        carry(store, record_refusal(actor, "connection", {"count": count}, refusal))
+        if peer:
+            with suppress(errors.Unauthenticated):  # it chains to the root and is no client: a device's, say
+                actor = carry(store, recognise(peer)).client.id
+        what = "handshake" if not peer and isinstance(refusal, errors.Unauthenticated) else "connection"
+        rate = self._rates.stranger_rate if actor == ANONYMOUS else self._rates.client_rate
+        told = record_refusal(actor, what, {"count": count}, refusal, rate=None if last else rate)
+        carry(store, told)
 
 
 def _supervise(works: Sequence[Callable[[], None]]) -> int:
@@ -277,6 +500,9 @@ def _supervise(works: Sequence[Callable[[], None]]) -> int:
         for child, code in _ended():
             lived = time.monotonic() - started.pop(child)[0]
             log.error("a process of the service died", extra={"pid": child, "code": code})
+            if code == REFUSED_PIN:
+                _stop(set(started), signal.SIGTERM)
+                return REFUSED_PIN
             # Killed by a signal (code below 0) it may have been the machine's fault; ended, it was its own.
             failed_at_start = failed_at_start + 1 if code >= 0 and lived < HASTY_SECONDS else 0
         if failed_at_start > 3 * count:
@@ -325,12 +551,13 @@ def _fork(work: Callable[[], None]) -> int:
         return child
     code = 70
     try:
-        _end_with(parent)
+        hardening.end_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         work()
         code = 0
     except errors.Refusal as refusal:
         log.error("%s", refusal)  # noqa: TRY400  # a refusal is told, not traced
+        code = REFUSED_PIN if isinstance(refusal, errors.NotPermitted) else code
     except KeyboardInterrupt:
         code = 0  # told to stop before it could listen for that
     except BaseException:
@@ -338,21 +565,6 @@ def _fork(work: Callable[[], None]) -> int:
     finally:
         logging.shutdown()
         os._exit(code)
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent dies: nobody else would know of it any more."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(70)
-
-
-def _forbid_core_dumps() -> None:
-    """Keys in memory must not reach a disk that way (SPEC B7)."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def configure_log() -> None:
@@ -363,6 +575,7 @@ def configure_log() -> None:
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
             _without_colours,
+            request_fields,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
         ],
         processors=[
