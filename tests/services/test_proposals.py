@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from birthmark.floor.clients import Client as Row
 from birthmark.floor.clients import Role
 from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Environment
-from birthmark.services.acts import recognise
-from birthmark.services.authorise import Enrolment
+from birthmark.ports import Act, Decision, Facts
+from birthmark.services.acts import outcomes, recognise, refuse
+from birthmark.services.authorise import Enrolment, put_changed
 from birthmark.services.check import check
 from birthmark.services.proposals import Proposals, terms_of
 from tests.support.realm import ORGANIZATION, Client, Line, Service, make_line, open_service, tamper
@@ -247,3 +249,36 @@ def test_a_proposal_changed_in_the_database_is_not_believed(plant: Plant) -> Non
     tamper(plant.line.url, (statement, (forged, made.id)))
     with pytest.raises(errors.IntegrityFailure):
         plant.approve(plant.bela, made)
+
+
+TAMPERINGS = {
+    "a row changed": ("UPDATE proposal SET status = 'withdrawn'", "is not what the log says of it"),
+    "a row removed": ("DELETE FROM proposal", "it is gone"),
+    "a role given by nobody": (
+        "UPDATE client SET role = 'officer' WHERE id = 'operator:lena'",
+        "operator:lena is officer, the log says line-lead",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERINGS)
+def test_a_tampering_is_found(plant: Plant, what: str) -> None:
+    statement, finding = TAMPERINGS[what]
+    plant.approve(plant.bela, plant.suspend(plant.anna))
+    tamper(plant.line.url, (statement, ()))
+    assert any(finding in one for one in plant.findings()), plant.findings()
+
+
+def test_what_one_person_did_alone_by_another_program_is_found(plant: Plant) -> None:
+    """A process of the service that keeps fewer rules writes a log that says so."""
+    line = plant.line
+
+    def decide(facts: Facts, _at: datetime) -> Decision[Authority]:
+        return put_changed(facts, "issuing-1", AuthorityStatus.SUSPENDED, "x")
+
+    act = Act(actor="operator:anna", decide=decide, refuse=refuse(None, "change", {}), reads={})
+    outcomes(line.service.store.submit([act]).result(10))
+    assert any(
+        "authority-suspended of issuing-1 by operator:anna, without a second" in one
+        for one in plant.findings()
+    )

@@ -23,6 +23,7 @@ from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceState, IdentityRecord, KeyUse
 from birthmark.floor.key_assets import KeyAsset
+from birthmark.floor.proposals import Proposal
 from birthmark.floor.realm import Realm
 from birthmark.floor.recalls import Recall
 from birthmark.floor.runs import AllowedDevice, AllowList, Run, allow_list_of
@@ -38,6 +39,7 @@ from birthmark.services.check_certificates import check_certificates, check_hier
 from birthmark.services.check_elements import check_elements
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
+from birthmark.services.check_proposals import check_proposals
 from birthmark.services.check_recalls import check_incidents, check_recalls, check_shipments
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report, get, scan, time_or_none
 from birthmark.services.check_stations import check_stations
@@ -82,6 +84,9 @@ def check(
         report.find, realm, scan(report, store, Recall), partial(get, store, Credential), said.recalls
     )
     check_incidents(report.find, log, said.recalls)
+    check_proposals(
+        report.find, realm, scan(report, store, Proposal), partial(get, store, Credential), said.proposals
+    )
     check_shipments(report.find, scan(report, store, Shipped), said.shipped)
     return report
 

@@ -17,6 +17,7 @@ from birthmark.floor.recalls import RecallOrder, SelectionKind
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.check_ceremonies import CeremonySaid
+from birthmark.services.check_proposals import ProposalsSaid
 from birthmark.services.element_testimony import ELEMENT_ENTRIES, ElementsSaid
 from birthmark.services.entry_fields import (
     Entry,
@@ -201,6 +202,7 @@ class Said:
     released: dict[int, Entry] = field(default_factory=dict)
     """Log index to record."""
     elements: ElementsSaid = field(default_factory=ElementsSaid)
+    proposals: ProposalsSaid = field(default_factory=ProposalsSaid)
     stations: StationsSaid = field(default_factory=StationsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
@@ -215,6 +217,7 @@ class Said:
         """
         if "seq" in entry:
             self.numbers[entry["actor"]].add(entry["seq"])
+        self.proposals.take(index, entry)
         kind: str = entry["kind"]
         if kind in ("device-issued", "device-reissued"):
             self._take_issued(index, entry)
