@@ -201,6 +201,8 @@ class StationPlane(_Table):
     processes: int = Field(default=1, ge=1, le=64)
     max_body_bytes: int = Field(default=4_194_304, ge=1024)
     max_gang: int = Field(default=256, ge=1, le=512)
+    require_operator: bool = False
+    """Refuse what a station does without saying who stands at it."""
     client_per_minute: int = Field(default=6000, ge=1)
     """How many acts a client may make a minute on average; a device takes two to five."""
     client_burst: int = Field(default=3000, ge=1)

@@ -107,6 +107,14 @@ class StationPlane:
         seq, operator = await self._number(request), request.headers.get(OPERATOR_HEADER)
         if operator is not None and not _NAME.fullmatch(operator):
             raise errors.MalformedRequest(f"{OPERATOR_HEADER} is the name of an operator")
+        if (
+            operator is None
+            and client.role is Role.STATION
+            and self._app.settings.station_plane.require_operator
+        ):
+            raise errors.NotPermitted(
+                f"say who stands at {client.id}: this service asks for {OPERATOR_HEADER}"
+            )
         return Caller(
             client=client,
             credential=credential,
