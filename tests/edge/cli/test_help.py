@@ -27,7 +27,7 @@ profile-list profile-show profile-lint profile-add
 element-list element-show element-lint element-add element-virtual
 responder-key responder-enrol responder-revoke
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
-server-renew config-check database-migrate
+server-renew config-check database-migrate backup-create backup-verify restore
 """
 
 
