@@ -259,8 +259,8 @@ def _clients(application: Application, role: Role) -> str:
             newest[one.client] = one
     live = [
         client
-        for client in application.store.scan(Client, after=f"{role}:")
-        if client.role is role and client.status is ClientStatus.ACTIVE and client.id in newest
+        for client in application.store.scan(Client, after=f"{role.kind}:")
+        if client.role.kind == role.kind and client.status is ClientStatus.ACTIVE and client.id in newest
     ]
     now = application.clock.now()
     ended, soon = [], []

@@ -44,7 +44,7 @@ def certifier(application: Application, role: Role) -> str:
         errors.NotFound: there is none.
         errors.MalformedRequest: there are several: one must be named.
     """
-    profiles = (str(role),)
+    profiles = (role.kind,)
     found = _issuing(application, None, profiles)
     if len(found) > 1:
         root = service_root(application)
