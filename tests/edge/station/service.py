@@ -96,6 +96,9 @@ class Service:
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     """Method, path, request number and operator of every request that arrived."""
     bodies: list[bytes] = field(default_factory=list)
+    witnessed: list[str] = field(default_factory=list)
+    """Every question whether the log only grew: the sizes that were asked about.  It stands in ``requests``
+    nowhere, because every token brings one."""
     issued: Counter[str] = field(default_factory=Counter)
     """How many certificates each device was issued."""
     mishaps: list[tuple[str, Mishap]] = field(default_factory=list)
@@ -156,6 +159,7 @@ class Service:
         self, method: str, path: str, body: dict[str, Any]
     ) -> dict[str, Any] | str:
         self.refuse(path)
+        path, _, query = path.partition("?")
         parts = path.strip("/").split("/")
         match method, *parts:
             case "GET", "v1", "me":
@@ -181,7 +185,7 @@ class Service:
             case "GET", "v1", "devices", device, "token":
                 return self.token(self._device(device).leaf or 0)
             case "GET", "v1", "checkpoint":
-                return {"checkpoint": self.checkpoint()}
+                return {"checkpoint": self.checkpoint(), "consistency": self.consistency(query)}
             case "POST", "v1", "runs", run, "issue":
                 return self._begun(self._once(("issue", run), body, self._issue))
             case "POST", "v1", "runs", run, "gang-issue":
@@ -199,6 +203,25 @@ class Service:
             case "POST", "v1", "devices", device, act:
                 return self._once((act, device), body, self._dispose)
         raise Problem(404, "not-found", f"there is no {path}")
+
+    def consistency(self, query: str) -> list[dict[str, Any]]:
+        leaves = [merkle.leaf_hash(data) for data in self.entries]
+
+        def node(level: int, index: int) -> bytes:
+            return merkle.complete_root(leaves[index << level : (index + 1) << level])
+
+        asked = [int(one.removeprefix("since=")) for one in query.split("&") if one]
+        return [
+            {
+                "since": old,
+                "proof": [
+                    base64.b64encode(one).decode()
+                    for one in merkle.consistency_proof(old, len(leaves), node)
+                ],
+            }
+            for old in asked
+            if old <= len(leaves)
+        ]
 
     def _each(self, items: list[Any], one: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         if len(items) > self.max_gang:
@@ -400,8 +423,11 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.replace("%3A", ":")
         with service.lock:
             seq = self.headers.get("Birthmark-Seq")
-            service.requests.append((self.command, path, seq, self.headers.get("Birthmark-Operator")))
-            service.bodies.append(body)
+            if path.startswith("/v1/checkpoint?"):
+                service.witnessed.append(path.partition("?")[2])
+            else:
+                service.requests.append((self.command, path, seq, self.headers.get("Birthmark-Operator")))
+                service.bodies.append(body)
             service.last_seq = max(service.last_seq, int(seq or 0))
             mishap = next((item for item in service.mishaps if item[0] in path), None)
             if mishap is not None:

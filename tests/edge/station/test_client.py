@@ -1,5 +1,6 @@
 """Single requests: connections, refusals, numbers, the log's key, checkpoints (SPEC C1, C2, E3, E5)."""
 
+import base64
 import json
 import threading
 import traceback
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthmark import errors
-from birthmark.edge.station import IssueItem, Station, read_station_directory
+from birthmark.edge.station import Enclave, IssueItem, Station, read_station_directory
 from birthmark.edge.station.records import StationRecords
 from birthmark.edge.station.transport import decode_object, refusal
 from birthmark.ledger.bundle import split_notes
@@ -347,11 +348,15 @@ def test_a_log_that_shrinks_or_forks_stops_the_line(
     kept = list(service.entries)
     del service.entries[3:]
     for witness in (station, connect()):
-        with pytest.raises(errors.IntegrityFailure, match="shrank from 5 entries to 3"):
+        with pytest.raises(errors.IntegrityFailure, match="went back: it had 5 entries and has 3"):
             witness.checkpoint()
     service.entries[:] = [kept[1], kept[0], *kept[2:]]
     for witness in (station, connect()):
-        with pytest.raises(errors.IntegrityFailure, match="two roots"):
+        with pytest.raises(errors.IntegrityFailure, match="went back: its 5 entries do not begin"):
+            witness.checkpoint()
+    service.entries[:] = [kept[1], kept[0], *kept[2:], kept[0]]
+    for witness in (station, connect()):
+        with pytest.raises(errors.IntegrityFailure, match="went back: its 6 entries do not begin"):
             witness.checkpoint()
     service.entries[:] = kept
     assert station.checkpoint().size == 5
@@ -371,18 +376,48 @@ def test_every_distinct_checkpoint_is_kept_for_an_audit(
 
 
 def test_an_older_checkpoint_in_a_token_is_no_shrinking(service: Service) -> None:
-    """Answers overtake each other; only one that was asked for later must not be smaller."""
+    """Answers overtake each other; what counts is that the service's newest one has all of them."""
     for number in range(4):
         service.log("test", number=number)
     records = StationRecords(None)
     records.pin(str(service.vkey))
-    records.see(service.checkpoint(4))
-    assert records.see(service.checkpoint(2)).size == 2
-    newest = records.newest
-    assert newest is not None
-    assert newest.size == 4
-    with pytest.raises(errors.IntegrityFailure, match="shrank"):
-        records.see(service.checkpoint(2), at_least=newest)
+    records.prove([], service.checkpoint(4), {})
+    older = records.open(service.checkpoint(2))
+    unproved = records.unproved(older)
+    assert [one.size for one in unproved] == [4, 2]
+    proofs = {
+        one["since"]: [base64.b64decode(node) for node in one["proof"]]
+        for one in service.consistency("since=4&since=2")
+    }
+    records.prove(unproved, service.checkpoint(4), proofs)
+    assert records.newest == records.open(service.checkpoint(4))
+    assert records.unproved(older) == []
+    with pytest.raises(errors.IntegrityFailure, match="went back"):
+        records.prove(unproved, service.checkpoint(3), proofs)
+
+
+def test_a_service_that_proves_nothing_of_its_log_is_not_believed(
+    service: Service, connect: Callable[..., Station]
+) -> None:
+    """An answer without a proof, or with one of another size, is no proof."""
+    for number in range(3):
+        service.log("test", number=number)
+    connect().checkpoint()
+    service.log("test", number=3)
+    for proofs in ([], service.consistency("since=2")):
+        service.forge = lambda path, body, proofs=proofs: (  # type: ignore[misc]  # the default binds it now
+            body | {"consistency": proofs} if "checkpoint" in path else body
+        )
+        with pytest.raises(errors.IntegrityFailure, match="went back"):
+            connect().issue(RUN, VIN)
+    assert service.devices == {}, "nothing is asked of such a service"
+
+
+def test_every_token_brings_the_question_whether_the_log_only_grew(
+    service: Service, station: Station, device: Enclave
+) -> None:
+    station.provision(RUN, VIN, device)
+    assert service.witnessed == ["since=2"]
 
 
 def test_a_checkpoint_that_is_none_is_refused(service: Service, station: Station) -> None:

@@ -88,6 +88,22 @@ def _one_block(pem: str, label: str) -> bytes:
     return blocks[0]
 
 
+def proofs_of(body: _Body) -> dict[int, tuple[bytes, ...]]:
+    """Return the consistency proofs of an answer by the size they begin with; none of an older service.
+
+    Raises:
+        IntegrityFailure: they cannot be read.
+    """
+    found: dict[int, tuple[bytes, ...]] = {}
+    for one in _objects(body, "consistency") if "consistency" in body else []:
+        try:
+            proof = tuple(base64.b64decode(text, validate=True) for text in _texts(one, "proof"))
+        except ValueError as wrong:
+            raise IntegrityFailure("the service's answer has a strange proof") from wrong
+        found[take(one, "since", int)] = proof
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Me:
     """Who the client is, as the service sees it."""

@@ -5,14 +5,17 @@
 be called again after any failure, a power cut of the station included, and go on where they were.
 
 Any thread may use a station; each has its own connection.  What is verified before anything is believed:
-the service's certificate and name, the certificates it issues, the release tokens, and that the log neither
-changes its key nor shrinks.  What is not: the time.
+the service's certificate and name, the certificates it issues, the release tokens, that the log does not
+change its key, and that it only grows.  What is not: the time.
+
+A station renews its own certificate when two thirds of its life are over (``renewal``).
 """
 
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -26,6 +29,7 @@ from birthmark.edge.station.answers import (
     Proved,
     Release,
     RunStatus,
+    proofs_of,
     take,
 )
 from birthmark.edge.station.attesting import Asked, Endorsed, attest_body
@@ -42,16 +46,19 @@ from birthmark.edge.station.checks import Further, VerifiedToken, verify_token
 from birthmark.edge.station.credentials import Credentials, read_station_directory
 from birthmark.edge.station.element import DeviceElement
 from birthmark.edge.station.folder import Folder
-from birthmark.edge.station.gangs import Gang, Requests
+from birthmark.edge.station.gangs import Gang, Requests, patiently
 from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.pending import FolderJournal, Journal, MemoryJournal, Phase
 from birthmark.edge.station.provisioning import Wanted, Work
 from birthmark.edge.station.records import StationRecords
+from birthmark.edge.station.renewal import Renewal, due_at
 from birthmark.edge.station.transport import Entropy, OnWait, Transport, decode_object
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey
 
 __all__ = ["Station"]
 
+_RENEWING = 5.0
+"""Seconds that a request of a renewal is repeated: the line goes on with the old certificate."""
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
@@ -117,15 +124,23 @@ class Station:
         self._me: Me | None = None
         self._journals: dict[str, Journal] = {}
         self._wanted: dict[str, Wanted] = {}
-        self._transport = Transport(
+        self._connecting = partial(
+            Transport,
             self._url,
-            credentials.tls_context(),
             server_name=server_name,
             timeout_seconds=timeout_seconds,
             patience_seconds=patience_seconds,
             first_pause_seconds=first_pause_seconds,
             on_wait=on_wait,
             entropy=entropy,
+        )
+        self._transport = self._connecting(context=credentials.tls_context())
+        self._renewal = Renewal(
+            credentials,
+            None if self._folder is None else self._folder.path,
+            ask=self._ask_renewal,
+            attempt=self._try,
+            use=lambda fresh: self._transport.use(fresh.tls_context()),
         )
 
     def __enter__(self) -> Self:
@@ -180,11 +195,21 @@ class Station:
         """Ask for the log's newest checkpoint and verify it.
 
         Raises:
-            errors.IntegrityFailure: the pinned key did not sign it, or the log shrank.
+            errors.IntegrityFailure: the pinned key did not sign it, or the log went back.
         """
         self.vkey()
         newest = self._records.newest
-        return self._records.see(take(self._get("/v1/checkpoint"), "checkpoint", str), at_least=newest)
+        return self._prove_growth([] if newest is None else [newest])
+
+    def renew(self) -> datetime:
+        """Renew our own certificate now, and return when the new one ends.
+
+        Raises:
+            errors.Refusal: it was not renewed; everything is as it was.
+        """
+        self._renewal.renew()
+        at, third = due_at(self._renewal.credentials)
+        return at + third
 
     def vkey(self) -> VerifierKey:
         """Return the log's key: the one pinned, or on first contact the one the service names."""
@@ -413,8 +438,32 @@ class Station:
             further=further,
             key_set=key_set,
         )
-        self._records.see(verified.checkpoint_note)
+        shown = self._records.open(verified.checkpoint_note)
+        unproved = self._records.unproved(shown)
+        if unproved and self._prove_growth(unproved) != shown:
+            self._records.keep(verified.checkpoint_note)
         return verified
+
+    # --- the log, and our own certificate ----------------------------------------------------------------
+
+    def _prove_growth(self, known: Sequence[Checkpoint]) -> Checkpoint:
+        """Have the service prove that its log only grew since these checkpoints; return its newest one."""
+        since = "&".join(f"since={one.size}" for one in known if one.size)
+        answer = self._get(f"/v1/checkpoint?{since}" if since else "/v1/checkpoint")
+        return self._records.prove(known, take(answer, "checkpoint", str), proofs_of(answer))
+
+    def _ask_renewal(self, csr: str) -> Mapping[str, Any]:
+        return self._post("/v1/me/certificate", {"csr": csr}, self._next_seq(), patience_seconds=_RENEWING)
+
+    def _try(self, fresh: Credentials) -> None:
+        """Have the service recognise us by other credentials."""
+        transport = self._connecting(context=fresh.tls_context())
+        try:
+            _, answer = transport.request("GET", "/v1/me", self._headers(), patience_seconds=_RENEWING)
+        finally:
+            transport.close()
+        if Me.read(decode_object(answer)).client != self._known_me().client:
+            raise errors.IntegrityFailure("the service takes us for somebody else by our new certificate")
 
     # --- pieces ----------------------------------------------------------------------------------------
 
@@ -473,17 +522,26 @@ class Station:
         return ElementStep.of(self._post("/v1/inject", inject_body(item), None))
 
     def _gang_issue(self, run: str, items: Sequence[IssueItem], seq: int) -> list[Issued | errors.Refusal]:
-        body = {"devices": [issue_body(item) for item in items]}
-        answer = self._post(f"/v1/runs/{_segment(run)}/gang-issue", body, seq)
-        return read_results(answer, len(items), Issued.read)
+        def ask(some: Sequence[IssueItem]) -> list[Issued | errors.Refusal]:
+            body = {"devices": [issue_body(item) for item in some]}
+            answer = self._post(f"/v1/runs/{_segment(run)}/gang-issue", body, seq)
+            return read_results(answer, len(some), Issued.read)
+
+        return patiently(self._transport, items, ask)
 
     def _gang_inject(self, items: Sequence[InjectItem]) -> list[ElementStep | errors.Refusal]:
-        answer = self._post("/v1/gang-inject", {"dialogues": [inject_body(item) for item in items]}, None)
-        return read_results(answer, len(items), ElementStep.of)
+        def ask(some: Sequence[InjectItem]) -> list[ElementStep | errors.Refusal]:
+            answer = self._post("/v1/gang-inject", {"dialogues": [inject_body(item) for item in some]}, None)
+            return read_results(answer, len(some), ElementStep.of)
+
+        return patiently(self._transport, items, ask)
 
     def _gang_prove(self, items: Sequence[ProofItem], seq: int | None) -> list[Proved | errors.Refusal]:
-        body = {"proofs": [proof_body(item) for item in items]}
-        return read_results(self._post("/v1/gang-prove", body, seq), len(items), Proved.read)
+        def ask(some: Sequence[ProofItem]) -> list[Proved | errors.Refusal]:
+            body = {"proofs": [proof_body(item) for item in some]}
+            return read_results(self._post("/v1/gang-prove", body, seq), len(some), Proved.read)
+
+        return patiently(self._transport, items, ask)
 
     def _dispose(self, device: str, act: str, reason: str, key: str | None) -> DeviceStatus:
         body = {"reason": reason, "idempotency_key": key or self._new_key()}
@@ -499,7 +557,11 @@ class Station:
         return results
 
     def _known_me(self) -> Me:
-        return self._me or self.me()
+        me = self._me or self.me()
+        remembered = self._records.unproved()
+        if remembered:  # from before: nothing is asked of a service that forgot what it told us
+            self._prove_growth(remembered)
+        return me
 
     def _next_seq(self) -> int:
         return self._records.next_seq(self._known_me().last_seq)
@@ -514,15 +576,20 @@ class Station:
         return headers
 
     def _get(self, path: str) -> dict[str, Any]:
+        self._renewal.look()
         # Reading leaves no entry in the log, so it takes no number: it would look like a gap.
         _, answer = self._transport.request("GET", path, self._headers())
         return decode_object(answer)
 
-    def _post(self, path: str, body: Mapping[str, Any], seq: int | None) -> dict[str, Any]:
+    def _post(
+        self, path: str, body: Mapping[str, Any], seq: int | None, *, patience_seconds: float | None = None
+    ) -> dict[str, Any]:
+        self._renewal.look()
         headers = self._headers() | {"Content-Type": "application/json"}
         if seq is not None:
             headers["Birthmark-Seq"] = str(seq)
-        _, answer = self._transport.request("POST", path, headers, json.dumps(body).encode())
+        octets = json.dumps(body).encode()
+        _, answer = self._transport.request("POST", path, headers, octets, patience_seconds=patience_seconds)
         return decode_object(answer)
 
 

@@ -40,11 +40,22 @@ from birthmark.pki.envelope import open_envelope
 from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
-__all__ = ["Credentials", "read_station_directory", "settings_text", "write_station_directory"]
+__all__ = [
+    "CERTIFICATE",
+    "NEXT_KEY",
+    "RENEWAL_LOCK",
+    "Credentials",
+    "read_station_directory",
+    "settings_text",
+    "settle",
+    "write_station_directory",
+]
 
-_CERTIFICATE = "station.crt"
+CERTIFICATE = "station.crt"
 _KEY = "station.key"
-_NEXT_KEY = "station.key.next"
+NEXT_KEY = "station.key.next"
+RENEWAL_LOCK = "renewal"
+"""A file that whoever changes certificate and key has locked."""
 _ROOT = "root.crt"
 _DEVICE_ANCHORS = "device-anchors.pem"
 _SETTINGS = "station.toml"
@@ -140,9 +151,8 @@ def read_station_directory(path: str | os.PathLike[str]) -> Credentials:
     folder = Folder(path)
     try:
         settings = _settings(folder)
-        certificate = _text(folder, _CERTIFICATE)
         passphrase = _passphrase(folder, settings)
-        private_key = _private_key(folder, certificate, passphrase)
+        certificate, private_key = _pair(folder, passphrase)
         return Credentials(
             name=settings["name"],
             url=settings["url"],
@@ -210,7 +220,7 @@ def write_station_directory(
     if vkey is not None:
         files.append((_VKEY, vkey.rstrip("\n") + "\n", 0o644))
     target = Path(path)
-    if (target / _CERTIFICATE).exists():
+    if (target / CERTIFICATE).exists():
         _renew(target, files, certificates, private_key_pem)
         return
     if target.exists():
@@ -219,7 +229,7 @@ def write_station_directory(
     with suppress(FileNotFoundError):
         shutil.rmtree(making)  # what a crash left behind
     folder = Folder(making, create=True)
-    for file_name, text, mode in [*files, (_CERTIFICATE, certificates, 0o644)]:
+    for file_name, text, mode in [*files, (CERTIFICATE, certificates, 0o644)]:
         folder.write(file_name, text.encode(), mode=mode)
     folder.write(_KEY, private_key_pem.reveal(), mode=0o400)
     folder.close()
@@ -247,24 +257,59 @@ def _renew(
     folder = Folder(target)
     for file_name, text, mode in files:
         folder.write(file_name, text.encode(), mode=mode)
-    # The new key waits beside the old one until the certificate is there; a reader who meets the state
-    # between takes the waiting key (see _private_key).
-    folder.write(_NEXT_KEY, private_key.reveal(), mode=0o400)
-    folder.write(_CERTIFICATE, certificates.encode(), mode=0o644)
-    folder.rename(_NEXT_KEY, _KEY)
+    with folder.locked(RENEWAL_LOCK):
+        settle(folder)
+        # The new key waits beside the old one until the certificate is there; a reader who meets the state
+        # between takes the waiting key (see _private_key).
+        folder.write(NEXT_KEY, private_key.reveal(), mode=0o400)
+        folder.write(CERTIFICATE, certificates.encode(), mode=0o644)
+        folder.rename(NEXT_KEY, _KEY)
     folder.close()
+
+
+def settle(folder: Folder) -> None:
+    """Finish a renewal that broke off between certificate and key; the caller has the lock.
+
+    A key that waits and is not the certificate's is left there.
+
+    Raises:
+        MalformedRequest: the certificate is for neither key.
+    """
+    passphrase = _passphrase(folder, _settings(folder))
+    content = folder.read_private(NEXT_KEY)
+    if content is None:
+        return
+    try:
+        waiting = _spki_of_key(SecretBytes(content), passphrase, str(folder.path / NEXT_KEY))
+    except MalformedRequest:
+        return  # a key that was never certified, in whatever state it is
+    if waiting == _spki_of_certificate(_text(folder, CERTIFICATE)):
+        folder.rename(NEXT_KEY, _KEY)
+
+
+def _pair(folder: Folder, passphrase: SecretBytes | None) -> tuple[str, SecretBytes]:
+    """Return the certificates and their key, also while somebody renews them."""
+    certificate = _text(folder, CERTIFICATE)
+    while True:
+        try:
+            return certificate, _private_key(folder, certificate, passphrase)
+        except MalformedRequest:
+            now = _text(folder, CERTIFICATE)
+            if now == certificate:
+                raise
+            certificate = now  # it was replaced between the two
 
 
 def _private_key(folder: Folder, certificate: str, passphrase: SecretBytes | None) -> SecretBytes:
     complaint = f"{folder.path / _KEY}: there is no such file"
-    for name in (_KEY, _NEXT_KEY):
+    for name in (_KEY, NEXT_KEY):
         content = folder.read_private(name)
         if content is None:
             continue
         key = SecretBytes(content)
         if _spki_of_key(key, passphrase, str(folder.path / name)) == _spki_of_certificate(certificate):
             return key
-        complaint = f"{folder.path}: the certificate in {_CERTIFICATE} is for another key than {_KEY}"
+        complaint = f"{folder.path}: the certificate in {CERTIFICATE} is for another key than {_KEY}"
     raise MalformedRequest(complaint)
 
 

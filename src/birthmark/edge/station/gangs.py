@@ -16,10 +16,12 @@ from birthmark.edge.station.answers import ElementStep, Issued, Proved, Release
 from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
 from birthmark.edge.station.pending import Phase
 from birthmark.edge.station.provisioning import Wanted, Work
+from birthmark.edge.station.transport import Transport
 
-__all__ = ["Gang", "Requests"]
+__all__ = ["Gang", "Requests", "patiently"]
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
 _MOST_READERS = 64
 """Threads that speak to secure elements at once."""
 
@@ -215,3 +217,23 @@ def _each(
         return zip(gang, ask(), strict=True)
     except errors.Refusal as refused:
         return [(index, refused) for index in gang]
+
+
+def patiently(
+    transport: Transport,
+    items: Sequence[_Item],
+    ask: Callable[[Sequence[_Item]], list[_T | errors.Refusal]],
+) -> list[_T | errors.Refusal]:
+    """Ask for a gang, and again for those that went too fast, until the patience ends.
+
+    The request is the same as far as they go: same number, same idempotency keys.
+    """
+    results, patience = ask(items), transport.patience()
+    while hasty := [i for i, one in enumerate(results) if isinstance(one, errors.RateLimited)]:
+        try:
+            patience.wait(str(results[hasty[0]]))
+        except errors.Unavailable:
+            break  # they stay refused as too fast; the same call goes on where they are
+        for index, result in zip(hasty, ask([items[index] for index in hasty]), strict=True):
+            results[index] = result
+    return results

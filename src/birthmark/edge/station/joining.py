@@ -33,7 +33,7 @@ from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.certificates import Certificate, from_pem, one_from_pem, to_pem
 from birthmark.secret import SecretBytes
 
-__all__ = ["join"]
+__all__ = ["join", "require_ours"]
 
 _KEY: Final = "station.key"
 _HEADERS: Final = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -150,8 +150,8 @@ def _write(out: Path, joined: dict[str, Any], key: SecretBytes, root: bytes) -> 
         raise errors.IntegrityFailure(f"the service's answer cannot be used: {wrong}") from wrong
 
 
-def require_ours(certificate_pem: str, chain: list[Any], spki: bytes, root: bytes) -> None:
-    """Refuse a certificate that is not for our key or does not lead to the root (DER).
+def require_ours(certificate_pem: str, chain: list[Any], spki: bytes, *roots: bytes) -> None:
+    """Refuse a certificate that is not for our key or does not lead to one of the roots (DER).
 
     Raises:
         errors.IntegrityFailure: it is not ours.
@@ -160,9 +160,11 @@ def require_ours(certificate_pem: str, chain: list[Any], spki: bytes, root: byte
         (der,) = from_pem(certificate_pem)
         if Certificate.from_der(der).subject_public_key_info != spki:
             raise errors.IntegrityFailure("the service certified another key than ours")
-        path = [der, *(octets for pem in chain for octets in from_pem(str(pem))), root]
+        path = [der, *(octets for pem in chain for octets in from_pem(str(pem)))]
         parsed = [x509.load_der_x509_certificate(octets) for octets in path]
-        for below, above in pairwise(parsed):
+        anchors = [x509.load_der_x509_certificate(octets) for octets in roots]
+        (root,) = [anchor for anchor in anchors if anchor.subject == parsed[-1].issuer]
+        for below, above in pairwise([*parsed, root]):
             below.verify_directly_issued_by(above)
     except (ValueError, TypeError, InvalidSignature, errors.MalformedRequest) as wrong:
         raise errors.IntegrityFailure("our certificate does not lead to the service's root") from wrong

@@ -4,18 +4,21 @@ Each station numbers its requests, and the log shows the numbers, so that a requ
 log leaves a gap anyone can see (SPEC E5).  Numbers are taken under a file lock, so that several processes
 can be one station; nothing is flushed, because after a power cut the service says which number it saw last.
 
-The log's key is pinned on first contact.  Every checkpoint met is opened under it; the log never shrinks
-and never has two roots for one size, and the newest checkpoint stays here as this station's witness.
+The log's key is pinned on first contact.  The newest checkpoint stays here as this station's witness: every
+other one that is met has to be proved consistent with it (RFC 6962 section 2.1.2), or the service's log went
+back, to a backup say, and what it was told since is lost.  Nothing is believed of such a service.
 
 A station without a directory remembers all this as long as it lives.
 """
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 from birthmark.edge.station.folder import Folder
 from birthmark.errors import IntegrityFailure, MalformedRequest
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note
+from birthmark.ledger.merkle import verify_consistency
 
 __all__ = ["StationRecords"]
 
@@ -23,6 +26,8 @@ _SEQUENCE = "sequence"
 _VKEY = "vkey"
 _NEWEST = "checkpoint"
 _ALL = "checkpoints"
+_PROVED = 1024
+"""Checkpoints that are remembered as consistent, as long as this object lives."""
 
 
 class StationRecords:
@@ -44,6 +49,8 @@ class StationRecords:
         self._last_seq = 0
         self._vkey: VerifierKey | None = None
         self._newest: Checkpoint | None = None
+        self._proved: dict[Checkpoint, None] = {}
+        """Shown to be prefixes of one another, the oldest first."""
         if folder is not None and (pinned := folder.read(_VKEY)):
             self._vkey = _parse_vkey(pinned.decode(errors="replace"))
             self._newest = self._stored_checkpoint(folder)
@@ -94,33 +101,82 @@ class StationRecords:
             folder.write(_VKEY, f"{told}\n".encode(), mode=0o644)
             return told
 
-    def see(self, note: str, *, at_least: Checkpoint | None = None) -> Checkpoint:
-        """Take notice of a checkpoint.
-
-        Args:
-            note: the signed checkpoint.
-            at_least: what the log cannot have fallen behind: the newest checkpoint before the request was
-                sent.
+    def open(self, note: str) -> Checkpoint:
+        """Read a checkpoint; nothing is remembered of it yet.
 
         Raises:
-            IntegrityFailure: the pinned key did not sign it, the log shrank, or it has two roots for one
-                size.
+            IntegrityFailure: the pinned key did not sign it.
         """
         if self._vkey is None:
             raise IntegrityFailure("a checkpoint cannot be checked before the log's key is known")
         try:
-            checkpoint = open_note(note, self._vkey)
+            return open_note(note, self._vkey)
         except MalformedRequest as wrong:
             raise IntegrityFailure(f"the service sent no checkpoint: {wrong}") from wrong
-        if at_least is not None and checkpoint.size < at_least.size:
-            raise IntegrityFailure(f"the log shrank from {at_least.size} entries to {checkpoint.size}")
+
+    def unproved(self, checkpoint: Checkpoint | None = None) -> list[Checkpoint]:
+        """Return what has to be proved consistent before anything more is believed.
+
+        Args:
+            checkpoint: one that was met; None for what this station remembers from before.
+
+        Raises:
+            IntegrityFailure: the log has two roots for one size.
+        """
         with self._lock:
             newest = self._newest
+            if checkpoint is None:
+                return [] if newest is None or newest in self._proved else [newest]
             if newest is not None and checkpoint.size == newest.size and checkpoint.root != newest.root:
-                raise IntegrityFailure(f"the log has two roots for its first {newest.size} entries")
-            if checkpoint != newest:
-                self._remember(note, checkpoint)
-        return checkpoint
+                raise IntegrityFailure(
+                    f"the service's log went back: it has two roots for its first {newest.size} entries"
+                )
+            if checkpoint in self._proved:
+                return []
+            return [checkpoint] if newest in (None, checkpoint) else [newest, checkpoint]
+
+    def prove(
+        self, known: Iterable[Checkpoint], note: str, proofs: Mapping[int, Sequence[bytes]]
+    ) -> Checkpoint:
+        """Remember the service's newest checkpoint, if every known one is a prefix of it.
+
+        Args:
+            known: checkpoints.
+            note: the signed checkpoint of the service.
+            proofs: consistency proofs by the size they begin with.
+
+        Raises:
+            IntegrityFailure: the log went back, or nothing shows that it did not.
+        """
+        current = self.open(note)
+        for one in known:
+            if current.size < one.size:
+                raise IntegrityFailure(
+                    f"the service's log went back: it had {one.size} entries and has {current.size}"
+                )
+            if one.size == 0:
+                continue
+            try:
+                verify_consistency(one.size, current.size, proofs.get(one.size, ()), one.root, current.root)
+            except IntegrityFailure as wrong:
+                raise IntegrityFailure(
+                    f"the service's log went back: its {current.size} entries do not begin with the"
+                    f" {one.size} that were there: {wrong}"
+                ) from wrong
+        with self._lock:
+            for one in (*known, current):
+                self._proved[one] = None
+            while len(self._proved) > _PROVED:
+                del self._proved[next(iter(self._proved))]
+            if current != self._newest:
+                self._remember(note, current)
+        return current
+
+    def keep(self, note: str) -> None:
+        """Append a checkpoint that was proved to those that are kept for audits, if they are."""
+        if self._keep and self._folder is not None:
+            with self._lock, self._folder.locked(_SEQUENCE):
+                self._folder.append(_ALL, note.encode())
 
     def _remember(self, note: str, checkpoint: Checkpoint) -> None:
         if self._folder is None:

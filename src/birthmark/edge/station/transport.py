@@ -1,8 +1,9 @@
 """Requests to the service, repeated until they are answered.
 
 Every request of the station plane may be repeated: it carries an idempotency key, or only reads.  So a lost
-connection, a timeout and 502, 503, 504 lead to the same request again (same octets, same request number) with
-growing pauses, until the patience ends; whoever waits may be told why.  Any other answer is final.
+connection, a timeout and 429, 502, 503, 504 lead to the same request again (same octets, same request
+number) with growing pauses, until the patience ends; whoever waits may be told why.  Any other answer is
+final.
 
 TLS 1.3 with a client certificate; one kept connection a thread.  Problems (RFC 9457) become the refusals of
 ``birthmark.errors``.  An answer that is neither JSON of ours nor a problem raises ``IntegrityFailure``.  No
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 from birthmark import errors
 
-__all__ = ["Entropy", "OnWait", "Transport", "decode_object", "refusal"]
+__all__ = ["Entropy", "OnWait", "Patience", "Transport", "decode_object", "refusal"]
 
 OnWait = Callable[[str, float], None]
 """Called before each pause: why, and for how many seconds."""
@@ -30,6 +31,8 @@ Entropy = Callable[[int], bytes]
 
 _LARGEST_ANSWER: Final = 64 << 20
 _LONGEST_PAUSE: Final = 15.0
+_LONGEST_TOLD: Final = 60.0
+"""What a service may tell us to wait."""
 _REPEAT: Final = frozenset({429, 502, 503, 504})
 _LOST = (OSError, HTTPException)
 _SHOWN: Final = 500
@@ -66,12 +69,12 @@ class _Connection(HTTPSConnection):
 
     def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext, name: str) -> None:
         super().__init__(host, port, timeout=timeout, context=context)
-        self._tls = context
+        self.tls = context
         self._name = name
 
     def connect(self) -> None:
         HTTPConnection.connect(self)  # sets TCP_NODELAY
-        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
+        self.sock = self.tls.wrap_socket(self.sock, server_hostname=self._name)
 
 
 class Transport:
@@ -114,6 +117,10 @@ class Transport:
         self._lock = Lock()
         self._closed = Event()
 
+    def use(self, context: ssl.SSLContext) -> None:
+        """Open new connections with other credentials; what is under way is finished on the old ones."""
+        self._context = context
+
     def close(self) -> None:
         """Close all connections and wake whoever waits."""
         self._closed.set()
@@ -123,9 +130,22 @@ class Transport:
             self._all.clear()
 
     def request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        patience_seconds: float | None = None,
     ) -> tuple[str, bytes]:
         """Ask until there is an answer; return its content type and body.
+
+        Args:
+            method: of HTTP.
+            path: with the query, if there is one.
+            headers: all but those of HTTP itself.
+            body: octets.
+            patience_seconds: for this request, in place of the usual.
 
         Raises:
             errors.Unavailable: there was none before the patience ended.
@@ -133,8 +153,7 @@ class Transport:
             errors.IntegrityFailure: the service is not whom we believe, or its answer is no answer.
             errors.Refusal: the service refused.
         """
-        deadline = time.monotonic() + self._patience
-        pause = self._first_pause
+        patience = Patience(self, self._patience if patience_seconds is None else patience_seconds)
         while True:
             told = 0.0
             try:
@@ -147,20 +166,35 @@ class Transport:
                     return _content(response, answer)
                 reason = _unavailable(response, answer)
                 told = _retry_after(response)
-            # Full jitter would sometimes not wait at all; half of it spreads a line's stations well enough.
-            wait = max(pause * (0.5 + self._entropy(1)[0] / 512), told)
-            if time.monotonic() + wait > deadline:
-                raise errors.Unavailable(f"{reason}; gave up after {self._patience:g} s")
-            if self._on_wait is not None:
-                self._on_wait(reason, wait)
-            if self._closed.wait(wait):
-                raise errors.Unavailable(f"{reason}; the station was closed meanwhile")
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            patience.wait(reason, told)
+
+    def patience(self) -> "Patience":
+        """Return the usual patience, beginning now, for what is repeated by somebody else."""
+        return Patience(self, self._patience)
+
+    def pause(self, reason: str, seconds: float) -> bool:
+        """Tell whoever is told, and wait; return whether the transport was closed meanwhile."""
+        if self._on_wait is not None:
+            self._on_wait(reason, seconds)
+        return self._closed.wait(seconds)
+
+    @property
+    def first_pause(self) -> float:
+        """How long the first pause is, in seconds."""
+        return self._first_pause
+
+    def jitter(self) -> float:
+        """Return a part of a pause: a half to the whole of it."""
+        # Full jitter would sometimes not wait at all; half of it spreads a line's stations well enough.
+        return 0.5 + self._entropy(1)[0] / 512
 
     def _once(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[HTTPResponse, bytes]:
         connection: _Connection | None = getattr(self._kept, "connection", None)
+        if connection is not None and connection.tls is not self._context:
+            self._drop(connection)
+            connection = None
         if connection is not None:
             try:
                 return self._exchange(connection, method, path, headers, body)
@@ -205,6 +239,30 @@ class Transport:
             self._all.discard(connection)
 
 
+class Patience:
+    """What is left of it, with pauses that grow."""
+
+    def __init__(self, transport: Transport, seconds: float) -> None:
+        """Begin now."""
+        self._transport = transport
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        self._pause = transport.first_pause
+
+    def wait(self, reason: str, at_least: float = 0.0) -> None:
+        """Wait before it is tried again.
+
+        Raises:
+            errors.Unavailable: there is no patience left, or the transport was closed.
+        """
+        wait = max(self._pause * self._transport.jitter(), at_least)
+        if time.monotonic() + wait > self._deadline:
+            raise errors.Unavailable(f"{reason}; gave up after {self._seconds:g} s")
+        if self._transport.pause(reason, wait):
+            raise errors.Unavailable(f"{reason}; the station was closed meanwhile")
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+
 def _raise_if_final(lost: Exception) -> None:
     """Raise what repeating cannot mend."""
     if isinstance(lost, ssl.SSLCertVerificationError):
@@ -247,7 +305,7 @@ def _unavailable(response: HTTPResponse, answer: bytes) -> str:
 
 def _retry_after(response: HTTPResponse) -> float:
     text = response.headers.get("Retry-After", "")
-    return min(float(text), _LONGEST_PAUSE) if text.isascii() and text.isdigit() else 0.0
+    return min(float(text), _LONGEST_TOLD) if text.isascii() and text.isdigit() else 0.0
 
 
 def decode_object(answer: bytes) -> dict[str, Any]:
