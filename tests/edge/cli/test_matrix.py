@@ -62,15 +62,13 @@ def out(needs: Capability, *arguments: object) -> Act:
 
 DEVICE, REASON = "vin:1M8GDM9AXKP042788", ("--reason", "a test")
 ACTS: dict[str, Act] = {
-    "run open": act(
+    "run open": Act(
         Capability.OPEN_RUN,
-        "RX",
-        "--product",
-        "T1",
-        "--station",
-        "ST01",
-        *"--hardware-id-kind vin".split(),
-        *"--quantity 1 --hours 1".split(),
+        lambda place: (
+            f"RX-{place.name[-20:]}",
+            *("--product", "T1", "--station", "ST01", "--hardware-id-kind", "vin"),
+            *("--quantity", "1", "--hours", "1"),
+        ),
     ),
     "run approve": act(Capability.APPROVE_RUN, "R0"),
     "run close": act(Capability.CLOSE_RUN, "R0", *REASON),
