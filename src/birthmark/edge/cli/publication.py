@@ -107,7 +107,7 @@ def publish(
 
 
 def _log_as_json() -> None:
-    from birthmark.edge.http.serve import configure_log  # noqa: PLC0415  # only who goes on for ever needs it
+    from birthmark.edge.http.servicelog import configure_log  # noqa: PLC0415  # only who goes on for ever needs it
 
     configure_log()
 

@@ -6,7 +6,6 @@ verified so.  The plane lets nobody finish a handshake unless some code is good.
 """
 
 import asyncio
-import base64
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,8 +26,9 @@ from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.hasty import Hasty
 from birthmark.edge.http.peer import Admits, Refused, server_context
-from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 from birthmark.edge.http.screening import ScreenedRoute
+from birthmark.edge.http.servicelog import tell
 from birthmark.edge.http.translations import csr_octets
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
@@ -90,9 +90,7 @@ class EnrolmentApp:
 
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
         """Put a refusal on record and answer it; the connection ends."""
-        if not isinstance(error, errors.Refusal):
-            log.error("request failed", exc_info=error)
-        elif not error.recorded and not error.retryable:
+        if isinstance(error, errors.Refusal) and not (error.recorded or error.retryable):
             what = f"{request.method} {request.url.path}"[:200]
             rate = self._app.settings.station_plane.stranger_rate
             said = {"address": _network(request)}
@@ -104,7 +102,7 @@ class EnrolmentApp:
         if isinstance(error, errors.RateLimited):
             self.hasty.note(ANONYMOUS)
             headers["retry-after"] = str(error.retry_after)
-        told = problem(error, base64.b16encode(self._app.entropy.token(8)).decode().lower(), status=status)
+        told = tell(self._app, error, status)
         if told.status == 503:
             headers["retry-after"] = str(RETRY_AFTER_SECONDS)
         return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import structlog
 import uvicorn
 
 from birthmark import errors
@@ -36,7 +34,7 @@ from birthmark.edge.http.metrics import LAYOUT, CountedAnswering, Meter, Observe
 from birthmark.edge.http.ops import OpsPlaneApp
 from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.public import PublicPlane
-from birthmark.edge.http.servicelog import request_fields
+from birthmark.edge.http.servicelog import configure_log
 from birthmark.edge.http.station import create_app
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
@@ -47,7 +45,7 @@ from birthmark.settings import Settings, TokenKeys
 if TYPE_CHECKING:
     from birthmark.edge.http.tracing import Tracing
 
-__all__ = ["Plane", "configure_log", "serve"]
+__all__ = ["Plane", "serve"]
 
 log = logging.getLogger(__name__)
 _Event = MutableMapping[str, Any]
@@ -120,7 +118,6 @@ def serve(
     begun: list[Callable[[], None]] = [partial(work, board.desk(name)) for name, work in works]
     if Plane.OPS in wanted:
         begun.append(_watch(factory, settings, board))
-    factory()  # imports while root still can: the interpreter may lie where only root gets to
     hardening.give_up_root(
         settings,
         station=not {Plane.STATION, Plane.ENROLMENT}.isdisjoint(served),
@@ -565,33 +562,3 @@ def _fork(work: Callable[[], None]) -> int:
     finally:
         logging.shutdown()
         os._exit(code)
-
-
-def configure_log() -> None:
-    """One JSON object a line on standard error: for operators, not auditors."""
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(),
-            _without_colours,
-            request_fields,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-        ],
-        processors=[
-            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-
-
-def _without_colours(_logger: object, _method: str, event: _Event) -> _Event:
-    event.pop("color_message", None)  # uvicorn's second copy of the message, for terminals
-    return event

@@ -7,9 +7,7 @@ before it is sent; what cannot be logged is answered 503.
 import asyncio
 import base64
 import logging
-import os
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
@@ -27,8 +25,9 @@ from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.hasty import Hasty
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certificate
-from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
+from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS
 from birthmark.edge.http.screening import ScreenedRoute
+from birthmark.edge.http.servicelog import tell
 from birthmark.edge.http.translations import (
     cms_pem,
     commands_of,
@@ -391,24 +390,7 @@ class StationPlane:
 
     def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
         """Return a problem, its instance in the service's log."""
-        told = problem(error, self._instance(), status=status)
-        self._app.observer.refused(told.code)
-        grave = isinstance(error, errors.Unavailable | errors.IntegrityFailure | errors.Fault)
-        level = logging.WARNING if grave else logging.INFO
-        if isinstance(error, errors.Refusal):
-            log.log(
-                level, "refused", extra={"code": told.code, "detail": told.detail, "instance": told.instance}
-            )
-        else:
-            log.error("request failed", exc_info=error, extra={"instance": told.instance})
-        return told
-
-    def _instance(self) -> str:
-        try:
-            return self._app.entropy.token(8).hex()
-        except errors.Refusal:
-            # What is refused may be refused for want of randomness; the id only has to tell two lines apart.
-            return f"{os.getpid():08x}{time.monotonic_ns() & 0xFFFFFFFF:08x}"
+        return tell(self._app, error, status)
 
     def _item_problem(self, caller: Caller, refusal: errors.Refusal) -> models.Problem:
         if isinstance(refusal, errors.RateLimited):
