@@ -17,6 +17,8 @@ recall-preview recall-propose recall-approve recall-resume recall-withdraw recal
 shipment-record shipment-list
 device-list device-show device-hold device-rework device-scrap device-token device-certificate
 station-enrol station-list station-show station-renew station-revoke
+station-invite station-join station-renew-self
+exposure-list exposure-open exposure-close exposure-clear
 operator-enrol operator-list operator-renew operator-revoke
 bootstrap-issue bootstrap-list bootstrap-revoke
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire

@@ -3,9 +3,11 @@
 Three groups of one shape: let in, list, show, renew, shut out.  How people are let in is in ``people``.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +23,11 @@ from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.cli.settings_text import station_url
 from birthmark.floor.clients import PERSON, Client, Credential, Role, client_id
+from birthmark.ledger.entry import decode
 from birthmark.pki import profiles
 from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.pki.csr import vet
-from birthmark.ports import carry
+from birthmark.ports import Log, carry
 from birthmark.services.authorise import Enrolment
 from birthmark.settings import Settings
 
@@ -316,6 +319,22 @@ def renew_station(
     enrol(context, settings, as_directory, wanted)
 
 
+def gaps(log: Log, client: str) -> str:
+    """Return the request numbers of a client that are not in the log: ``3-4,9``; empty if none is missing.
+
+    A request that was never recorded leaves one, and so does a number that was never sent (SPEC E5).
+    """
+    mark, seen = json.dumps(client).encode(), {0}
+    for item in log.entries():
+        if mark in item.entry:
+            entry = decode(item.entry)
+            number = entry.get("seq")
+            if entry["actor"] == client and isinstance(number, int):
+                seen.add(number)
+    ranges = [(before + 1, after - 1) for before, after in pairwise(sorted(seen)) if after - before > 1]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
 @stations.command("show")
 def show_station(
     context: typer.Context,
@@ -324,11 +343,12 @@ def show_station(
     settings: SettingsPath = DEFAULT_SETTINGS,
     as_json: AsJson = False,
 ) -> None:
-    """Show a station and all its certificates."""
+    """Show a station, all its certificates, and which of its request numbers are not in the log."""
     with session_of(context).application(settings) as application:
         client = client_of(application, f"{Role.STATION}:{name}")
         held = [one for one in application.store.scan(Credential) if one.client == client.id]
-    shown, rows = document(client), credential_documents(held)
+        missing = gaps(application.log, client.id)
+    shown, rows = {**document(client), "gaps": missing}, credential_documents(held)
     if as_json:
         printing.line(printing.json_text({**shown, "credentials": rows}))
         return

@@ -20,12 +20,14 @@ from birthmark.edge.cli import exits, printing
 from birthmark.edge.cli.authorities import authorities
 from birthmark.edge.cli.backups import backups, restore
 from birthmark.edge.cli.ceremonies import ceremonies
-from birthmark.edge.cli.clients import bootstraps, stations
+from birthmark.edge.cli.clients import bootstraps
 from birthmark.edge.cli.configuration import config
 from birthmark.edge.cli.devices import devices
 from birthmark.edge.cli.elements import elements
+from birthmark.edge.cli.exposures import exposures
 from birthmark.edge.cli.histories import show_history
 from birthmark.edge.cli.incidents import show_incident
+from birthmark.edge.cli.invitations import stations
 from birthmark.edge.cli.keys import keys
 from birthmark.edge.cli.logs import logs, read_notes
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
@@ -110,7 +112,7 @@ def command_tree() -> typer.Typer:
     tree.command("provision")(provision)
     tree.command("restore")(restore)
     tree.command("version")(version)
-    people = (stations, operators, proposals, bootstraps, servers, responders)
+    people = (stations, exposures, operators, proposals, bootstraps, servers, responders)
     fleet = (runs, devices, recalls, shipments)
     judged = (profiles, elements)
     kept = (logs, backups, config, _database())

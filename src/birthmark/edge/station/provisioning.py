@@ -62,6 +62,7 @@ __all__ = ["Service", "Wanted", "Work"]
 
 _UNKNOWN_OUTCOME = (
     errors.Unavailable,
+    errors.RateLimited,
     errors.Unauthenticated,
     errors.IntegrityFailure,
     errors.Fault,
