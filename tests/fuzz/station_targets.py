@@ -190,7 +190,7 @@ def _token(told: str) -> None:
 def _seen(note: str) -> Checkpoint:
     records = StationRecords(None)
     records.pin(str(VKEY))
-    return records.see(note)
+    return records.open(note)
 
 
 # --- what lies in a directory
