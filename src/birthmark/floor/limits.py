@@ -11,7 +11,9 @@ from birthmark import errors
 
 __all__ = ["Bucket", "Rate", "bucket_of", "take"]
 
-_MINUTE = timedelta(minutes=1)
+_MILLISECOND = timedelta(milliseconds=1)
+_MINUTE = 60_000
+"""In milliseconds."""
 _WHOLE = 1000
 """A token is a thousand of what is counted, so that little time adds something."""
 
@@ -56,8 +58,9 @@ def take(bucket: Bucket | None, name: str, rate: Rate, at: datetime) -> Bucket:
     full = rate.burst * _WHOLE
     left = full
     if bucket is not None:
-        came = (at - bucket.at) * (rate.per_minute * _WHOLE) // _MINUTE
-        left = min(full, bucket.thousandths + max(0, came))
+        # Whole numbers: a timedelta times a rate would overflow after some months.
+        passed = max(0, (at - bucket.at) // _MILLISECOND)
+        left = min(full, bucket.thousandths + passed * rate.per_minute * _WHOLE // _MINUTE)
     if left < _WHOLE:
         missing = _WHOLE - left
         seconds = -(-missing * 60 // (rate.per_minute * _WHOLE))
