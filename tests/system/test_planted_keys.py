@@ -116,6 +116,11 @@ def memory_of(pid: int) -> bytes:
     return b"".join(pieces)
 
 
+def served_memory(line: Line) -> bytes:
+    """Return the memory of the processes that serve: with a token, another one watches over them."""
+    return b"".join(map(memory_of, line.server.workers()))
+
+
 def files_below(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Return everything in a folder, key store and token not left out: there, keys are encrypted."""
     for path in folder.rglob("*"):
@@ -154,7 +159,7 @@ def test_no_key_of_an_element_is_anywhere_else(
         chips = [line.chip(pause=pause) for pause in pauses]
         program = line.program(chips)
         line.await_all(pauses)
-        station, service = [memory_of(program.pid)], [memory_of(line.server.pid)]
+        station, service = [memory_of(program.pid)], [served_memory(line)]
         places = processes([program.pid, *group_members(line.server.pid)])
         under_way = {
             f"{one.name}: the command it stopped at": one.channel.exchanges[-1][0] for one in chips[1:]
@@ -170,7 +175,7 @@ def test_no_key_of_an_element_is_anywhere_else(
         for chip in chips:
             assert "released" in said[chip.name]
             assert chip.holds_what_it_has_to(records[chip.device])
-        service.append(memory_of(line.server.pid))
+        service.append(served_memory(line))
         places |= dict(files_below(tmp_path))
         assert line.server.stop() == 0
         places |= dict(files_below(tmp_path))

@@ -138,13 +138,16 @@ def give_up_root(settings: Settings, *, station: bool, public: bool) -> None:
     closed = [str(path) for path, use in there if not os.access(path, use)]
     if closed:
         raise errors.NotPermitted(
-            f"{service.user} has no access to {', '.join(closed)}: run chown -R {service.user} on it"
+            f"{service.user} has no access to {', '.join(closed)}: run chown -R {service.user} on it, or put"
+            " it where others may read it"
         )
 
 
 def _needed(settings: Settings, *, station: bool, public: bool) -> _Needed:
     """Return what the service opens for these planes, and what for."""
-    read: list[Path | None] = [settings.profiles_directory, settings.elements_directory]
+    # The program itself: parts of it are read when they are first wanted.
+    read: list[Path | None] = [Path(os.__file__), Path(errors.__file__)]
+    read += [settings.profiles_directory, settings.elements_directory]
     stores: list[KeyStoreSettings | None] = []
     database = settings.database_table
     if station:

@@ -17,8 +17,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.attestations import Attestation
@@ -37,10 +35,9 @@ from birthmark.floor.devices import (
 from birthmark.floor.elements import ElementJournal
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.runs import AllowedDevice, admit
-from birthmark.pki.algorithms import maker
 from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
 from birthmark.pki.csr import vet
-from birthmark.pki.envelope import NONCE_SIZE, Recipient, recipient_of, seal
+from birthmark.pki.envelope import Recipient
 from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
@@ -59,6 +56,7 @@ from birthmark.services.acts import (
 )
 from birthmark.services.attestations import Attested, Known
 from birthmark.services.challenges import Challenged, Challenges, Provable
+from birthmark.services.delivered import Delivered, deliver, recipient_for
 from birthmark.services.dialogues import Commands, Dialogues, element_of, journal_of
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs, check_scope
@@ -336,7 +334,8 @@ class IssueDevices:
                 f"run {licence.id} wants {wanted} further certification requests, not"
                 f" {len(request.further_csrs)}"
             )
-        recipient = _recipient(caller, request)
+        born = request.csr is not None
+        recipient = recipient_for(caller.credential, born=born) if request.envelope else None
         csrs = (request.csr, *(request.further_csrs or (None,) * len(context.further)))
         templates = (context.template, *context.further)
         device = hardware_id.device
@@ -367,20 +366,12 @@ class IssueDevices:
         wanted: bytes | None,
         recipient: Recipient | None,
     ) -> _Certified:
-        private_key: SecretBytes | None = None
-        envelope: bytes | None = None
+        delivered: Delivered | None = None
         # First: OpenSSL draws from the same source, and while that fails its tests no key is made.
         serial = serial_number(self._entropy.token(20))
         if csr is None:
-            made = maker(template.profile.subject_key_algorithms[0])()
-            spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            private_key = SecretBytes.taking(
-                made.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-            )
-            if recipient is not None:
-                envelope = seal(private_key, recipient, self._entropy.token(NONCE_SIZE))
-                private_key.destroy()
-                private_key = None
+            delivered = deliver(template.profile.subject_key_algorithms[0], recipient, self._entropy)
+            spki = delivered.spki
         else:
             vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
             spki = vetted.subject_public_key_info
@@ -405,8 +396,8 @@ class IssueDevices:
             sha256=fingerprint(certificate),
             spki=spki,
             spki_sha256=sha256(spki).hexdigest(),
-            private_key=private_key,
-            envelope=envelope,
+            private_key=None if delivered is None else delivered.private_key,
+            envelope=None if delivered is None else delivered.envelope,
         )
 
     def _sign(self, label: KeyLabel, message: bytes) -> bytes:
@@ -570,18 +561,6 @@ class IssueDevices:
                 "key_store": "development" if self._keys.development else "token",
             }
         )
-
-
-def _recipient(caller: Caller, request: IssueRequest) -> Recipient | None:
-    """Return to whom the keys are enveloped; None if they are not.
-
-    The commit sees to it that the certificate is still good, as for everything that is asked with it.
-    """
-    if not request.envelope:
-        return None
-    if request.csr is not None:
-        raise errors.MalformedRequest("a key that is born in the device is not delivered, in no envelope")
-    return recipient_of(caller.credential.der)
 
 
 def _certify(
