@@ -11,7 +11,7 @@ from birthmark.edge.cli.main import command_tree
 from tests.edge.cli.command import birthmark, done
 
 EXPECTED = """
-init serve publish check provision version
+init serve status publish check history incident provision version
 run-open run-approve run-list run-show run-close
 recall-preview recall-propose recall-approve recall-resume recall-withdraw recall-list recall-show
 shipment-record shipment-list

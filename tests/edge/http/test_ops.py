@@ -140,6 +140,16 @@ def test_a_process_that_never_began_or_has_not_looked_is_not_ready(board: Board)
     assert found.processes[1][2] == "it has not looked yet"
 
 
+def test_what_does_not_come_back_is_named(board: Board) -> None:
+    for desk in board.desks:
+        looked(desk, at=1000.0)
+    impatient = OpsPlane.model_construct(look_seconds=10, silent_seconds=0)
+    board.desks[0].stage(list(Part).index(Part.LOG_KEY) + 1)
+    found = readiness(board, impatient, now=1000.0)
+    assert found.parts["log-key"] == "the log-key has not answered for 0 s"
+    assert not found.ready
+
+
 def test_a_public_host_is_ready_when_its_processes_go_round() -> None:
     board = Board(["public-1"], LAYOUT)
     assert not readiness(board, TABLE, now=0.0).ready

@@ -112,10 +112,11 @@ def readiness(board: Board, table: OpsPlane, now: float) -> Readiness:
     for desk in board.desks:
         why = _silent(desk, table)
         noted = desk.noted() if desk in stations else None
-        if not why and desk in stations:
-            why, part = _unseen(desk, table, noted, now)
+        if desk in stations and desk.pid:
+            unseen, part = _unseen(desk, table, noted, now)
             if part:
-                parts[part] = parts[part] or why
+                parts[part] = parts[part] or unseen
+            why = why or unseen
         if not why and noted is not None:
             for name, reason in noted["parts"].items():
                 parts[name] = parts[name] or reason
