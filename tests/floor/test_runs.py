@@ -90,6 +90,7 @@ licences = st.builds(
     further_profiles=st.lists(texts, max_size=2).map(tuple),
     further_sha256=st.lists(texts, max_size=2).map(tuple),
     profile_sha256=st.text("0123456789abcdef", min_size=1, max_size=64),
+    firmware=texts,
 )
 
 
@@ -176,6 +177,14 @@ def test_a_missing_field_is_malformed() -> None:
         del fields[name]
         with pytest.raises(errors.MalformedRequest):
             RunLicence.decode(rfc8785.dumps(fields))
+
+
+def test_a_licence_that_names_no_firmware_is_what_it_was_before_licences_could() -> None:
+    assert b"firmware" not in LICENCE.encode()
+    named = replace(LICENCE, firmware="bms-4.2.1 sha256:0123")
+    assert json.loads(named.encode()) == json.loads(LICENCE.encode()) | {"firmware": named.firmware}
+    with pytest.raises(errors.MalformedRequest):  # one spelling: nothing is said by leaving it out
+        RunLicence.decode(rfc8785.dumps(json.loads(LICENCE.encode()) | {"firmware": ""}))
 
 
 def test_every_field_is_in_what_is_signed() -> None:

@@ -93,6 +93,10 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], type[errors.Refusal], str]] = {
     "no product": ({"product": ""}, errors.PolicyRefused, "a product is 1 to 64 printable characters"),
     "a product of two lines": ({"product": "car\n"}, errors.PolicyRefused, "a product is 1 to 64"),
     "a long batch": ({"batch": "B" * 65}, errors.PolicyRefused, "a batch is 1 to 64 printable characters"),
+    **{
+        f"firmware {name[:9]!r}": ({"firmware": name}, errors.PolicyRefused, "firmware is named by up to 128")
+        for name in ("bms\n", "bms-ü", " bms", "b" * 129)
+    },
     "an authority that is not there": (
         {"authority": "nobody"},
         errors.NotFound,

@@ -215,12 +215,13 @@ class Chronicle:
         ]
         if not missing:
             return
+        size = number_of(entry, "log_size")
         for crl in objects_of(entry, "crls"):
             authority, partition = text_of(crl, "authority"), text_of(crl, "partition")
-            as_of, number = text_of(crl, "as_of"), text_of(crl, "crl_number")
+            number = text_of(crl, "crl_number")
             for one in missing:
                 listing = partition in (one.partition, UNPARTITIONED, DELTA) and one.authority == authority
-                if listing and one.since <= as_of and one.listed is None:
+                if listing and one.index < size and one.listed is None:
                     one.listed = (
                         f"CRL {number} of {authority}/{partition}, thisUpdate"
                         f" {text_of(crl, 'this_update')} (entry {index})"

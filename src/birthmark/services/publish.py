@@ -13,7 +13,7 @@ is made is the business of ``published_crls``.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -34,6 +34,7 @@ from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Clock, KeyStore, Log, Publication, Store, carry
 from birthmark.services.publication_alarms import Alarm, missing, record_alarm
 from birthmark.services.publication_index import EPOCH, Index, Published
+from birthmark.services.publication_record import record_published
 from birthmark.services.published_crls import CRLMaker, published, require_growth
 from birthmark.services.published_log import publish_log
 
@@ -134,6 +135,10 @@ class Publish:
             certificates = self._publish_certificates(authorities)
             changed = self._changed(before, size)
             crls, built, failures = self._publish_crls(authorities, before, changed)
+            own = self._record(built, size)
+            if own.start == size and len(own):
+                # Nothing else was committed meanwhile, so what was looked at goes up to our own entries.
+                size, at = own.stop, self._time(own.stop - 1)
             log_size = publish_log(
                 self._store.checkpoint() if size else "",
                 self._log,
@@ -164,8 +169,9 @@ class Publish:
             found = next((one for one, of in expected if (one.id, of) == (authority, partition)), None)
             if found is None:
                 raise errors.NotFound(f"no crl {partition[:100]} of {authority[:100]} is signed here")
-            before = self._index()
+            before, size = self._index(), self._log.size()
             made = self._make(_issuer(found), authority, partition, before.crls, before.crls)
+            self._record([made], size)
             crls = before.crls | {(authority, partition): made}
             document = replace(before, crls=crls).encode(self._realm, self._clock.now())
             self._publication.publish(INDEX_PATH, (document,))
@@ -198,7 +204,7 @@ class Publish:
                 record (``crl-complete``).
         """
         with self._publication.lock():
-            before, now = self._index(), self._clock.now()
+            before, now, size = self._index(), self._clock.now(), self._log.size()
             authority, summary = self._signer_of(octets)
             if summary.scope != crl.CRLScope():
                 raise errors.PolicyRefused("crl-full", "it is a delta or does not cover everything")
@@ -224,6 +230,7 @@ class Publish:
                     )
             self._publication.publish(crl_path(authority.id), (octets,))
             taken = published(authority.id, UNPARTITIONED, summary, octets)
+            self._record([taken], size)
             crls = before.crls | {(authority.id, UNPARTITIONED): taken}
             self._publication.publish(INDEX_PATH, (replace(before, crls=crls).encode(self._realm, now),))
         return taken
@@ -509,6 +516,19 @@ class Publish:
                     )
                 )
         return alarms
+
+    def _record(self, built: Sequence[Published], size: int) -> range:
+        """Put on record what was published, and return the indices of the entries.
+
+        What cannot be recorded is published all the same, and told.
+        """
+        if not built:
+            return range(0)
+        try:
+            return carry(self._store, record_published(built, size))
+        except errors.Refusal as unrecorded:
+            log.error("what was published could not be put on record: %s", unrecorded)  # noqa: TRY400  # told, not traced
+            return range(0)
 
     def _tell(self, alarms: Iterable[Alarm], *, record: bool = True) -> None:
         for alarm in alarms:
