@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
@@ -60,6 +61,7 @@ class ExposureView:
         self._store = store
         self._log = log
         self._clock = clock
+        self._now = clock.now()
         self._plane = plane
         self._seen = _Seen(size=-1)
         self._read_at = -OLDEST_SECONDS
@@ -102,7 +104,7 @@ class ExposureView:
         """
         if time.monotonic() - self._read_at > OLDEST_SECONDS:
             return _UNREAD
-        seen, now = self._seen, self._clock.now()
+        seen, now = self._seen, self._time()
         plane = exposure_id(Exposed.PLANE, self._plane)
         if self._plane == ENROLMENT and (seen.codes_until is None or now >= seen.codes_until):
             return "no station is invited now"
@@ -115,6 +117,12 @@ class ExposureView:
         if digest in seen.revoked:
             return f"{client.id} was revoked"
         return _first(why_closed(seen.exposures.get(name), now) for name in exposures_of(self._plane, client))
+
+    def _time(self) -> datetime:
+        """Return the time; while the clock has jumped, the last one before: every act says why it is held."""
+        with suppress(errors.Unavailable):
+            self._now = self._clock.now()
+        return self._now
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
