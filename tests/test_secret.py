@@ -1,6 +1,7 @@
 """Bytes that must not be seen are not (SPEC B7)."""
 
 import copy
+import ctypes
 import json
 import logging
 import pickle
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birthmark.secret import SecretBytes
+from birthmark.secret import SecretBytes, Vanishing, wipe
 
 PLANTED = b"planted-pin-4711"
 
@@ -94,3 +95,50 @@ def test_it_is_not_bytes_by_accident() -> None:
 def test_secrets_are_equal_when_their_bytes_are(one: bytes, other: bytes) -> None:
     assert (SecretBytes(one) == SecretBytes(other)) is (one == other)
     assert SecretBytes(one) == SecretBytes(bytes(bytearray(one)))
+
+
+def test_what_is_destroyed_is_overwritten_and_gone() -> None:
+    """SPEC B7: a view that somebody still has shows zeros."""
+    with SecretBytes(PLANTED) as secret:
+        view = secret.view()
+        assert view.readonly
+        assert bytes(view) == PLANTED
+    assert bytes(view) == bytes(len(PLANTED))
+    secret.destroy()
+    for use in (secret.reveal, secret.view, secret.__len__):
+        with pytest.raises(RuntimeError, match="destroyed"):
+            use()
+    assert repr(secret) == "SecretBytes(<destroyed>)"
+
+
+def test_a_view_keeps_the_value_as_long_as_somebody_has_it() -> None:
+    assert SecretBytes(PLANTED).view() == PLANTED
+
+
+def test_octets_are_overwritten_when_nobody_refers_to_them_any_more() -> None:
+    vanishing = Vanishing(PLANTED)
+    address = (ctypes.c_char * len(PLANTED)).from_buffer(vanishing)
+    vanishing.__del__()  # what dropping the last reference does
+    assert address.raw == bytes(len(PLANTED))
+
+
+def test_what_a_library_returned_is_taken_and_overwritten() -> None:
+    returned = PLANTED[:8] + PLANTED[8:]  # an object of its own
+    secret = SecretBytes.taking(returned)
+    assert secret.reveal() == PLANTED
+    assert returned == bytes(len(PLANTED))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_octets_that_the_interpreter_shares_are_left_alone(size: int) -> None:
+    shared = b"x"[:size]
+    wipe(shared)
+    assert bytes([120]) == b"x"
+    assert len(shared) == size
+
+
+@given(st.binary(min_size=2, max_size=2000))
+def test_wiping_leaves_nothing(octets: bytes) -> None:
+    for value in (bytearray(octets), bytes(bytearray(octets))):
+        wipe(value)
+        assert bytes(value) == bytes(len(octets))
