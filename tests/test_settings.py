@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from birthmark import errors
-from birthmark.settings import Settings, load
+from birthmark.settings import Settings, TokenKeys, load
 
 _FILE = """\
 [realm]
@@ -155,3 +155,45 @@ def test_locations_that_certificates_cannot_name_are_refused(tmp_path: Path) -> 
     """SPEC F4: once issued, a certificate names them for life."""
     with pytest.raises(errors.MalformedRequest, match="a location begins like"):
         _loaded(tmp_path, _PUBLIC + _PUBLICATION.replace("http:", "https:"))
+
+
+_TOKEN = """\
+kind = "pkcs11"
+module = "token.so"
+token = "floor"
+pin-file = "pin"
+"""
+
+
+def _with_token(folder: Path, addition: str) -> Settings:
+    path = written(folder, "sqlite:///birthmark.db")
+    before, _, after = path.read_text().partition("[key-store]\n")
+    path.write_text(
+        f"{before}[key-store]\n{_TOKEN}{addition}[station-plane]{after.partition('[station-plane]')[2]}"
+    )
+    return load(path)
+
+
+def test_a_standby_is_a_second_token_beside_the_settings(tmp_path: Path) -> None:
+    """SPEC B3."""
+    standby = '[key-store.standby]\nmodule = "other.so"\ntoken = "floor"\npin-file = "pin-2"\n'
+    found = _with_token(tmp_path, standby).key_store
+    assert isinstance(found, TokenKeys)
+    assert found.standby is not None
+    assert (found.standby.module, found.standby.pin_file) == (tmp_path / "other.so", tmp_path / "pin-2")
+
+
+@pytest.mark.parametrize(
+    ("addition", "said"),
+    [
+        ('[key-store.standby]\nmodule = "token.so"\ntoken = "floor"\npin-file = "pin"\n', "the token itself"),
+        ("answer-seconds = 60\n", "give-up-seconds must be longer"),
+        ("check-seconds = 0\n", "check-seconds"),
+        ("return-checks = 0\n", "return-checks"),
+    ],
+)
+def test_settings_of_a_token_that_cannot_be_meant_are_refused(
+    tmp_path: Path, addition: str, said: str
+) -> None:
+    with pytest.raises(errors.MalformedRequest, match=said):
+        _with_token(tmp_path, addition)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,26 @@ def test_a_store_says_whether_it_is_for_development(bench: Bench) -> None:
     """B2: labelled "development" wherever it shows."""
     assert bench.store.development is bench.development
     assert ("development" in repr(bench.store)) is bench.development
+
+
+def test_the_public_half_of_a_transport_key_is_told_and_it_signs_nothing(bench: Bench) -> None:
+    """A ceremony that was killed right after it made one goes on with it."""
+    made = bench.store.generate_transport(LABEL)
+    stores: tuple[Callable[[], KeyStore], ...] = (lambda: bench.store, bench.reopen)
+    for find in stores:
+        store = find()
+        assert store.public_key(LABEL) == made
+        with pytest.raises(errors.Refusal, match=r"ca\.floor-7"):
+            store.sign(LABEL, b"message")
+
+
+def test_a_store_that_was_asked_and_answered_is_well(bench: Bench) -> None:
+    bench.store.generate(LABEL, KeyAlgorithm.ED25519)
+    health = bench.store.health()
+    assert (health.up, health.reason) == (True, "")
+    assert health.since.utcoffset() == timedelta(0)
+    assert health.since <= datetime.now(UTC)
+    assert health.active == ("software" if bench.development else "token 'floor'")
 
 
 def test_a_closed_store_answers_no_more_and_its_keys_are_still_there(bench: Bench) -> None:
