@@ -113,6 +113,8 @@ class Service:
     """Set if the run puts a key set into each device's secure element."""
     tells_further: bool = True
     """False for a service of the time before."""
+    renewed: list[x509.Certificate] = field(default_factory=list)
+    """The station's further certificates."""
     last_seq: int = 0
     max_gang: int = 4
     connections: int = 0
@@ -186,6 +188,8 @@ class Service:
                 return self.token(self._device(device).leaf or 0)
             case "GET", "v1", "checkpoint":
                 return {"checkpoint": self.checkpoint(), "consistency": self.consistency(query)}
+            case "POST", "v1", "me", "certificate":
+                return self._renew(body["csr"])
             case "POST", "v1", "runs", run, "issue":
                 return self._begun(self._once(("issue", run), body, self._issue))
             case "POST", "v1", "runs", run, "gang-issue":
@@ -215,13 +219,23 @@ class Service:
             {
                 "since": old,
                 "proof": [
-                    base64.b64encode(one).decode()
-                    for one in merkle.consistency_proof(old, len(leaves), node)
+                    base64.b64encode(one).decode() for one in merkle.consistency_proof(old, len(leaves), node)
                 ],
             }
             for old in asked
             if old <= len(leaves)
         ]
+
+    def _renew(self, csr: str) -> dict[str, Any]:
+        request = x509.load_pem_x509_csr(csr.encode())
+        assert request.is_signature_valid
+        key: Any = request.public_key()
+        usage = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)
+        certificate = certify(name("ST01"), key, self.root, [usage])
+        self.renewed.append(certificate)
+        self.log("client-renewed", client="station:ST01")
+        pem = certificate.public_bytes(Encoding.PEM).decode()
+        return {"client": "station:ST01", "certificate": pem, "chain": []}
 
     def _each(self, items: list[Any], one: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         if len(items) > self.max_gang:
