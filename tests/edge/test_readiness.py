@@ -124,6 +124,17 @@ def test_a_closed_plane_holds_the_line_and_says_until_when(realm: RealmDirectory
         }
 
 
+def test_what_only_the_record_could_tell_is_not_told_while_it_is_away(realm: RealmDirectory) -> None:
+    with built(realm) as application:
+        away = (realm.path / "birthmark.db").rename(realm.path / "away")
+        found = look(application)
+        assert held(found).keys() == {Part.DATABASE}
+        assert found.reasons.keys() == set(Part) - {Part.LOG_KEY, Part.PLANE}
+        assert not found.ready
+        away.rename(realm.path / "birthmark.db")
+        assert look(application).ready
+
+
 def test_a_disk_with_too_little_room_holds_the_line(realm: RealmDirectory) -> None:
     with built(realm) as application:
         assert "make room" in held(look(application, 1 << 60))[Part.DISK]

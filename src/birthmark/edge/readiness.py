@@ -48,19 +48,24 @@ class Part(StrEnum):
     PLANE = "plane"
 
 
+_ON_RECORD = frozenset({Part.LOG_KEY, Part.PLANE})
+"""What cannot be tried without reading the record."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
     """What was found."""
 
     reasons: Mapping[Part, str]
-    """Why a part is not ready, in one line; empty if it is."""
+    """Why a part is not ready, in one line; empty if it is.  What only the database could tell is left out
+    while that is away: it is not known, and held already."""
     last_entry: datetime | None
     """Time of the log's last entry; None if the database could not be asked."""
 
     @property
     def ready(self) -> bool:
         """True if every part is."""
-        return not any(self.reasons.values())
+        return self.reasons.keys() == set(Part) and not any(self.reasons.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +115,8 @@ def examine(
     }
     reasons: dict[Part, str] = {}
     for part, trial in trials.items():
+        if part in _ON_RECORD and reasons[Part.DATABASE]:
+            continue
         stage(part)
         try:
             reasons[part] = trial()

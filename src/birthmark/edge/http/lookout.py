@@ -6,6 +6,7 @@ ops plane can say where it hangs.  It changes nothing and nobody waits for it.
 """
 
 import logging
+import re
 import threading
 import time
 from typing import Any
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 FIGURES_SECONDS = 60.0
 """How often the record is read for its figures."""
 STOP_SECONDS = 2.0
+_NUMBERS = re.compile(r"\d+")
 _PARTS = {part: number for number, part in enumerate(Part, 1)}
 
 
@@ -107,8 +109,9 @@ class Lookout:
     def _tell(self, reasons: dict[str, str]) -> None:
         """Say once what holds the line, and once that it does not any more."""
         for part, reason in reasons.items():
-            if reason and reason != self._seen.get(part):
+            cause = _NUMBERS.sub("", reason)  # one that only counts on is the same
+            if cause and cause != self._seen.get(part):
                 log.warning("not ready", extra={"part": part, "reason": reason})
-            elif not reason and self._seen.get(part):
+            elif not cause and self._seen.get(part):
                 log.warning("ready again", extra={"part": part})
-        self._seen = reasons
+            self._seen[part] = cause

@@ -44,6 +44,10 @@ __all__ = ["OpsPlaneApp", "Readiness", "readiness"]
 STATION = "station"
 _BY_PROCESS = (MEMORY, DESCRIPTORS, MAX_DESCRIPTORS)
 """What is not added up."""
+_BY_NAME = (
+    (Part.DATABASE, "database_up", "1 if the database can be written to."),
+    (Part.KEY_STORE, "key_store_up", "1 if the key store answers."),
+)
 _FILE_SECONDS = 2.0
 """How long the index of what is published may take to be read."""
 _PARTS = dict(enumerate(Part, 1))
@@ -54,7 +58,7 @@ class Readiness:
     """What holds the line, if anything does."""
 
     parts: Mapping[str, str]
-    """By part, why it is not ready; empty if it is."""
+    """By part, why it is not ready; empty if it is.  A part that nobody could try is not there."""
     processes: Sequence[tuple[str, int, str]]
     """Place, process id, why it is not ready."""
 
@@ -107,7 +111,7 @@ def readiness(board: Board, table: OpsPlane, now: float) -> Readiness:
         now: of the clock that is never set.
     """
     stations = [desk for desk in board.desks if desk.name.startswith(STATION)]
-    parts = dict.fromkeys(map(str, Part), "") if stations else {}
+    parts: dict[str, str] = {}
     processes = []
     for desk in board.desks:
         why = _silent(desk, table)
@@ -115,11 +119,11 @@ def readiness(board: Board, table: OpsPlane, now: float) -> Readiness:
         if desk in stations and desk.pid:
             unseen, part = _unseen(desk, table, noted, now)
             if part:
-                parts[part] = parts[part] or unseen
+                parts[part] = parts.get(part) or unseen
             why = why or unseen
         if not why and noted is not None:
             for name, reason in noted["parts"].items():
-                parts[name] = parts[name] or reason
+                parts[name] = parts.get(name) or reason
         processes.append((desk.name, desk.pid, why))
     return Readiness(parts=parts, processes=processes)
 
@@ -309,13 +313,10 @@ class OpsPlaneApp:
             "part",
             {name: float(not why) for name, why in found.parts.items()},
         )
-        if found.parts:
-            yield from _gauge(
-                "database_up", "1 if the database can be written to.", float(not found.parts[Part.DATABASE])
-            )
-            yield from _gauge(
-                "key_store_up", "1 if the key store answers.", float(not found.parts[Part.KEY_STORE])
-            )
+        for part, name, text in _BY_NAME:
+            if part in found.parts:
+                yield from _gauge(name, text, float(not found.parts[part]))
+        if Part.CLOCK in found.parts:
             yield from _gauge(
                 "clock_held", "1 if the clock holds the line.", float(bool(found.parts[Part.CLOCK]))
             )
