@@ -110,10 +110,11 @@ class TokenSession:
                 lambda: self._attempt(operation, repeat=repeat, trying=trying), self._timeout_seconds
             )
         except TimeoutError as hangs:
-            raise self._breaker.failed(
-                f"token {self._token_label!r} did not answer within {self._timeout_seconds:g} s",
-                trying=trying,
-            ) from hangs
+            reason = f"token {self._token_label!r} did not answer within {self._timeout_seconds:g} s"
+            if trying or self._worker.busy_seconds() > self._timeout_seconds / 2:
+                raise self._breaker.failed(reason, trying=trying) from hangs
+            # It works, but not as fast as it is asked.
+            raise errors.Unavailable(f"{reason}: it has too much to do") from hangs
         except errors.Unavailable as down:
             # Told to the breaker by the worker, unless something else is not there.
             if trying:
