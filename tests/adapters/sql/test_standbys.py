@@ -137,7 +137,12 @@ def test_a_server_that_waits_for_fewer_standbys_than_the_settings_demand_is_refu
 ) -> None:
     with pytest.raises(errors.IntegrityFailure, match=r"demand 1 synchronous standbys.* waits for 0"):
         open_database(libpq(line.url), standbys=1).query("SELECT 1")
-    with cluster.standby({"cluster_name": "second"}):
+    with cluster.standby({"cluster_name": "second"}) as second:
+        replica = PostgreSQL(libpq(line.url).replace(f":{cluster.port}/", f":{second.port}/"))
+        assert replica.query("SELECT size FROM head"), "it may be read from, where a url names it alone"
+        with pytest.raises(errors.Unavailable, match="its server is a standby or read-only"):
+            replica.begin([])
+        replica.close()
         demand(cluster, "FIRST 1 (second)")
         try:
             service = line.another_service(wrap=lambda _: PostgreSQL(libpq(line.url), standbys=1))
