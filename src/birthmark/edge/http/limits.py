@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from birthmark import errors
 
-__all__ = ["Door", "Limits", "allow_descriptors", "handshake_failed"]
+__all__ = ["Door", "Limits", "allow_descriptors", "end_soon"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _REST_SECONDS: Final = 0.5
 """How long nobody is let in after accept(2) failed: for want of descriptors or memory."""
 _SWEEP_SECONDS: Final = 1.0
 _ALERT_SECONDS: Final = 1.0
-"""How long a client whose handshake failed may take to go by itself, having got the alert."""
+"""How long a client whose TLS failed may take to go by itself, having got the alert."""
 _SPARE_DESCRIPTORS: Final = 256
 """For what is not a connection: database, token, files."""
 _SHARED_BITS_V6: Final = 8
@@ -77,24 +78,37 @@ class _Visitor:
     """One connection."""
 
     address: bytes
+    connection: socket.socket | None
+    """While it is not its protocol's."""
     task: asyncio.Task[None] | None = None
+    """Held here, because the loop holds tasks weakly."""
     guest: Guest | None = None
     closing_since: float | None = None
     failed: bool = False
-    """The handshake did, and that was told."""
+    """Its TLS did, and that was told."""
+
+    def end(self) -> None:
+        """End the connection.
+
+        Cancelling what greets it would not do: uvloop forgets a connection whose protocol was not called yet.
+        """
+        if self.connection is not None:
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+        elif self.guest is not None and self.guest.transport is not None:
+            self.guest.transport.abort()
 
 
 _VISITOR: ContextVar[_Visitor | None] = ContextVar("visitor", default=None)
 """Whose handshake the code is in: the loop calls a connection's protocols in the context it was made in."""
 
 
-def handshake_failed() -> None:
-    """Say, from within a handshake, that it failed and that this is told already: its place is free soon."""
+def end_soon() -> None:
+    """Say, from within a connection's TLS, that it failed and that this is told already."""
     visitor = _VISITOR.get()
     if visitor is not None and not visitor.failed:
         visitor.failed = True
-        if visitor.task is not None:
-            asyncio.get_running_loop().call_later(_ALERT_SECONDS, visitor.task.cancel)
+        asyncio.get_running_loop().call_later(_ALERT_SECONDS, visitor.end)
 
 
 def allow_descriptors(connections: int) -> None:
@@ -197,7 +211,7 @@ class Door:
         # An answer that is not taken: the kernel sees it, whatever is buffered where (tcp(7)).
         untaken = int(self.limits.answer_seconds * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, untaken)
-        visitor = _Visitor(address=address)
+        visitor = _Visitor(address=address, connection=connection)
         self._inside.add(visitor)
         self._addresses[address] += 1
         if self.context is not None:
@@ -227,8 +241,8 @@ class Door:
 
     def _send_off(self, visitor: _Visitor) -> None:
         self._leave(visitor)
-        if visitor.task is not None:
-            visitor.task.cancel()
+        visitor.failed = True
+        visitor.end()
 
     def _turn_away(self, connection: socket.socket, why: str) -> None:
         self._turned_away += 1
@@ -282,7 +296,8 @@ class Door:
         else:
             self._finished(visitor)
         finally:
-            # Python's own hold on it; the loop has one of its own for as long as it needs the socket.
+            # Our hold on it; the loop has one of its own for as long as it needs the socket.
+            visitor.connection = None
             connection.close()
 
     def _failed(self, why: OSError) -> None:

@@ -21,14 +21,14 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from birthmark import errors
-from birthmark.edge.http.limits import handshake_failed
+from birthmark.edge.http.limits import end_soon
 from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.secret import SecretBytes
 
@@ -60,13 +60,15 @@ PIPELINE_LIMIT = 32
 """Requests asked ahead while one is answered."""
 _GROUP = "prime256v1"
 """The one group every implementation has (RFC 8446 section 9.1).  Python before 3.15 can choose one or leave
-OpenSSL's own, which has groups that cost the server fifty times as much: ffdhe8192."""
+OpenSSL's own, which has groups that cost the server a hundred times as much: ffdhe8192."""
 _CIPHERS = "DEFAULT:@SECLEVEL=2"
 """Keys and hashes of 112 bits and more, in certificates, too; the suites of TLS 1.3 are another list."""
 
 
 _AFTERWARDS = frozenset({"APPLICATION_DATA_AFTER_CLOSE_NOTIFY"})
 """What OpenSSL complains of when our farewell crosses a request."""
+_DROPPED = 16
+"""How often something may come after a failure; each time a quarter of a megabyte at most."""
 
 
 def everybody(_certificate: bytes | None) -> str | None:
@@ -132,7 +134,9 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
     class ObservedSSLObject(ssl.SSLObject):
         """Tells when a handshake fails, lets the client hear of it, and asks who is welcome."""
 
+        peer: bytes = b""
         failure: ssl.SSLError | None = None
+        dropped: int = 0
         closed: str | None = None
         """Why nobody is welcome."""
         unwelcome: str | None = None
@@ -144,21 +148,43 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
             return None if self.closed is None else int(ssl.AlertDescription.ALERT_DESCRIPTION_ACCESS_DENIED)
 
         def do_handshake(self) -> None:
-            if self.failure is not None:
-                raise self.failure
+            self._once_failed()
             try:
                 super().do_handshake()
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as cause:
                 on_refused(errors.Unauthenticated(self.closed or _reason(cause)), b"")
-                handshake_failed()
-                self.failure = cause
-                # The event loop drops a failed connection without sending what OpenSSL has ready: the alert
-                # that tells a station why.  While the handshake goes on it does send it: fail the next time.
-                raise ssl.SSLWantReadError from cause
-            # None has no certificate: such a context would be of a test that may do without.
-            self.unwelcome = _asked(admits, self.getpeercert(binary_form=True))
+                self._fail(cause)
+            self.peer = self.getpeercert(binary_form=True) or b""
+            self.unwelcome = _asked(admits, self.peer)
+
+        def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002  # Python's own name
+            self._once_failed()
+            try:
+                return super().read(len, buffer)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+                raise
+            except ssl.SSLError as cause:
+                if cause.reason in _AFTERWARDS:
+                    raise
+                on_refused(errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}"), self.peer)
+                self._fail(cause)
+
+        def _fail(self, cause: ssl.SSLError) -> NoReturn:
+            # The event loop drops a failed connection without sending what OpenSSL has ready: the alert that
+            # tells a station why.  While nothing failed it does send it, so nothing has failed for a moment.
+            self.failure = cause
+            end_soon()
+            raise ssl.SSLWantReadError from cause
+
+        def _once_failed(self) -> None:
+            if self.failure is None:
+                return
+            # What the client has sent before it read the alert is dropped, up to a limit: closing with that
+            # unread would reset the connection, and the alert would be lost.
+            self.dropped += 1
+            raise self.failure if self.dropped > _DROPPED else ssl.SSLWantReadError
 
     return ObservedSSLObject
 
@@ -171,7 +197,9 @@ def _at_hello(tls: Any, _name: str | None, _context: ssl.SSLContext) -> int | No
 def _reason(failure: ssl.SSLError) -> str:
     if isinstance(failure, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {failure.verify_message}"
-    return (failure.reason or type(failure).__name__).lower().replace("_", " ")
+    if isinstance(failure, ssl.SSLZeroReturnError):
+        return "the client said farewell"
+    return (failure.reason or "for a reason that openssl does not tell").lower().replace("_", " ")
 
 
 class _BothWays(FlowControl):
@@ -244,8 +272,6 @@ class PeerProtocol(HttpToolsProtocol):
             self.connected[self.peer] -= 1
             if not self.connected[self.peer]:
                 del self.connected[self.peer]
-        if isinstance(exc, ssl.SSLError) and exc.reason not in _AFTERWARDS:
-            type(self).refused(errors.MalformedRequest(f"this is not TLS: {_reason(exc)}"), self.peer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

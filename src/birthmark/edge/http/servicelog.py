@@ -52,6 +52,14 @@ def configure_log() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    sys.unraisablehook = _not_raised
+
+
+def _not_raised(seen: Any) -> None:
+    """Take what Python would print: it can raise it nowhere."""
+    # The ssl module's complaint of a server name that is not ASCII; the handshake fails, and tells it itself.
+    if not isinstance(seen.exc_value, UnicodeDecodeError):
+        log.error("an exception that nobody can catch", exc_info=seen.exc_value)
 
 
 def _without_colours(_logger: object, _method: str, event: _Event) -> _Event:

@@ -431,7 +431,7 @@ class StationPlane:
         actor, seq = ANONYMOUS, None
         with suppress(errors.Unauthenticated):
             actor = (await self._peer(request))[0].id
-        with suppress(errors.MalformedRequest):
+        with suppress(errors.MalformedRequest, errors.Unauthenticated):
             seq = await self._number(request)
         what = f"{request.method} {request.url.path}"[:200]
         table = self._app.settings.station_plane
