@@ -84,14 +84,15 @@ class Kept:
             credentials,
             home,
             ask=self.ask,
+            new_seq=station._next_seq,  # noqa: SLF001  # likewise
             attempt=lambda _: None,
             use=self.used.append,
             now=lambda: self.now,
         )
 
-    def ask(self, csr: str) -> Any:
+    def ask(self, csr: str, seq: int) -> Any:
         self.asked += 1
-        return self.station._post("/v1/me/certificate", {"csr": csr}, None)  # noqa: SLF001  # what renewal is given
+        return self.station._post("/v1/me/certificate", {"csr": csr}, seq)  # noqa: SLF001  # what renewal is given
 
 
 def test_it_is_time_when_two_thirds_are_over(renewal: Kept) -> None:
@@ -185,6 +186,23 @@ def test_requests_of_other_threads_go_on_while_a_station_renews(
         worker.join()
     assert failed == []
     assert len({one.serial_number for one in service.renewed}) == 5
+
+
+def test_a_number_that_nobody_saw_is_used_again(service: Service, connect: Callable[..., Station]) -> None:
+    """SPEC E5: the service was away, and no gap says that something was kept out of the log."""
+    station = connect()
+    station.me()
+
+    def away(path: str) -> None:
+        if "certificate" in path:
+            raise Problem(503, "unavailable", "the log cannot be written")
+
+    service.refuse = away
+    with pytest.raises(errors.Unavailable):
+        station.renew()
+    service.refuse = lambda _: None
+    station.renew()
+    assert {seq for _, path, seq, _ in service.requests if "certificate" in path} == {"1"}
 
 
 # --- too fast

@@ -139,6 +139,7 @@ class Station:
             credentials,
             None if self._folder is None else self._folder.path,
             ask=self._ask_renewal,
+            new_seq=self._next_seq,
             attempt=self._try,
             use=lambda fresh: self._transport.use(fresh.tls_context()),
         )
@@ -452,8 +453,8 @@ class Station:
         answer = self._get(f"/v1/checkpoint?{since}" if since else "/v1/checkpoint")
         return self._records.prove(known, take(answer, "checkpoint", str), proofs_of(answer))
 
-    def _ask_renewal(self, csr: str) -> Mapping[str, Any]:
-        return self._post("/v1/me/certificate", {"csr": csr}, self._next_seq(), patience_seconds=_RENEWING)
+    def _ask_renewal(self, csr: str, seq: int) -> Mapping[str, Any]:
+        return self._post("/v1/me/certificate", {"csr": csr}, seq, patience_seconds=_RENEWING)
 
     def _try(self, fresh: Credentials) -> None:
         """Have the service recognise us by other credentials."""

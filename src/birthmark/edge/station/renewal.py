@@ -137,7 +137,8 @@ class Renewal:
         credentials: Credentials,
         path: str | os.PathLike[str] | None,
         *,
-        ask: Ask,
+        ask: Callable[[str, int], Mapping[str, Any]],
+        new_seq: Callable[[], int],
         attempt: Try,
         use: Callable[[Credentials], None],
         now: Callable[[], datetime] | None = None,
@@ -147,14 +148,17 @@ class Renewal:
         Args:
             credentials: in use.
             path: of the directory they are from; None for credentials in memory.
-            ask: see ``Ask``.
+            ask: as ``Ask``, with a request number.
+            new_seq: takes a request number.
             attempt: see ``Try``.
             use: told the new credentials.
             now: the time of day.
         """
         self.credentials = credentials
         self._path = path
-        self._ask = ask
+        self._numbered = ask
+        self._new_seq = new_seq
+        self._seq: int | None = None
         self._attempt = attempt
         self._use = use
         self._now = now or _wall_clock
@@ -198,6 +202,18 @@ class Renewal:
             fresh = renew_directory(self._path, self.credentials, self._ask, self._attempt)
         self._use(fresh)
         self.credentials = fresh
+
+    def _ask(self, csr: str) -> Mapping[str, Any]:
+        """Ask; a number that nobody has seen is used again, or it would look like a gap (SPEC E5)."""
+        self._seq = self._seq or self._new_seq()
+        try:
+            answer = self._numbered(csr, self._seq)
+        except errors.Refusal as refused:
+            if not refused.retryable:
+                self._seq = None
+            raise
+        self._seq = None
+        return answer
 
 
 def _wall_clock() -> datetime:
