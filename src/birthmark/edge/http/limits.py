@@ -321,6 +321,7 @@ class Door:
             return
         self._inside.discard(visitor)
         self._finished(visitor)
+        visitor.guest = None  # they hold each other
         self._addresses[visitor.address] -= 1
         if not self._addresses[visitor.address]:
             del self._addresses[visitor.address]

@@ -135,7 +135,7 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
         """Tells when a handshake fails, lets the client hear of it, and asks who is welcome."""
 
         peer: bytes = b""
-        failure: ssl.SSLError | None = None
+        failed: bool = False
         dropped: int = 0
         closed: str | None = None
         """Why nobody is welcome."""
@@ -155,7 +155,7 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
                 raise
             except ssl.SSLError as cause:
                 on_refused(errors.Unauthenticated(self.closed or _reason(cause)), b"")
-                self._fail(cause)
+                self._fail()
             self.peer = self.getpeercert(binary_form=True) or b""
             self.unwelcome = _asked(admits, self.peer)
 
@@ -169,22 +169,23 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
                 if cause.reason in _AFTERWARDS:
                     raise
                 on_refused(errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}"), self.peer)
-                self._fail(cause)
+                self._fail()
 
-        def _fail(self, cause: ssl.SSLError) -> NoReturn:
+        def _fail(self) -> NoReturn:
             # The event loop drops a failed connection without sending what OpenSSL has ready: the alert that
             # tells a station why.  While nothing failed it does send it, so nothing has failed for a moment.
-            self.failure = cause
+            # (Not kept: an exception leads back here, and only the garbage collector would find the two.)
+            self.failed = True
             end_soon()
-            raise ssl.SSLWantReadError from cause
+            raise ssl.SSLWantReadError
 
         def _once_failed(self) -> None:
-            if self.failure is None:
+            if not self.failed:
                 return
             # What the client has sent before it read the alert is dropped, up to a limit: closing with that
             # unread would reset the connection, and the alert would be lost.
             self.dropped += 1
-            raise self.failure if self.dropped > _DROPPED else ssl.SSLWantReadError
+            raise ssl.SSLWantReadError if self.dropped <= _DROPPED else ssl.SSLError("it failed before")
 
     return ObservedSSLObject
 
