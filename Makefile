@@ -3,13 +3,17 @@
 PYTHON_TREES := $(wildcard src tests tools bench demo) $(if $(wildcard scripts/*.py),scripts)
 RUN := .venv/bin/python -m
 
+# How long `make fuzz` takes for each target, and how many run at a time.
+SECONDS ?= 600
+JOBS ?= 2
+
 # What `make demo` is shown with; empty means what needs no other program.
 TOKEN ?=
 DATABASE ?=
 ELEMENT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak lock clean install
+.PHONY: help demo test check bench soak fuzz lock clean install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +39,9 @@ bench: install ## the benchmark
 soak: ## the tests that take minutes
 	@scripts/install --system
 	$(RUN) pytest -m soak
+
+fuzz: install ## every reader of foreign octets, SECONDS=600 each, JOBS=2 at a time (docs/testing.md)
+	$(RUN) tests.fuzz --all --seconds $(SECONDS) --jobs $(JOBS)
 
 lock: ## write requirements/*.txt anew; LOCK=--upgrade takes the newest versions
 	scripts/lock $(LOCK)

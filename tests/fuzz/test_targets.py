@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.inputs import KEPT, kept
@@ -13,6 +13,8 @@ from tests.fuzz.targets import TARGETS
 
 # What the library is going to refuse some day: said on standard error, and to nobody who asks.
 pytestmark = pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+EXAMPLES = 50
+"""For each target: `make fuzz` tries millions."""
 every_target = pytest.mark.parametrize("name", TARGETS)
 
 
@@ -57,6 +59,7 @@ def mutated(draw: st.DrawFn, target: Target, seeds: Sequence[bytes]) -> bytes:
 def test_nothing_else_than_a_refusal(name: str) -> None:
     target: Target = TARGETS[name]
 
+    @settings(max_examples=EXAMPLES)
     @given(mutated(target, list(target.seeds())))
     def try_it(data: bytes) -> None:
         target.attempt(data)

@@ -25,7 +25,7 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_promised_targets_are_there() -> None:
-    assert {"demo", "test", "check", "bench", "soak", "lock", "clean", "help"} <= TARGETS
+    assert {"demo", "test", "check", "bench", "soak", "fuzz", "lock", "clean", "help"} <= TARGETS
 
 
 def test_make_alone_prints_every_target_with_what_it_does() -> None:

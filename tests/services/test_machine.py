@@ -436,7 +436,7 @@ class FloorForLong(Floor):
 
 TestFloor = Floor.TestCase
 TestFloor.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 TestFloorForLong = pytest.mark.soak(pytest.mark.timeout(3000)(FloorForLong.TestCase))
