@@ -416,6 +416,9 @@ class RunStatusView(_Body):
     element: str | None = Field(
         default=None, description="Profile of the secure element that each device has; null for none."
     )
+    firmware: str | None = Field(
+        default=None, description="Reference of the firmware that the devices carry; null for none named."
+    )
 
 
 class Consistency(_Body):

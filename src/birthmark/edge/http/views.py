@@ -50,6 +50,7 @@ def run_view(client: Client, run: str) -> UseCase[models.RunStatusView]:
         origins=[str(origin) for origin in licence.origins],
         further_profiles=list(licence.further_profiles),
         element=licence.element or None,
+        firmware=licence.firmware or None,
     )
 
 
