@@ -294,9 +294,9 @@ def mounted(path: Path) -> Iterator[LossyDisk]:
             missing(f"FUSE cannot mount here (exit code {process.poll()})")
         yield LossyDisk(path=path, _process=process)
     finally:
-        subprocess.run([unmount, "-u", "-z", str(path)], check=False, capture_output=True)
         process.kill()
         process.communicate()
+        subprocess.run([unmount, "-u", "-z", str(path)], check=False, capture_output=True)
 
 
 def _obey(commands: dict[str, Callable[[str], None]]) -> None:

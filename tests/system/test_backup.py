@@ -112,6 +112,12 @@ def make_plant(folder: Path, cluster: LocalPostgreSQL | None) -> Plant:
     return place
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Plant:
+    """Another realm of the same name, with keys of its own, which nobody changes."""
+    return make_plant(tmp_path_factory.mktemp("other"), None)
+
+
 @pytest.fixture
 def plant(made: Plant, tmp_path: Path) -> Plant:
     """A copy of it."""
@@ -330,11 +336,11 @@ def test_a_backup_whose_parts_are_not_what_its_manifest_says_is_refused(made: Pl
     assert (said.code, "not what its manifest says" in said.err) == (70, True), said
 
 
-def test_a_backup_of_another_log_is_not_ours(plant: Plant, backup: Path, tmp_path: Path) -> None:
-    other = make_plant(tmp_path / "other", None)
-    said = plant("backup", "verify", backup, "--vkey", other.vkey)
+def test_a_backup_of_another_log_is_not_ours(made: Plant, other: Plant, backup: Path, tmp_path: Path) -> None:
+    said = made("backup", "verify", backup, "--vkey", other.vkey)
     assert (said.code, "another key" in said.out) == (1, True), said
-    elsewhere = other.elsewhere()
+    shutil.copytree(other.directory, tmp_path / "nord")
+    elsewhere = Plant(tmp_path / "nord", "sqlite", None).elsewhere()
     said = elsewhere("restore", backup, "--accept-loss")
     assert (said.code, "another key" in said.err) == (70, True), said
 
@@ -376,10 +382,11 @@ def test_a_backup_goes_into_its_own_realm_and_kind_of_database(
     assert refused_for(other("restore", backup, "--accept-loss"), "of a sqlite database")
 
 
-def test_a_restore_that_cannot_be_put_on_record_is_undone(either: Plant, tmp_path: Path) -> None:
-    file = tmp_path / "now.backup"
+def test_a_restore_that_cannot_be_put_on_record_is_undone(
+    either: Plant, other: Plant, tmp_path: Path
+) -> None:
+    file, stranger = tmp_path / "now.backup", other.directory / "operators/anna"
     either.done("backup", "create", "--out", file)
-    stranger = make_plant(tmp_path / "other", None).directory / "operators/anna"
     elsewhere = either.elsewhere()
     said = elsewhere("restore", file, "--accept-loss", "--as", stranger)
     assert (said.code, "belongs to no client" in said.err) == (77, True), said
