@@ -7,6 +7,7 @@ from tests.fuzz.floor_targets import FLOOR_TARGETS
 from tests.fuzz.ledger_targets import LEDGER_TARGETS
 from tests.fuzz.pki_targets import PKI_TARGETS
 from tests.fuzz.plane_targets import PLANE_TARGETS
+from tests.fuzz.sealed_targets import SEALED_TARGETS
 from tests.fuzz.station_targets import STATION_TARGETS
 from tests.fuzz.target import Target
 
@@ -19,6 +20,7 @@ TARGETS: Mapping[str, Target] = {
         *PKI_TARGETS,
         *ELEMENT_TARGETS,
         *LEDGER_TARGETS,
+        *SEALED_TARGETS,
         *STATION_TARGETS,
         *FLOOR_TARGETS,
     )

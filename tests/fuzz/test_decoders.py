@@ -14,7 +14,7 @@ from tests.fuzz.mutators import changed
 from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
-CHANGES = 16
+CHANGES = 8
 """Changed inputs for each target: what is remembered of an octet string is not read again."""
 
 

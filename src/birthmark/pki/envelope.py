@@ -115,9 +115,10 @@ def recipient_of(certificate: bytes) -> Recipient:
         read = x509.load_der_x509_certificate(certificate)
         key = read.public_key()
         usage = read.extensions.get_extension_for_class(x509.KeyUsage).value
+        name = der.encode(der.SEQUENCE, read.issuer.public_bytes(), der.integer(read.serial_number))
     except x509.ExtensionNotFound as missing:
         raise _refused("it does not say what its key is for") from missing
-    except UNREADABLE as wrong:
+    except (OverflowError, *UNREADABLE) as wrong:  # a negative serial number overflows
         raise MalformedRequest("the recipient's certificate cannot be read") from wrong
     if isinstance(key, ec.EllipticCurvePublicKey):
         if not usage.key_agreement:
@@ -129,7 +130,6 @@ def recipient_of(certificate: bytes) -> Recipient:
             raise _refused("its key usage lacks keyEncipherment")
     else:
         raise _refused("its key can only sign")
-    name = der.encode(der.SEQUENCE, read.issuer.public_bytes(), der.integer(read.serial_number))
     return Recipient(name=name, key=key)
 
 
