@@ -99,8 +99,8 @@ def test_a_lost_connection_is_replaced_by_one(postgresql: LocalPostgreSQL) -> No
     made: list[psycopg.Connection[Any]] = []
 
     class Counting(PostgreSQL):
-        def _connect(self) -> psycopg.Connection[Any]:
-            made.append(super()._connect())
+        def _connect(self, *, train: bool = False) -> Any:
+            made.append(super()._connect(train=train))
             return made[-1]
 
     database = Counting(libpq(postgresql.url("postgres")))
