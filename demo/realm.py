@@ -41,7 +41,7 @@ _SOFTHSM = (
     Path("/usr/local/lib/softhsm/libsofthsm2.so"),
     Path("/opt/homebrew/lib/softhsm/libsofthsm2.so"),
 )
-_FOUNDED = ("realm", "log", "root", "authority", "key store", "stations", "operator")
+_FOUNDED = ("realm", "log", "root", "authority", "key store", "stations", "officers")
 _MARKED = "Made by 'make demo', which removes this directory and makes it anew.\n"
 
 

@@ -66,7 +66,10 @@ class Recall:
     def carry_out(self) -> None:
         """Enrol a second operator; one proposes, the other approves."""
         run = self._workshop.birthmark
-        run("operator", "enrol", SECOND, "--role", "officer", "--out", f"operators/{SECOND}", answer=lambda lines: lines[:1])
+        run(
+            *("operator", "enrol", SECOND, "--role", "officer", "--out", f"operators/{SECOND}"),
+            answer=lambda lines: lines[:1],
+        )
         proposed = run(
             *("recall", "propose", "--station", self.station, "--reason", "keyCompromise"),
             *("--because", "the fixture was opened on its way", "--as", f"operators/{OPERATOR}"),
