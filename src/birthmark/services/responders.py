@@ -247,10 +247,12 @@ def _decide(
     )
     entry = {
         "client": client_id,
+        "role": str(client.role),
         "site": client.site,
         "line": client.line,
         "hardware_id": None,
         "run": None,
+        "runs": client.runs,
         "authority": authority,
         "certificate": certificate.serial_hex,
         "certificate_sha256": certificate.fingerprint,

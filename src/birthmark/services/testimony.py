@@ -427,12 +427,12 @@ class Said:
             # Before people had roles every one of them could do what an officer may, and is one since.
             earlier = str(Role.OFFICER) if kind == PERSON else kind
             self.clients[client] = ClientSaid(
-                role=text_or_none(entry, "role") or earlier,
+                role=text_of(entry, "role") if "role" in entry else earlier,
                 site=text_of(entry, "site"),
                 line=text_of(entry, "line"),
                 hardware_id=text_or_none(entry, "hardware_id"),
                 run=text_or_none(entry, "run"),
-                runs=text_or_none(entry, "runs") or "",
+                runs=text_of(entry, "runs") if "runs" in entry else "",
             )
 
     def _take_hierarchy(self, index: int, entry: Entry) -> None:
