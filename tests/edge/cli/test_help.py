@@ -19,7 +19,8 @@ device-list device-show device-hold device-rework device-scrap device-token devi
 station-enrol station-list station-show station-renew station-revoke
 station-invite station-join station-renew-self
 exposure-list exposure-open exposure-close exposure-clear
-operator-enrol operator-list operator-renew operator-revoke
+operator-enrol operator-role operator-request operator-fetch operator-list operator-renew operator-revoke
+proposal-list proposal-show proposal-approve proposal-withdraw
 bootstrap-issue bootstrap-list bootstrap-revoke
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
