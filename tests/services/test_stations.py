@@ -20,6 +20,7 @@ from birthmark.floor.exposure import Exposure
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.limits import Bucket, Rate
 from birthmark.pki.profiles import Catalogue
+from birthmark.ports import Act, Look
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
 from birthmark.services.authorise import Authorise, Enrolled
@@ -64,6 +65,21 @@ class Gate:
 
     def join(self, code: SecretBytes, request: bytes | None = None, address: str = ADDRESS) -> Enrolled:
         return self.line.service.carry(self.invitations.join(code, request or csr(), address))
+
+    def about_to_join(self, code: SecretBytes) -> list[Act[Any]]:
+        """Return the acts that let a station in whose code was found good a moment ago."""
+        store, joining = self.line.service.store, self.invitations.join(code, csr(), ADDRESS)
+        answer: Any = None
+        knocked = False
+        while True:
+            step = joining.send(answer)
+            if isinstance(step, list):
+                if knocked:
+                    return step
+                knocked, answer = True, store.submit(step).result()
+            else:
+                assert isinstance(step, Look)
+                answer = store.look(step.reads)
 
     def renew(self, caller: Caller, request: bytes | None = None) -> Enrolled:
         renewals = Renewals(self.authorise, self.line.clock, Catalogue.read(), "Acme Motors")
@@ -125,25 +141,25 @@ def test_a_lost_answer_is_given_again_to_the_same_key_and_to_no_other(gate: Gate
 def test_two_that_come_with_one_code_at_once_are_one_station(gate: Gate) -> None:
     """Both find the code good; the commit is the judge."""
     code = gate.invite()
-    first = gate.invitations.join(code, csr(), ADDRESS)
-    second = gate.invitations.join(code, csr(), ADDRESS)
-    store = gate.line.service.store
-
-    def until_acts(use_case: Any, answer: Any = None, skip: int = 0) -> tuple[Any, Any]:
-        while True:
-            step = use_case.send(answer)
-            if isinstance(step, list):
-                if skip == 0:
-                    return use_case, step
-                skip -= 1
-                answer = store.submit(step).result()
-            else:
-                answer = store.look(step.reads)
-
-    (_, ours), (_, theirs) = until_acts(first, skip=1), until_acts(second, skip=1)
-    won, lost = store.submit([*ours, *theirs]).result()
+    ours, theirs = gate.about_to_join(code), gate.about_to_join(code)
+    won, lost = gate.line.service.store.submit([*ours, *theirs]).result()
     assert not isinstance(won.answer, errors.Refusal)
     assert isinstance(lost.answer, errors.Unauthenticated)
+    assert gate.findings() == []
+
+
+@pytest.mark.parametrize("meanwhile", ["inviter revoked", "plane closed"])
+def test_what_ends_a_code_ends_it_for_whoever_is_in_the_middle_of_joining(gate: Gate, meanwhile: str) -> None:
+    line = gate.line
+    carla = line.enrol(Role.LINE_LEAD, "carla")
+    acts = gate.about_to_join(gate.invite(by=carla.caller))
+    if meanwhile == "inviter revoked":
+        line.service.carry(line.service.authorise.revoke(line.operator.caller, "operator:carla", "left"))
+    else:
+        line.service.carry(close_now(line.operator.caller, "plane:enrolment", "night"))
+    (refused,) = line.service.store.submit(acts).result()
+    assert isinstance(refused.answer, errors.Unauthenticated | errors.NotPermitted)
+    assert not [one for one in line.service.store.scan(ClientRow) if one.id == "station:ST05"]
     assert gate.findings() == []
 
 

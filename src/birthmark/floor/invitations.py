@@ -71,7 +71,7 @@ def require_good(invitation: Invitation | None, at: datetime) -> Invitation:
 
 
 def redeem(invitation: Invitation | None, at: datetime) -> Invitation:
-    """Return the invitation if it is good now; who has no good one is not told why by more than a word.
+    """Return the invitation if it is good now and nobody has used it.
 
     Raises:
         errors.Unauthenticated: there is none, it is used up, or it ended.

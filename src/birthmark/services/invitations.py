@@ -50,6 +50,7 @@ PLANE = "enrolment"
 EVERYBODY = "everybody"
 _SHORTEST = timedelta(minutes=1)
 _JOIN = "join"
+_EXPOSURE = exposure_id(Exposed.PLANE, PLANE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +178,7 @@ class Invitations:
             raise
 
         def decide(facts: Facts, at: datetime) -> Decision[Client]:
-            now = redeem(facts.get(Invitation, invitation.id), at)
+            now = redeem(_invited(facts, invitation.id, at), at)
             judge_enrolment(facts, enrolment, at)
             decision = put_enrolled(facts, enrolment, certificate, at)
             facts.put(replace(now, certificate=certificate.serial_hex))
@@ -189,7 +190,12 @@ class Invitations:
                 actor=invitation.client,
                 decide=decide,
                 refuse=refuse(None, _JOIN, said),
-                reads={Invitation: (invitation.id,), Authority: (invitation.authority,)},
+                reads={
+                    Invitation: (invitation.id,),
+                    Authority: (invitation.authority,),
+                    Client: (invitation.invited_by, invitation.client),
+                    Exposure: (_EXPOSURE,),
+                },
             )
         ]
         return Enrolled(
@@ -205,27 +211,17 @@ class Invitations:
             bucket_of(PLANE, address): self._address,
             bucket_of(PLANE, EVERYBODY): self._everybody,
         }
-        plane = exposure_id(Exposed.PLANE, PLANE)
 
         def decide(facts: Facts, at: datetime) -> Decision[Invitation]:
             _pay(facts, buckets, at)
-            require_open([facts.get(Exposure, plane)], at)
-            invitation = require_good(facts.get(Invitation, name), at)
-            host = facts.get(Client, invitation.invited_by)
-            if (
-                host is None
-                or host.status is not ClientStatus.ACTIVE
-                or Capability.ENROL_STATION not in CAPABILITIES[host.role]
-            ):
-                raise errors.Unauthenticated("whoever gave this code may let nobody in any more")
-            return Decision(invitation)
+            return Decision(_invited(facts, name, at))
 
         committed: list[Committed[Invitation]] = yield [
             Act(
                 actor=ANONYMOUS,
                 decide=decide,
                 refuse=_refuse_knock(buckets, address),
-                reads={Invitation: (name,), Bucket: tuple(buckets), Exposure: (plane,)},
+                reads={Invitation: (name,), Bucket: tuple(buckets), Exposure: (_EXPOSURE,)},
             )
         ]
         return outcomes(committed)[0]
@@ -242,6 +238,20 @@ class Invitations:
             runs=guest.runs,
             not_after=self._clock.now() + timedelta(hours=guest.hours),
         )
+
+
+def _invited(facts: Facts, name: str, at: datetime) -> Invitation:
+    """Return the invitation if it, the plane and whoever gave it are good now; it may be used up."""
+    require_open([facts.get(Exposure, _EXPOSURE)], at)
+    invitation = require_good(facts.get(Invitation, name), at)
+    host = facts.get(Client, invitation.invited_by)
+    if (
+        host is None
+        or host.status is not ClientStatus.ACTIVE
+        or Capability.ENROL_STATION not in CAPABILITIES[host.role]
+    ):
+        raise errors.Unauthenticated("whoever gave this code may let nobody in any more: ask for a new one")
+    return invitation
 
 
 def _guest(invitation: Invitation) -> Guest:
