@@ -22,6 +22,7 @@ from birthmark.services.chronicle_states import (
     Phase,
     RunState,
 )
+from birthmark.services.exposures import close_now
 from birthmark.services.investigate import History, Subject, SubjectKind, history, subject_of
 from birthmark.services.investigate_record import certificates_of, compare
 from birthmark.services.log_reading import log_of, log_of_bundle
@@ -254,6 +255,14 @@ def test_a_run_and_a_key_are_told(line: Line) -> None:
     assert kinds(key) == ["ceremony-performed"]
     for one in (found, key):
         assert compare(line.service.store, one.now) == ()
+
+
+def test_when_a_run_and_a_station_were_open_is_told(small_line: Line) -> None:
+    line = small_line
+    for what in ("run:R1", "station:ST01", "plane:station"):
+        line.service.carry(close_now(line.operator.caller, what, "night"))
+    assert kinds(ask(line, "run:R1"))[-1] == kinds(ask(line, "station:ST01"))[-1] == "exposure-set"
+    assert len([one for one in kinds(ask(line, "run:R1")) if one == "exposure-set"]) == 1
 
 
 def test_the_same_is_told_offline_by_somebody_who_has_the_key_alone(line: Line) -> None:

@@ -20,6 +20,8 @@ from birthmark.ports import Act, Decision, Facts
 from birthmark.services.acts import outcomes, recognise, refuse
 from birthmark.services.authorise import Enrolment, put_changed
 from birthmark.services.check import check
+from birthmark.services.investigate import history, subject_of
+from birthmark.services.log_reading import log_of
 from birthmark.services.proposals import Proposals, terms_of
 from tests.support.realm import ORGANIZATION, Client, Line, Service, make_line, open_service, tamper
 from tests.support.recalls import enrol_with_key, sign
@@ -74,6 +76,23 @@ def newcomer(name: str = "dora", role: Role = Role.OFFICER, *, renew: bool = Fal
         variables={"organization": ORGANIZATION, "operator": name},
         renew=renew,
     )
+
+
+def test_a_history_tells_who_proposed_what_became_true_and_what_did_not(plant: Plant) -> None:
+    line = plant.line
+    taken_back = plant.suspend(plant.anna)
+    line.service.carry(plant.proposals().withdraw(plant.bela.caller, taken_back.id, "a mistake"))
+    plant.approve(plant.bela, plant.suspend(plant.anna))
+    plant.approve(plant.bela, plant.propose(plant.anna, Deed.CHANGE_ROLE, "operator:lena", role="operator"))
+
+    def kinds(subject: str) -> list[str]:
+        found = history(log_of(line.service.store.log, line.realm), subject_of(subject))
+        return [event.read()["kind"] for event in found.events]
+
+    assert kinds("authority:issuing-1")[-5:] == [
+        "proposal-made", "proposal-withdrawn", "proposal-made", "proposal-approved", "authority-suspended"
+    ]  # fmt: skip
+    assert kinds("operator:lena") == ["client-enrolled", "proposal-made", "proposal-approved", "role-changed"]
 
 
 def test_an_authority_is_suspended_by_two_people_and_by_nobody_alone(plant: Plant) -> None:

@@ -20,7 +20,9 @@ from hashlib import sha256
 
 from birthmark import errors
 from birthmark.floor.clients import PERSON, Role
+from birthmark.floor.exposure import Exposed, exposure_id
 from birthmark.floor.hardware_ids import HardwareIdKind
+from birthmark.floor.proposals import Motion
 from birthmark.floor.recalls import RecallOrder, Selection, SelectionKind
 from birthmark.ledger.entry import decode, time_text
 from birthmark.pki.certificates import Certificate, serial_hex
@@ -35,8 +37,14 @@ Certificates = Callable[[CertificateState], bytes | None]
 """Finds a certificate (DER) by what the log says of it; None if it is not at hand."""
 
 _SERIAL = re.compile(r"[0-9a-fA-F]{1,42}", re.ASCII)
-_CONTEXT = (b'"kind":"authority-', b'"kind":"run-', b'"kind":"recall-', b'"kind":"ceremony-performed"')
-"""What a subject's state may depend on, though it is not named; none of it is frequent."""
+_CONTEXT = (
+    b'"kind":"authority-',
+    b'"kind":"run-',
+    b'"kind":"recall-',
+    b'"kind":"proposal-',
+    b'"kind":"ceremony-performed"',
+)
+"""What a subject's state may depend on, or what names it inside a signed document; none of it is frequent."""
 _PUBLISHED = b'"kind":"crls-published"'
 _DEVICE_ACTS = ("device-", "element-", "attestation-")
 
@@ -226,13 +234,15 @@ class _Search:
         self._until = until
         self._needles = [_quoted(subject.name)]
         self._own: set[str] = set()
-        """Serial numbers, attempts and recalls of the subject's own, learnt on the way."""
+        """Serial numbers, attempts, recalls and proposals of the subject's own, learnt on the way."""
         if subject.kind is SubjectKind.CLIENT and subject.name.startswith(f"{PERSON}:"):
             self._needles.append(b'"operator":' + _quoted(subject.name.partition(":")[2]))
         if subject.kind in (SubjectKind.DEVICE, SubjectKind.CERTIFICATE, SubjectKind.CLIENT):
             self._needles.append(_PUBLISHED)
         if subject.kind is SubjectKind.DEVICE:
             self._needles.append(b'"hardware_id":' + _quoted(subject.name.partition(":")[2]))
+        if subject.kind is SubjectKind.RUN:
+            self._needles.append(_quoted(_exposed(subject.name)))
         self._waiting: dict[str, list[tuple[int, bytes, bool]]] = {}
         """Entries about each recall and ceremony, of which it is not known yet whether they concern it."""
 
@@ -305,8 +315,9 @@ class _Search:
 
     def _is_about(self, entry: Entry) -> bool:
         name, kind = self._subject.name, entry["kind"]
-        if kind.startswith("recall-"):
-            return entry.get("recall") in self._own or self._is_ordered(entry)
+        if kind.startswith(("recall-", "proposal-")):
+            document = entry.get("recall", entry.get("proposal"))
+            return document in self._own or self._is_ordered(entry) or self._is_moved(entry)
         if kind == "ceremony-performed" and entry.get("ceremony") in self._own:
             return True
         match self._subject.kind:
@@ -323,12 +334,20 @@ class _Search:
                 return made or name in (entry.get("key"), entry.get("master"))
             case SubjectKind.AUTHORITY:
                 return _names(entry, name) or self._of_own(entry)
+            case SubjectKind.RUN:
+                return _names(entry, name) or entry.get("exposure") == _exposed(name)
             case _:
                 return _names(entry, name)
 
     def _of_own(self, entry: Entry) -> bool:
         """Tell whether an entry is about the authority whose certificate, or which itself, is the subject."""
         return entry["kind"].startswith("authority-") and bool(self._own & serials_of(entry))
+
+    def _is_moved(self, entry: Entry) -> bool:
+        """Tell whether a proposal's motion is about the subject."""
+        if "motion" not in entry or self._subject.kind not in (SubjectKind.CLIENT, SubjectKind.AUTHORITY):
+            return False
+        return Motion.decode(str(entry["motion"]).encode()).subject == self._subject.name
 
     def _is_ordered(self, entry: Entry) -> bool:
         """Tell whether a recall's order names the subject."""
@@ -357,7 +376,8 @@ class _Search:
             found.add(text_of(entry, "attempt"))
         if self._subject.kind is SubjectKind.AUTHORITY and entry.get("authority") == self._subject.name:
             found |= serials_of(entry)
-        found |= {one for one in (entry.get("recall"), entry.get("ceremony")) if isinstance(one, str)}
+        causes = (entry.get("recall"), entry.get("ceremony"), entry.get("proposal"))
+        found |= {one for one in causes if isinstance(one, str)}
         for one in found - self._own:
             self._needles.append(_quoted(one))
             for waiting, raw, passed in self._waiting.pop(one, ()):
@@ -368,6 +388,10 @@ class _Search:
 def _is_context(entry: Entry) -> bool:
     kind: str = entry["kind"]
     return kind.startswith(("authority-", "run-", "crls-published"))
+
+
+def _exposed(run: str) -> str:
+    return exposure_id(Exposed.RUN, run)
 
 
 def _names(entry: Entry, name: str) -> bool:
