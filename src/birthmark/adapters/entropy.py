@@ -12,7 +12,7 @@ fails once in 2**40 octets, the adaptive proportion once in 2**37.6 windows (the
 of 511 octets equal a given one).  A device takes some 100 octets: the chance of one false alarm among
 ten million devices is 1 in 1000, and it is over with the next request.  A third test is ours: a draw
 of 16 octets and more that equals the one before (by chance: at most once in 2**128), which is how a generator
-shows that was put back to an earlier state.
+shows that it was put back to an earlier state.
 
 At the start and after each failure 1024 octets are tested that nobody gets (4.3).  While a test fails nothing
 is given out, and every request tests afresh: an alarm lasts as long as its cause.

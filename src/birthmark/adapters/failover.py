@@ -8,8 +8,8 @@ store alone: a pair holds the same keys because the same keys were brought there
 A key is used only if it is the one on record, in either store: whatever else has its label is not.  Of a key
 that is not on record (a responder's in a realm for tests, say) the first store's is taken as it is found, and
 a standby that was not compared with it is not used.  A key without its twin in the standby is held while the
-first store is down.  A label names one key for good, so each store is asked
-once; a store itself sees to it that a label does not change its key afterwards.
+first store is down.  A label names one key for good, so each store is asked once; a store itself sees to it
+that a label does not change its key afterwards.
 
 What is down is told in one sentence, the primary's reason first.  Left to others: how the same keys come
 to be in two stores (docs/key-assets.md), examining (``doctor``), breakers (each store has its own).

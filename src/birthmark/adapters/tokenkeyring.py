@@ -215,7 +215,7 @@ class TokenKeyring:
             self._refuse_if(label, secret_complaints(made, SecretKind.KEK))
         return SecretMade(check_value=made.fingerprint, shares=trusted.shares)
 
-    def unwrap(  # all that must be known of the key
+    def unwrap(
         self,
         session: Session,
         label: KeyLabel,

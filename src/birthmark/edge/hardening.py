@@ -164,6 +164,7 @@ def _needed(settings: Settings, *, station: bool, public: bool) -> _Needed:
             read += [store.directory, store.passphrase_file]
         elif store is not None:
             read += [store.module, store.pin_file]
+            read += [] if store.standby is None else [store.standby.module, store.standby.pin_file]
     needed = [(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) for path in read if path is not None]
     if database is not None:
         needed += [] if database.password_file is None else [(database.password_file, os.R_OK)]

@@ -165,7 +165,7 @@ def directories(application: Application) -> dict[str, Path]:
     found = {}
     database = application.settings.database.url.removeprefix("sqlite:///")
     if database != application.settings.database.url:
-        found["database"] = Path(database.partition("?")[0]).parent
+        found["database"] = Path(database).parent
     if application.settings.publication_table is not None:
         found["publication"] = application.settings.publication_table.directory
     return found
@@ -200,6 +200,7 @@ def figures(application: Application) -> Figures:
 
     Raises:
         errors.Refusal: the record cannot be read.
+        OSError: the server's certificate cannot.
     """
     store = application.store
     open_runs = [run for run in store.scan(Run) if run.status is RunStatus.OPEN]
