@@ -133,7 +133,7 @@ def create_enrolment_app(application: Application, *, at_end: Callable[[], None]
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await asyncio.to_thread(plane.hasty.end)
+        await plane.hasty.end()
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 

@@ -471,7 +471,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await asyncio.to_thread(plane.hasty.end)
+        await plane.hasty.end()
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 
