@@ -38,7 +38,7 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> RealmDirectory:
 @pytest.fixture(scope="module")
 def server(realm: RealmDirectory) -> Iterator[Server]:
     small = realm.listening_on(
-        realm.port, request_seconds="6", answer_seconds="2", keep_alive_seconds="2", handshake_seconds="3",
+        realm.port, request_seconds="60", answer_seconds="2", keep_alive_seconds="2", handshake_seconds="3",
         max_handshakes=str(HANDSHAKES), max_connections_per_client=str(OF_ONE),
         max_connections_per_address=str(OF_ADDRESS), max_connections=str(OF_ALL),
     )  # fmt: skip
@@ -77,6 +77,16 @@ def greeted(server: Server, station: str = "ST01", source: str = "127.0.0.1") ->
     return context.wrap_socket(plain(server, source), server_hostname="localhost")
 
 
+def settled(server: Server, station: str, source: str = "127.0.0.1") -> ssl.SSLSocket:
+    """Return a connection that the server, too, holds for established, in the middle of a request."""
+    tls = greeted(server, station, source)
+    head = b"GET /v1/me HTTP/1.1\r\nhost: a\r\n"
+    tls.sendall(head + b"\r\n")
+    assert tls.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    tls.sendall(head)
+    return tls
+
+
 def told(server: Server, detail: str) -> list[Mapping[str, Any]]:
     """Return the entries of refusals with this reason, when there are any."""
     return until(lambda: refusals(server, detail))
@@ -103,7 +113,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def test_a_certificate_has_so_many_connections_and_no_more(server: Server, keep: Keep) -> None:
-    kept = [keep(greeted(server)) for _ in range(OF_ONE)]
+    kept = [keep(settled(server, "ST01")) for _ in range(OF_ONE)]
     with greeted(server) as one_more:
         answer = read_all(one_more)
     assert answer.startswith(b"HTTP/1.1 503 ")
@@ -132,7 +142,7 @@ def test_an_address_has_so_many_and_the_newcomer_hears_that_it_is_not_its_fault(
     server: Server, keep: Keep
 ) -> None:
     for number in range(OF_ADDRESS):
-        keep(greeted(server, f"ST0{1 + number // OF_ONE}"))
+        keep(settled(server, f"ST0{1 + number // OF_ONE}"))
     with pytest.raises(OSError, match=r"(?i)internal error|reset|broken pipe|eof"):
         greeted(server, "ST08")
     assert asks(server, ELSEWHERE, "ST08")
@@ -145,8 +155,8 @@ def test_an_address_has_so_many_and_the_newcomer_hears_that_it_is_not_its_fault(
 
 def test_all_have_so_many_together(server: Server, keep: Keep) -> None:
     for number in range(6):
-        keep(greeted(server, f"ST0{1 + number // OF_ONE}"))
-        keep(greeted(server, f"ST0{3 + number // OF_ONE}", ELSEWHERE))
+        keep(settled(server, f"ST0{1 + number // OF_ONE}"))
+        keep(settled(server, f"ST0{3 + number // OF_ONE}", ELSEWHERE))
     with pytest.raises(OSError, match=r"(?i)internal error|reset|broken pipe|eof"):
         greeted(server, "ST08", "127.0.0.3")
     assert told(server, "there are at most 12 connections")
@@ -158,8 +168,11 @@ def test_handshakes_that_are_never_finished_give_way_to_those_that_are(server: S
         keep(plain(server, ELSEWHERE if number % 2 else "127.0.0.1"))
         if number % 10 == 9:
             assert asks(server)
-    gave_way = sum(int(entry["count"]) for entry in told(server, "gave way to a newer one"))
-    assert gave_way >= 50
+
+    def gave_way() -> int:
+        return sum(int(entry["count"]) for entry in refusals(server, "gave way to a newer one"))
+
+    assert until(lambda: gave_way() >= 50), gave_way()
 
 
 def test_a_handshake_has_to_be_done_in_time(server: Server) -> None:
