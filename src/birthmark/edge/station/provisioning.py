@@ -4,7 +4,7 @@
 taken; who asks (one device a request, or a gang) is the client's business.
 
     begin     what is under way is picked up; else the device makes its keys, and the intent is written down
-    accept    the certificates are checked and installed
+    accept    the certificates are checked (``receiving``) and installed
     carry     if keys go into its secure element: the service and the element talk (``injecting``)
     prepare   the device reads its certificates back and signs; the proofs are written down
     finish    the token is checked and stored
@@ -28,23 +28,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from birthmark import errors
-from birthmark.edge.station.answers import (
-    DeviceStatus,
-    ElementStep,
-    Issued,
-    IssuedCertificate,
-    Proved,
-    Release,
-)
+from birthmark.edge.station.answers import DeviceStatus, ElementStep, Issued, Proved, Release
 from birthmark.edge.station.attesting import Asked, Attestable, Endorsed, written
 from birthmark.edge.station.bodies import InjectItem, IssueItem, ProofItem
-from birthmark.edge.station.checks import (
-    Further,
-    VerifiedToken,
-    spki_of_key,
-    spki_of_request,
-    verify_certificate,
-)
+from birthmark.edge.station.checks import Further, VerifiedToken
 from birthmark.edge.station.element import (
     DeviceElement,
     DeviceSlot,
@@ -53,8 +40,9 @@ from birthmark.edge.station.element import (
 )
 from birthmark.edge.station.injecting import Carried, Dialogue
 from birthmark.edge.station.pending import ElementPending, FurtherPending, Journal, Pending, Phase
+from birthmark.edge.station.receiving import received
 from birthmark.element.apdu import CardChannel
-from birthmark.pki.certificates import Certificate, fingerprint, to_pem
+from birthmark.pki.certificates import fingerprint, to_pem
 from birthmark.pki.possession import proof_message
 from birthmark.secret import SecretBytes
 
@@ -228,26 +216,14 @@ class Work:
         """
         now = self.pending
         slots = self._slots([one.profile for one in now.further])
-        wanted, sent = [one.profile for one in now.further], [one.profile for one in issued.further]
-        if sent != wanted:
-            raise errors.IntegrityFailure(
-                f"{issued.device} was to get further certificates of {wanted}, the service sent {sent}"
-            )
-        asked: tuple[Pending | FurtherPending, ...] = (now, *now.further)
-        certified: tuple[Issued | IssuedCertificate, ...] = (issued, *issued.further)
-        keys = [self._delivered_key(issued, one) for one in certified]
-        certificates = [
-            self._verified_certificate(issued, one.certificate, key, request.csr)
-            for one, key, request in zip(certified, keys, asked, strict=True)
-        ]
-        if len({certificate.subject_public_key_info for certificate in certificates}) != len(certificates):
-            raise errors.IntegrityFailure(f"the service sent {issued.device} one key for two certificates")
+        found = received(issued, now, anchors=self._anchors, open_envelope=self._open_envelope)
+        digests = [one.certificate.fingerprint for one in found]
         # Refuses a strange attempt or challenge before anything is installed.
-        _message(issued.attempt, certificates[0].fingerprint, issued.challenge)
+        _message(issued.attempt, digests[0], issued.challenge)
         carries = issued.element is not None or now.element is not None
         dialogue = Dialogue(self.card(), issued.element) if carries else None
-        for slot, one, key in zip(slots, certified, keys, strict=True):
-            slot.install(certificate=one.certificate, chain=issued.chain, private_key=key)
+        for slot, one in zip(slots, found, strict=True):
+            slot.install(certificate=one.certificate.der, chain=issued.chain, private_key=one.private_key)
         self._remember(
             replace(
                 now,
@@ -256,43 +232,15 @@ class Work:
                 device=issued.device,
                 attempt=issued.attempt,
                 challenge=issued.challenge.hex(),
-                certificate_sha256=certificates[0].fingerprint,
+                certificate_sha256=digests[0],
                 further=tuple(
-                    replace(one, certificate_sha256=certificate.fingerprint)
-                    for one, certificate in zip(now.further, certificates[1:], strict=True)
+                    replace(one, certificate_sha256=digest)
+                    for one, digest in zip(now.further, digests[1:], strict=True)
                 ),
                 element=None if dialogue is None else ElementPending(),
             )
         )
         self._dialogue = dialogue
-
-    def _delivered_key(self, issued: Issued, one: Issued | IssuedCertificate) -> SecretBytes | None:
-        """Return a delivered key, out of its envelope; None for one that was born in the device.
-
-        Raises:
-            IntegrityFailure: it came in the clear although an envelope was asked for, or the other way round:
-                somebody may have read it.
-        """
-        now = self.pending
-        if (one.envelope is not None) != now.envelope or (now.envelope and one.private_key is not None):
-            raise errors.IntegrityFailure(
-                f"the service sent {issued.device} a key in an envelope unasked, or one in the clear instead"
-            )
-        return one.private_key if one.envelope is None else self._open_envelope(one.envelope)
-
-    def _verified_certificate(
-        self, issued: Issued, certificate: bytes, private_key: SecretBytes | None, csr: str | None
-    ) -> Certificate:
-        if self.pending.delivered != (private_key is not None):
-            raise errors.IntegrityFailure(f"the service sent {issued.device} a key unasked, or none")
-        return verify_certificate(
-            certificate,
-            issued.chain,
-            anchors=self._anchors,
-            device=issued.device,
-            hardware_id=self.pending.hardware_id,
-            public_key=spki_of_request(csr) if csr else spki_of_key(private_key),
-        )
 
     @property
     def carries(self) -> bool:
