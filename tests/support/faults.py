@@ -9,7 +9,7 @@ from typing import Any
 from birthmark import errors
 from birthmark.adapters.sql.database import Database, Query, Reads, Row, TableShape, Writes
 
-__all__ = ["Failing", "Fault", "Gate"]
+__all__ = ["Failing", "Fault", "Gate", "Passing"]
 
 
 class Fault(StrEnum):
@@ -20,7 +20,7 @@ class Fault(StrEnum):
     IN_COMMIT_BUT_DONE = "in commit, but done"
 
 
-class _Passing:
+class Passing:
     """Passes everything on to the database it stands before."""
 
     def __init__(self, database: Database) -> None:
@@ -58,7 +58,7 @@ class _Passing:
         self.database.close()
 
 
-class Failing(_Passing):
+class Failing(Passing):
     """Fails once with ``fault``, then works."""
 
     fault: Fault | None = None
@@ -81,7 +81,7 @@ class Failing(_Passing):
             raise errors.Unavailable("database: connection lost")
 
 
-class Gate(_Passing):
+class Gate(Passing):
     """Lets no train begin while it is shut."""
 
     def __init__(self, database: Database) -> None:

@@ -1,0 +1,173 @@
+"""One process of the service over a prepared record, every port of it stepped; and what a record comes to."""
+
+import dataclasses
+import functools
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from birthmark.adapters.softkeys import SoftwareKeyStore
+from birthmark.adapters.sql.rows import MAPPINGS
+from birthmark.adapters.system import SystemEntropy
+from birthmark.element.catalogue import ElementCatalogue
+from birthmark.floor.limits import Bucket, Rate
+from birthmark.ledger.entry import decode
+from birthmark.pki.profiles import Catalogue
+from birthmark.ports import KeyStore, Store, UseCase, carry
+from birthmark.services.authorise import Authorise
+from birthmark.services.custody import KeyCustody
+from birthmark.services.invitations import Invitations
+from birthmark.services.proposals import Proposals
+from birthmark.services.recall import Recalls
+from birthmark.services.renewals import Renewals
+from birthmark.services.responders import Responders
+from tests.faults.ports import Steps, stepped_database, stepped_keys, stepped_store
+from tests.support.elements import catalogue_of, element_profile
+from tests.support.realm import PASSPHRASE, Hands, Line, Service, hierarchy, open_service
+
+__all__ = ["RATES", "Place", "Summary", "catalogue", "copied", "here_and_mirror", "place", "summary"]
+
+T = TypeVar("T")
+ORGANIZATION = "Acme Motors"
+RATES = (Rate(per_minute=600, burst=600), Rate(per_minute=600, burst=600))
+
+
+@functools.cache
+def catalogue() -> Catalogue:
+    """Return the packaged profiles, read once."""
+    return Catalogue.read()
+
+
+@functools.cache
+def elements() -> ElementCatalogue:
+    """Return the catalogue with the one profile of the element scenarios."""
+    return catalogue_of(element_profile())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What one process holds; its clock stands."""
+
+    folder: Path
+    steps: Steps
+    service: Service
+    store: Store
+    keys: KeyStore
+    here: KeyStore
+    mirror: KeyStore
+    clock: Hands
+    fresh: dict[str, Any] = field(default_factory=dict)
+
+    def carry(self, use_case: UseCase[T]) -> T:
+        """Carry a use case over the stepped store."""
+        return carry(self.store, use_case)
+
+    @property
+    def authorise(self) -> Authorise:
+        """See the use cases of that name."""
+        return self.service.authorise
+
+    @property
+    def custody(self) -> KeyCustody:
+        """See the use cases of that name."""
+        return KeyCustody(self.service.store.realm, self.clock, SystemEntropy())
+
+    @property
+    def recalls(self) -> Recalls:
+        """See the use cases of that name."""
+        store = self.service.store
+        return Recalls(store.realm, self.clock, SystemEntropy(), store.log)
+
+    @property
+    def proposals(self) -> Proposals:
+        """See the use cases of that name."""
+        return Proposals(self.service.store.realm, self.authorise, SystemEntropy())
+
+    @property
+    def invitations(self) -> Invitations:
+        """See the use cases of that name."""
+        return Invitations(self.authorise, self.clock, SystemEntropy(), catalogue(), ORGANIZATION, RATES)
+
+    @property
+    def renewals(self) -> Renewals:
+        """See the use cases of that name."""
+        return Renewals(self.authorise, self.clock, catalogue(), ORGANIZATION)
+
+    @property
+    def responders(self) -> Responders:
+        """See the use cases of that name."""
+        return Responders(self.keys, self.clock, SystemEntropy(), catalogue(), ORGANIZATION, "TEST")
+
+
+def here_and_mirror(folder: Path) -> tuple[SoftwareKeyStore, SoftwareKeyStore]:
+    """Open the two key stores that lie beside a record."""
+    return (
+        SoftwareKeyStore.open(folder / "here", PASSPHRASE),
+        SoftwareKeyStore.open(folder / "mirror", PASSPHRASE),
+    )
+
+
+@contextmanager
+def place(folder: Path, url: str, at: datetime, steps: Steps) -> Iterator[Place]:
+    """Start a process on a record; on leaving, everything of it is closed as the kernel closes it."""
+    clock, keys = Hands(at), stepped_keys(hierarchy().keys, "keys", steps)
+    service = open_service(
+        url, keys, clock, stepped_database(steps), catalogue=catalogue(), elements=elements()
+    )
+    here, mirror = here_and_mirror(folder)
+    try:
+        yield Place(
+            folder=folder,
+            steps=steps,
+            service=service,
+            store=stepped_store(service.store, steps),
+            keys=keys,
+            here=stepped_keys(here, "here", steps),
+            mirror=stepped_keys(mirror, "mirror", steps),
+            clock=clock,
+        )
+    finally:
+        service.store.close()
+        here.close()
+        mirror.close()
+
+
+def copied(line: Line, source: Path, target: Path) -> Line:
+    """Open a line again on a copy of its folder."""
+    shutil.copytree(source, target)
+    url = f"sqlite:///{target / 'line.sqlite'}"
+    clock = Hands(line.clock.at)
+    service = open_service(url, line.keys, clock, catalogue=catalogue(), elements=elements())
+    again = Line(url=url, keys=line.keys, clock=clock, service=service)
+    again.operator, again.station = line.operator, line.station
+    return again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a record comes to, without what is random in it: rows by kind with their states and numbers."""
+
+    rows: dict[str, Counter[tuple[object, ...]]]
+    kinds: tuple[str, ...]
+    """Of the log's entries, in their order."""
+
+
+def summary(service: Service) -> Summary:
+    """Sum up a record."""
+    rows: dict[str, Counter[tuple[object, ...]]] = {}
+    for kind in MAPPINGS:
+        if not dataclasses.is_dataclass(kind) or kind is Bucket:  # how full a bucket is, is a matter of when
+            continue
+        names = [one.name for one in dataclasses.fields(kind)]
+        rows[kind.__name__] = Counter(
+            tuple(v for v in (getattr(value, name) for name in names) if isinstance(v, (StrEnum, int)))
+            for value in service.store.scan(kind)
+        )
+    kinds = tuple(str(decode(item.entry)["kind"]) for item in service.store.log.entries())
+    return Summary(rows=rows, kinds=kinds)
