@@ -20,6 +20,7 @@ from tests.support.programs import need
 from tests.support.softhsm import SoftHSM, softhsm_token
 
 NAMES = ("--realm", "nord", "--organization", "Nord AG", "--operator", "anna")
+SECOND = ("--operator", "bela")
 
 MODES = {
     "": 0o700,
@@ -162,17 +163,27 @@ def subject(path: Path) -> str:
 
 
 def test_a_production_realm_with_keys_in_files_is_refused_with_the_reason(tmp_path: Path) -> None:
-    said = birthmark("init", tmp_path / "real", *NAMES, "--environment", "production")
+    said = birthmark("init", tmp_path / "real", *NAMES, *SECOND, "--environment", "production")
     assert said.code == 1
     assert "token" in said.err
     assert "--development-keys" in said.err
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_production_realm_with_one_officer_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """SPEC K1: alone, that one could neither open a run nor let anybody in."""
+    options = ("--environment", "production", "--development-keys")
+    for again, reason in (((), "2 officers"), (("--operator", "anna"), "named twice")):
+        said = birthmark("init", tmp_path / "real", *NAMES, *again, *options)
+        assert said.code != 0
+        assert reason in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_production_realm_without_a_ceremony_of_two_is_refused_with_the_reason(tmp_path: Path) -> None:
     """SPEC A3: nobody makes the keys of a production realm alone."""
     options = ("--environment", "production", "--development-keys")
-    said = birthmark("init", tmp_path / "real", *NAMES, *options)
+    said = birthmark("init", tmp_path / "real", *NAMES, *SECOND, *options)
     assert said.code == 1
     assert "--ceremony" in said.err
     papers = papers_of(tmp_path)
