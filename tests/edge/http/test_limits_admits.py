@@ -139,15 +139,15 @@ def test_it_is_asked_without_a_certificate_and_then_with_it(realm: RealmDirector
 def test_a_closed_plane_denies_access_before_it_has_seen_a_certificate(realm: RealmDirectory) -> None:
     asked: list[bytes | None] = []
 
-    def admits(peer: bytes | None) -> str:
+    def admits(peer: bytes | None) -> errors.Refusal:
         asked.append(peer)
-        return "the plane is closed"
+        return errors.NotPermitted("the plane is closed")
 
     with Plane(realm, admits) as plane, pytest.raises(ssl.SSLError, match=r"(?i)alert access denied"):
         plane.ask(realm.station())
     assert asked == [None]
     ((refusal, peer),) = plane.told
-    assert isinstance(refusal, errors.Unauthenticated)
+    assert isinstance(refusal, errors.NotPermitted)
     assert (str(refusal), peer, plane.asked) == ("the plane is closed", b"", [])
 
 
@@ -159,8 +159,8 @@ def test_a_client_that_is_not_welcome_now_is_told_and_nothing_it_sends_is_read(
 ) -> None:
     closed, other = certificate(realm.station("ST01")), realm.station("ST02")
 
-    def admits(peer: bytes | None) -> str | None:
-        return "its window is closed" if peer == closed else None
+    def admits(peer: bytes | None) -> errors.Refusal | None:
+        return errors.NotPermitted("its window is closed") if peer == closed else None
 
     with Plane(realm, admits) as plane:
         answer = plane.ask(realm.station("ST01"), sent)
@@ -174,23 +174,23 @@ def test_a_client_that_is_not_welcome_now_is_told_and_nothing_it_sends_is_read(
     assert (type(refusal), str(refusal), peer) == (errors.NotPermitted, "its window is closed", closed)
 
 
-def judged_at_hello(peer: bytes | None) -> str | None:
+def judged_at_hello(peer: bytes | None) -> errors.Refusal | None:
     raise RuntimeError("no view of the record")
 
 
-def judged_after(peer: bytes | None) -> str | None:
+def judged_after(peer: bytes | None) -> errors.Refusal | None:
     if peer is None:
         return None
     raise RuntimeError("no view of the record")
 
 
 @pytest.mark.parametrize("admits", [judged_at_hello, judged_after])
-def test_who_cannot_be_judged_is_not_let_in(realm: RealmDirectory, admits: Admits) -> None:
+def test_who_cannot_be_judged_is_not_let_in_and_may_come_again(realm: RealmDirectory, admits: Admits) -> None:
     with Plane(realm, admits) as plane:
         if admits is judged_after:
-            assert plane.ask(realm.station()).status == 403
+            assert plane.ask(realm.station()).status == 503
         else:
-            with pytest.raises(ssl.SSLError, match=r"(?i)alert access denied"):
+            with pytest.raises(ssl.SSLError, match=r"(?i)alert internal error"):
                 plane.ask(realm.station())
     assert plane.asked == []
     assert [str(refusal) for refusal, _ in plane.told] == ["it cannot be told who is welcome now"]

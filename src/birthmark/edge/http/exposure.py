@@ -96,27 +96,28 @@ class ExposureView:
         else:
             self._read_at = begun
 
-    def admits(self, peer: bytes | None) -> str | None:
+    def admits(self, peer: bytes | None) -> errors.Refusal | None:
         """Return why a client is not welcome now, or None if it is; never blocks.
 
         Args:
             peer: its certificate (DER), which the handshake has verified; None before there is any.
         """
         if time.monotonic() - self._read_at > OLDEST_SECONDS:
-            return _UNREAD
+            return errors.Unavailable(_UNREAD)
         seen, now = self._seen, self._time()
         plane = exposure_id(Exposed.PLANE, self._plane)
         if self._plane == ENROLMENT and (seen.codes_until is None or now >= seen.codes_until):
-            return "no station is invited now"
+            return errors.NotPermitted("no station is invited now")
         if peer is None:
-            return why_closed(seen.exposures.get(plane), now)
+            return _closed([why_closed(seen.exposures.get(plane), now)])
         digest = hashlib.sha256(peer).digest()
         client = seen.clients.get(digest)
         if client is None:  # of nobody, or of somebody who is new: the record will say which
-            return why_closed(seen.exposures.get(plane), now)
+            return _closed([why_closed(seen.exposures.get(plane), now)])
         if digest in seen.revoked:
-            return f"{client.id} was revoked"
-        return _first(why_closed(seen.exposures.get(name), now) for name in exposures_of(self._plane, client))
+            return errors.Unauthenticated(f"{client.id} was revoked")
+        names = exposures_of(self._plane, client)
+        return _closed(why_closed(seen.exposures.get(name), now) for name in names)
 
     def _time(self) -> datetime:
         """Return the time; while the clock has jumped, the last one before: every act says why it is held."""
@@ -159,5 +160,6 @@ class ExposureView:
         )
 
 
-def _first(reasons: Iterable[str | None]) -> str | None:
-    return next((reason for reason in reasons if reason is not None), None)
+def _closed(reasons: Iterable[str | None]) -> errors.Refusal | None:
+    reason = next((reason for reason in reasons if reason is not None), None)
+    return None if reason is None else errors.NotPermitted(reason)

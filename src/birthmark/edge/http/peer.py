@@ -49,7 +49,7 @@ SCOPE_KEY = "birthmark.peer"
 ABORT_KEY = "birthmark.abort"
 """Where a public listener puts what ends a connection at once."""
 Refused = Callable[[errors.Refusal, bytes], None]
-Admits = Callable[[bytes | None], str | None]
+Admits = Callable[[bytes | None], errors.Refusal | None]
 """Says why a client is not welcome now, or None if it is; asked with its certificate (DER), or with None
 before there is any.  Called on the loop's thread: it must not block."""
 HEAD_LIMIT = 65_536
@@ -71,7 +71,7 @@ _DROPPED = 16
 """How often something may come after a failure; each time a quarter of a megabyte at most."""
 
 
-def everybody(_certificate: bytes | None) -> str | None:
+def everybody(_certificate: bytes | None) -> errors.Refusal | None:
     """Welcome everyone whose certificate is verified."""
     return None
 
@@ -122,12 +122,19 @@ def server_context(
     return context
 
 
-def _asked(admits: Admits, certificate: bytes | None) -> str | None:
+def _asked(admits: Admits, certificate: bytes | None) -> errors.Refusal | None:
     try:
         return admits(certificate)
     except Exception:  # who cannot be judged is not let in
         log.exception("it cannot be told who is welcome")
-        return "it cannot be told who is welcome now"
+        return errors.Unavailable("it cannot be told who is welcome now")
+
+
+def _alert(refusal: errors.Refusal) -> int:
+    """Return the alert for a refusal before there is a certificate; a station takes all but one for final."""
+    alerts = ssl.AlertDescription
+    again, final = alerts.ALERT_DESCRIPTION_INTERNAL_ERROR, alerts.ALERT_DESCRIPTION_ACCESS_DENIED
+    return int(again if refusal.retryable else final)
 
 
 def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
@@ -137,15 +144,15 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
         peer: bytes = b""
         failed: bool = False
         dropped: int = 0
-        closed: str | None = None
+        closed: errors.Refusal | None = None
         """Why nobody is welcome."""
-        unwelcome: str | None = None
+        unwelcome: errors.Refusal | None = None
         """Why this client is not; the handshake is done."""
 
         def hello(self) -> int | None:
             """Return the alert for a client that has only said hello, or None to go on."""
             self.closed = _asked(admits, None)
-            return None if self.closed is None else int(ssl.AlertDescription.ALERT_DESCRIPTION_ACCESS_DENIED)
+            return None if self.closed is None else _alert(self.closed)
 
         def do_handshake(self) -> None:
             self._once_failed()
@@ -154,7 +161,7 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as cause:
-                on_refused(errors.Unauthenticated(self.closed or _reason(cause)), b"")
+                on_refused(self.closed or errors.Unauthenticated(_reason(cause)), b"")
                 self._fail()
             self.peer = self.getpeercert(binary_form=True) or b""
             self.unwelcome = _asked(admits, self.peer)
@@ -252,9 +259,9 @@ class PeerProtocol(HttpToolsProtocol):
         self.flow = _BothWays(transport)
         tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
-        unwelcome: str | None = getattr(tls, "unwelcome", None)
+        unwelcome: errors.Refusal | None = getattr(tls, "unwelcome", None)
         if unwelcome is not None:
-            self._refuse(errors.NotPermitted(unwelcome))
+            self._refuse(unwelcome)
         elif self.peer and self.connected[self.peer] >= self.most_of_one:
             self._refuse(errors.Unavailable(f"a certificate has at most {self.most_of_one} connections"))
         else:

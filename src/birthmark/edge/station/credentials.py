@@ -115,6 +115,7 @@ class Credentials:
         """
         _check_pair(self)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the chain and the host name
+        context.set_ecdh_curve("prime256v1")  # the service's group: to offer another costs a round trip
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         passphrase = b"" if self.passphrase is None else self.passphrase.reveal()
         try:
