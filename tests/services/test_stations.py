@@ -295,6 +295,16 @@ def test_a_station_that_renews_without_end_is_slowed_down(gate: Gate) -> None:
         gate.renew(caller)
 
 
+def test_a_renewal_is_one_request_and_costs_one_token(gate: Gate) -> None:
+    known = gate.line.service.carry(recognise(gate.join(gate.invite()).certificate.der))
+    caller = replace(known, rate=Rate(per_minute=1, burst=2))
+    gate.renew(caller)
+    with pytest.raises(errors.MalformedRequest):
+        gate.renew(caller, b"none")
+    with pytest.raises(errors.RateLimited):
+        gate.renew(caller)
+
+
 def test_a_bootstrap_credential_does_not_renew_itself(gate: Gate) -> None:
     bootstrap = gate.line.enrol(Role.BOOTSTRAP, "b1", run="R1")
     with pytest.raises(errors.NotPermitted):

@@ -5,6 +5,7 @@ that took over from it.  Who the client is does not change, and its other certif
 end.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from birthmark import errors
@@ -50,12 +51,14 @@ class Renewals:
         """
         said = {"client": caller.client.id}
         bucket = bucket_of("renewal", caller.client.id)
+        # Whoever is admitted has paid: what the authority has signed by then is not refused as too fast.
+        asking, caller = caller, replace(caller, rate=None)
 
         def judge(facts: Facts, at: datetime) -> None:
-            live_client(facts, caller, Capability.RENEW_SELF, at)
+            live_client(facts, asking, Capability.RENEW_SELF, at)
             facts.put(take(facts.get(Bucket, bucket), bucket, RENEWAL_RATE, at))
 
-        yield from admitted(caller, _REQUEST, said, judge)
+        yield from admitted(asking, _REQUEST, said, judge)
         enrolment = yield from recorded(caller, _REQUEST, said, self._enrolment(caller, csr))
         chain, certificate = yield from recorded(caller, _REQUEST, said, self._authorise.certify(enrolment))
 
