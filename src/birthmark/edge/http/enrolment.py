@@ -6,7 +6,6 @@ verified so.  The plane lets nobody finish a handshake unless some code is good.
 """
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -36,8 +35,6 @@ from birthmark.services.acts import ANONYMOUS, record_refusal
 from birthmark.services.authorise import Enrolled
 
 __all__ = ["EnrolmentApp", "anonymous_context", "create_enrolment_app"]
-
-log = logging.getLogger(__name__)
 
 LARGEST_BODY = 32_768
 _SHARED_V6 = 64

@@ -12,12 +12,14 @@ import os
 import signal
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import uvicorn
 
@@ -48,8 +50,9 @@ if TYPE_CHECKING:
 __all__ = ["Plane", "serve"]
 
 log = logging.getLogger(__name__)
-_Event = MutableMapping[str, Any]
 
+_Seen = tuple[type[errors.Refusal], str, bytes]
+"""Class and text of a refusal, and the certificate (DER) of who got it."""
 BACKLOG = 512
 DISTINCT_REFUSALS = 100
 FLUSH_SECONDS = 1.0
@@ -222,23 +225,15 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: M
         refusals.note,
         exposures.admits,
     )
-    config = uvicorn.Config(
+    config = _config(
         ObservedApp(create_app(application, at_end=at_end, admits=exposures.admits), meter),
-        http=counted(
+        counted(
             protocol(
                 refusals.note, plane.request_seconds, plane.answer_seconds, plane.max_connections_per_client
             ),
             meter,
         ),
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=plane.keep_alive_seconds,
-        timeout_graceful_shutdown=3,
+        keep_alive_seconds=plane.keep_alive_seconds,
     )
     limits = Limits(
         connections=plane.max_connections,
@@ -275,18 +270,10 @@ def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket
         refusals.note,
         exposures.admits,
     )
-    config = uvicorn.Config(
+    config = _config(
         ObservedApp(create_enrolment_app(application, at_end=at_end), meter, "enrolment"),
-        http=counted(protocol(refusals.note, table.request_seconds, plane.answer_seconds, 0), meter),
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=table.request_seconds,
-        timeout_graceful_shutdown=3,
+        counted(protocol(refusals.note, table.request_seconds, plane.answer_seconds, 0), meter),
+        keep_alive_seconds=table.request_seconds,
     )
     limits = Limits(
         connections=table.max_connections,
@@ -313,22 +300,14 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket, m
         plane = PublicPlane(application)
         if plane.answering is not None:
             plane.answering = CountedAnswering(plane.answering, meter)
-        config = uvicorn.Config(
+        config = _config(
             ObservedApp(plane, meter, "public"),
-            http=counted(
+            counted(
                 public_protocol(table.request_seconds, plane.answering, application.clock, table.prefix),
                 meter,
             ),
-            loop="uvloop",
-            ws="none",
+            keep_alive_seconds=15,
             lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=3,
         )
         _Server(config, limits, meter.desk).run(sockets=[listener])
         plane.close()
@@ -339,22 +318,40 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket, m
 def _run_ops(factory: Factory, settings: Settings, listener: socket.socket, board: Board) -> None:
     """Show the board until told to stop."""
     table, clock = settings.ops_plane, factory.clock()
-    config = uvicorn.Config(
+    config = _config(
         OpsPlaneApp(board, settings, clock),
-        http=public_protocol(table.request_seconds, None, clock, ""),
+        public_protocol(table.request_seconds, None, clock, ""),
+        keep_alive_seconds=75,
+        lifespan="off",
+        stop_seconds=1,
+    )
+    limits = Limits(connections=table.max_connections, answer_seconds=table.request_seconds)
+    _Server(config, limits, None).run(sockets=[listener])
+
+
+def _config(
+    app: Any,
+    http: type[asyncio.Protocol],
+    *,
+    keep_alive_seconds: int,
+    lifespan: Literal["on", "off"] = "on",
+    stop_seconds: int = 3,
+) -> uvicorn.Config:
+    """Return how uvicorn serves an application (ASGI 3) by this protocol; doors, TLS and log are ours."""
+    return uvicorn.Config(
+        app,
+        http=http,
         loop="uvloop",
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,
         interface="asgi3",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
+        timeout_keep_alive=keep_alive_seconds,
+        timeout_graceful_shutdown=stop_seconds,
     )
-    limits = Limits(connections=table.max_connections, answer_seconds=table.request_seconds)
-    _Server(config, limits, None).run(sockets=[listener])
 
 
 _RUNS = {Plane.STATION: _run, Plane.ENROLMENT: _run_enrolment, Plane.PUBLIC: _run_public}
@@ -434,19 +431,23 @@ class _RefusedHandshakes:
         self._application = application
         self._meter = meter
         self._rates = application.settings.station_plane
-        self._counts: dict[tuple[type[errors.Refusal], str, bytes], int] = {}
+        self._counts: Counter[_Seen] = Counter()
+        self._lock = threading.Lock()
         self._busy = False
 
     def note(self, refusal: errors.Refusal, peer: bytes) -> None:
         """Note one, on the loop's thread; *peer* is the verified certificate, if it came so far."""
         self._meter.handshake_refused(refusal)
-        seen = (type(refusal), str(refusal), peer)
-        if len(self._counts) >= DISTINCT_REFUSALS and seen not in self._counts:
-            seen = (errors.Unauthenticated, "more kinds of refusal than are told apart", b"")
-        self._counts[seen] = self._counts.get(seen, 0) + 1
+        with self._lock:
+            self._add((type(refusal), str(refusal), peer), 1)
         if not self._busy:
             self._busy = True
             asyncio.get_running_loop().create_task(self._flush())
+
+    def _add(self, seen: _Seen, count: int) -> None:
+        if len(self._counts) >= DISTINCT_REFUSALS and seen not in self._counts:
+            seen = (errors.Unauthenticated, "more kinds of refusal than are told apart", b"")
+        self._counts[seen] += count
 
     async def _flush(self) -> None:
         try:
@@ -458,17 +459,22 @@ class _RefusedHandshakes:
 
     def record_all(self, *, last: bool = False) -> None:
         """Put on record what waits; what cannot be recorded now waits on, but for the last time."""
-        counts, self._counts = self._counts, {}
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        waiting: Counter[_Seen] = Counter()
         for seen, count in counts.items():
             kind, reason, peer = seen
             try:
                 self._record(kind(reason), peer, count, last=last)
             except errors.RateLimited:
-                self._counts[seen] = self._counts.get(seen, 0) + count  # told together with those to come
+                waiting[seen] = count  # told together with those to come
             except errors.Refusal as unrecorded:
                 # The peer was refused all the same; it goes on record when the store is back.
-                self._counts[seen] = self._counts.get(seen, 0) + count
+                waiting[seen] = count
                 log.warning("refused handshakes wait to be recorded: %s", unrecorded)
+        with self._lock:
+            for seen, count in waiting.items():
+                self._add(seen, count)
 
     def _record(self, refusal: errors.Refusal, peer: bytes, count: int, *, last: bool) -> None:
         store, actor = self._application.store, ANONYMOUS
