@@ -147,7 +147,7 @@ def verify_backup(
     notes, session = read_notes(checkpoint or []), session_of(context)
     with _opened(file) as (backup, _), TemporaryDirectory() as folder:
         key = _trusted(session, settings, key_file, backup.manifest)
-        _, verified = _proved(session.factory(), backup, Path(folder) / "database", key, notes)
+        verified = _proved(session.factory(), backup, Path(folder) / "database", key, notes)
     _show({**_shown(backup.manifest), **_told(verified)}, as_json=as_json, verified=verified)
     raise typer.Exit(0 if verified.ok else 1)
 
@@ -180,7 +180,7 @@ def restore(
         _require_fit(manifest, loaded, copies)
         key = _trusted(session, settings, None, manifest)
         copies.require_empty()
-        _, verified = _proved(factory, backup, copy, key, notes)
+        verified = _proved(factory, backup, copy, key, notes)
         require_no_loss(verified, accept_loss=accept_loss)
         copies.put_back(copy, manifest.schema)
     restored = Restored(
@@ -282,9 +282,7 @@ def _opened(path: Path) -> Iterator[tuple[Backup, str]]:
             yield backup, digest
 
 
-def _proved(
-    factory: Factory, backup: Backup, copy: Path, key: VerifierKey, notes: list[str]
-) -> tuple[Manifest, Verified]:
+def _proved(factory: Factory, backup: Backup, copy: Path, key: VerifierKey, notes: list[str]) -> Verified:
     try:
         with copy.open("xb") as out:
             backup.extract(out)
@@ -292,7 +290,7 @@ def _proved(
         raise errors.Unavailable(f"{copy} cannot be written: {cause.strerror}") from cause
     reader = factory.read_copy(backup.manifest.engine, copy)
     with printing.progress("proving") as advance:
-        return backup.manifest, verify(backup.manifest, backup.checkpoint, reader, key, notes, told=advance)
+        return verify(backup.manifest, backup.checkpoint, reader, key, notes, told=advance)
 
 
 def _shown(manifest: Manifest) -> dict[str, object]:

@@ -29,9 +29,9 @@ from birthmark.edge.cli.clients import (
     service_of,
 )
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, Csr, Out, Reason, SettingsPath
-from birthmark.edge.cli.proposals import newest_credential, put
+from birthmark.edge.cli.proposals import put
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.clients import PEOPLE, PERSON, Capability, Role, check_name, takes_two
+from birthmark.floor.clients import PEOPLE, PERSON, Capability, Credential, Role, check_name, takes_two
 from birthmark.floor.proposals import Deed
 from birthmark.pki.certificates import Certificate
 from birthmark.ports import carry
@@ -215,7 +215,7 @@ def fetch(
     """Write a person's newest certificate, and what belongs to it, beside the person's key."""
     with session_of(context).application(settings) as application:
         client = client_of(application, f"{PERSON}:{name}")
-        held = newest_credential(application, client.id)
+        held = _newest_credential(application, client.id)
         chain = carry(application.store, authority_chain(held.authority))
         enrolled = Enrolled(
             client=client,
@@ -226,3 +226,15 @@ def fetch(
     printing.fields(
         {"client": client.id, "role": str(client.role), "until": held.not_after, "directory": out}
     )
+
+
+def _newest_credential(application: Application, client: str) -> Credential:
+    """Return the certificate of a client that ends last.
+
+    Raises:
+        errors.NotFound: it has none.
+    """
+    held = [one for one in application.store.scan(Credential) if one.client == client]
+    if not held:
+        raise errors.NotFound(f"there is no client {client}")
+    return max(held, key=lambda one: one.not_after)

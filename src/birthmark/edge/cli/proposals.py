@@ -15,7 +15,7 @@ from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Reason, SettingsPath
 from birthmark.edge.cli.session import Operator, session_of
-from birthmark.floor.clients import PROPOSAL_LIFE, Credential
+from birthmark.floor.clients import PROPOSAL_LIFE
 from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.ports import carry
 
@@ -145,15 +145,3 @@ def withdraw(
     with session_of(context).acting(settings, as_directory) as (application, operator):
         taken = carry(application.store, application.proposals.withdraw(operator.caller, proposal, reason))
     printing.line(f"proposal {taken.id} is {taken.status}")
-
-
-def newest_credential(application: Application, client: str) -> Credential:
-    """Return the certificate of a client that ends last.
-
-    Raises:
-        errors.NotFound: it has none.
-    """
-    held = [one for one in application.store.scan(Credential) if one.client == client]
-    if not held:
-        raise errors.NotFound(f"there is no client {client}")
-    return max(held, key=lambda one: one.not_after)
