@@ -8,6 +8,7 @@ from birthmark import errors
 from birthmark.edge.http.views import run_view
 from birthmark.floor.clients import Client, ClientStatus, Role
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
+from birthmark.services.acts import require_reader
 from tests.support.realm import Line
 
 LISTED, OTHER = "serial:D1", "serial:D2"
@@ -55,3 +56,10 @@ def test_who_may_provision_for_a_run_sees_it(who: Client, run: str, runs: Line) 
 def test_who_may_not_does_not(who: Client, run: str, complaint: str, runs: Line) -> None:
     with pytest.raises(errors.NotPermitted, match=complaint):
         runs.service.carry(run_view(who, run))
+
+
+def test_a_certificate_that_ended_reads_no_more_on_a_connection_that_it_opened(small_line: Line) -> None:
+    caller = small_line.station.caller
+    small_line.service.carry(require_reader(caller, "station", small_line.clock.now()))
+    with pytest.raises(errors.Unauthenticated, match="ended: renew it"):
+        small_line.service.carry(require_reader(caller, "station", caller.credential.not_after))

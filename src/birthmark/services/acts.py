@@ -16,11 +16,13 @@ from birthmark.floor.clients import (
     Client,
     ClientStatus,
     Credential,
+    Role,
     require,
 )
 from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.pki.certificates import serial_hex
+from birthmark.pki.library import UNREADABLE
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "record_refusal",
     "recorded",
     "refuse",
+    "require_reader",
     "stored_refusal",
     "together",
 ]
@@ -84,7 +87,7 @@ def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = Non
     """
     try:
         serial = serial_hex(x509.load_der_x509_certificate(peer).serial_number)
-    except ValueError as cause:
+    except (errors.MalformedRequest, *UNREADABLE) as cause:
         raise errors.Unauthenticated("the client certificate cannot be read") from cause
     facts: Facts = yield Look({Credential: (serial,)})
     credential = facts.get(Credential, serial)
@@ -157,13 +160,36 @@ def live_client(facts: Facts, caller: Caller, capability: Capability, at: dateti
     """
     client = allowed_client(facts, caller, capability)
     if caller.plane is not None:
-        if at >= caller.credential.not_after:
-            # A connection outlives the certificate that opened it.
-            raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
-        require_open((facts.get(Exposure, name) for name in exposures_of(caller.plane, client)), at)
+        _require_now(facts, client, caller.credential, caller.plane, at)
     _charge(facts, caller.client.id, caller.rate, at)
     _count(facts, client, caller.seq)
     return client
+
+
+def _require_now(facts: Facts, client: Client, credential: Credential, plane: str, at: datetime) -> None:
+    if at >= credential.not_after:
+        # A connection outlives the certificate that opened it.
+        raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
+    require_open((facts.get(Exposure, name) for name in exposures_of(plane, client)), at)
+
+
+def require_reader(caller: Caller, plane: str, at: datetime, *, bootstrap: bool = False) -> UseCase[None]:
+    """Refuse whoever may not read by this plane at this time.
+
+    Args:
+        caller: recognised just now.
+        plane: that it came by.
+        at: now.
+        bootstrap: True for what a bootstrap credential may read, too: it needs it to provision.
+
+    Raises:
+        errors.Unauthenticated: it was revoked, or its certificate ended.
+        errors.NotPermitted: its role may not read, or it or the plane is closed.
+    """
+    provisions = bootstrap and caller.client.role is Role.BOOTSTRAP
+    require(caller.client, caller.credential, Capability.PROVE if provisions else Capability.READ)
+    facts: Facts = yield Look({Exposure: exposures_of(plane, caller.client)})
+    _require_now(facts, caller.client, caller.credential, plane, at)
 
 
 def _count(facts: Facts, client: Client, seq: int | None) -> None:
@@ -322,7 +348,7 @@ def admitted(
         caller: None while a realm is made.
         request: its name in the log.
         fields: what the log says of it.
-        judge: raises the refusal; it changes nothing.
+        judge: raises the refusal; it changes nothing but what the request costs.
         reads: what it looks at besides the caller.
 
     Raises:

@@ -39,14 +39,13 @@ from birthmark.edge.http.translations import (
     prove_result,
 )
 from birthmark.edge.http.views import device_view, run_view
-from birthmark.floor.clients import Capability, Client, Credential, Role, require
+from birthmark.floor.clients import Client, Credential, Role
 from birthmark.floor.devices import DeviceEvent
-from birthmark.floor.exposure import Exposure, require_open
 from birthmark.ledger.checkpoint import Checkpoint
 from birthmark.ledger.merkle import consistency_proof
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import ANONYMOUS, Caller, exposures_of, recognise, record_refusal
+from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal, require_reader
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued
 
@@ -157,11 +156,8 @@ class StationPlane:
         """
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
         request.scope[CLIENT_KEY] = found.client.id
-        provisions = bootstrap and found.client.role is Role.BOOTSTRAP
-        require(found.client, found.credential, Capability.PROVE if provisions else Capability.READ)
-        names = exposures_of(PLANE, found.client)
-        facts = await self.border.read(self._app.store.look, {Exposure: names})
-        require_open((facts.get(Exposure, name) for name in names), self._app.clock.now())
+        now = self._app.clock.now()
+        await self.border.carry(require_reader(found, PLANE, now, bootstrap=bootstrap))
         return found.client
 
     # --- reading
