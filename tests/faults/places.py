@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -29,11 +30,25 @@ from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from tests.faults.ports import Steps, stepped_database, stepped_keys, stepped_store
 from tests.support.elements import catalogue_of, element_profile
-from tests.support.realm import PASSPHRASE, Hands, Line, Service, hierarchy, open_service
+from tests.support.postgresql import LocalPostgreSQL
+from tests.support.realm import PASSPHRASE, Hands, Line, Service, hierarchy, libpq, open_service
 
-__all__ = ["RATES", "Place", "Summary", "catalogue", "copied", "here_and_mirror", "place", "summary"]
+__all__ = [
+    "FOLDERS",
+    "RATES",
+    "Ground",
+    "Place",
+    "Summary",
+    "catalogue",
+    "here_and_mirror",
+    "place",
+    "summary",
+]
 
 T = TypeVar("T")
+FOLDERS: dict[str, Path] = {}
+"""Where a line's key stores lie, by the URL of its database."""
+_numbers = itertools.count(1)
 ORGANIZATION = "Acme Motors"
 RATES = (Rate(per_minute=600, burst=600), Rate(per_minute=600, burst=600))
 
@@ -138,15 +153,50 @@ def place(folder: Path, url: str, at: datetime, steps: Steps) -> Iterator[Place]
         mirror.close()
 
 
-def copied(line: Line, source: Path, target: Path) -> Line:
-    """Open a line again on a copy of its folder."""
-    shutil.copytree(source, target)
-    url = f"sqlite:///{target / 'line.sqlite'}"
-    clock = Hands(line.clock.at)
-    service = open_service(url, line.keys, clock, catalogue=catalogue(), elements=elements())
-    again = Line(url=url, keys=line.keys, clock=clock, service=service)
-    again.operator, again.station = line.operator, line.station
-    return again
+class Ground:
+    """Where records lie: each in a folder with its key stores, its database in it, or on a server."""
+
+    def __init__(self, cluster: LocalPostgreSQL | None = None) -> None:
+        """Use SQLite, or databases of a cluster."""
+        self._cluster = cluster
+        self._databases: dict[Path, str] = {}
+
+    def new(self, folder: Path) -> str:
+        """Return the URL of an empty database for a folder."""
+        if self._cluster is None:
+            return f"sqlite:///{folder / 'line.sqlite'}"
+        self._databases[folder] = name = f"faults_{next(_numbers)}"
+        return self._cluster.create_database(name)
+
+    def url(self, folder: Path) -> str:
+        """Return the URL of a folder's database."""
+        if self._cluster is None:
+            return f"sqlite:///{folder / 'line.sqlite'}"
+        return libpq(self._cluster.url(self._databases[folder]))
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a record that nobody has open."""
+        shutil.copytree(source, target)
+        if self._cluster is not None:
+            self._databases[target] = name = f"faults_{next(_numbers)}"
+            with self._cluster.connect() as connection:
+                connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._databases[source]}".encode())
+
+    def drop(self, folder: Path) -> None:
+        """Remove a record."""
+        shutil.rmtree(folder)
+        if self._cluster is not None:
+            self._cluster.drop_database(self._databases.pop(folder))
+
+    def line(self, line: Line, source: Path, target: Path) -> Line:
+        """Open a line again on a copy of its record."""
+        self.copy(source, target)
+        url, clock = self.url(target), Hands(line.clock.at)
+        service = open_service(url, line.keys, clock, catalogue=catalogue(), elements=elements())
+        again = Line(url=url, keys=line.keys, clock=clock, service=service)
+        again.operator, again.station = line.operator, line.station
+        FOLDERS[url] = target
+        return again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

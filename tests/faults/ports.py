@@ -1,13 +1,12 @@
 """The ports, counted and broken: every call of one is a step with a name, and one of them can fail.
 
 ``Steps`` counts.  Around it: a database (the train's own two steps, ``begin`` and ``commit``), a store (what
-a use case asks of it), key stores and a publication.  What is not broken is passed on to the real thing.
+a use case asks of it), and key stores.  What is not broken is passed on to the real thing.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from typing import Any, TypeVar, cast
 
@@ -15,8 +14,7 @@ from birthmark import errors
 from birthmark.adapters.sql.database import Database, Row, Writes
 from birthmark.adapters.sql.database import Reads as Wanted
 from birthmark.adapters.sql.store import SQLStore
-from birthmark.pki.crl_reading import Buffer
-from birthmark.ports import Act, Committed, Draft, Facts, KeyStore, Publication, Reads, SignedAnswers, Store
+from birthmark.ports import Act, Committed, Facts, KeyStore, Reads, Store
 from tests.support.faults import Passing
 
 __all__ = ["Fault", "Killed", "Steps", "faults_of", "stepped_database", "stepped_keys", "stepped_store"]
@@ -40,7 +38,7 @@ class Fault(StrEnum):
     ANSWER_LOST = "killed after"
     """The process dies once it is done: nobody hears of it."""
     GONE = "gone"
-    """What it asked of (database, token, directory) does nothing any more, until somebody sees to it."""
+    """What it asked of (database, token) does nothing any more, until somebody sees to it."""
 
 
 class Steps:
@@ -174,36 +172,3 @@ class _Keys:
 def stepped_keys(keys: KeyStore, name: str, steps: Steps) -> KeyStore:
     """Return a key store each use of which is a step."""
     return cast("KeyStore", _Keys(keys, name, steps))
-
-
-class SteppedPublication:
-    """A publication whose changes are steps."""
-
-    def __init__(self, inner: Publication, steps: Steps) -> None:
-        self._inner, self._steps = inner, steps
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """See ``Publication.lock``."""
-        with self._inner.lock():
-            yield self._steps.take("www", "publication.lock", lambda: None)
-
-    def read(self, path: str) -> AbstractContextManager[Buffer | None]:
-        """See ``Publication.read``."""
-        return self._inner.read(path)
-
-    def draft(self) -> AbstractContextManager[Draft]:
-        """See ``Publication.draft``."""
-        return self._inner.draft()
-
-    def publish(self, path: str, pieces: Iterable[Buffer]) -> None:
-        """See ``Publication.publish``."""
-        self._steps.take("www", f"publication.publish {path}", lambda: self._inner.publish(path, pieces))
-
-    def withdraw(self, folder: str) -> None:
-        """See ``Publication.withdraw``."""
-        self._steps.take("www", f"publication.withdraw {folder}", lambda: self._inner.withdraw(folder))
-
-    def answers(self, authority: str, *, anew: bool) -> AbstractContextManager[SignedAnswers]:
-        """See ``Publication.answers``."""
-        return self._inner.answers(authority, anew=anew)

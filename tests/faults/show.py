@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from birthmark.floor.realm import Environment
+from tests.faults.places import Ground
 from tests.faults.scenarios import SCENARIOS, base_line
 from tests.faults.table import ready
 from tests.support.realm import make_line
@@ -22,16 +23,16 @@ def main() -> None:
         "# The steps of each scenario, undisturbed, and what it answers the first and the second time.\n"
     )
     with tempfile.TemporaryDirectory() as made:
-        bases = {}
+        ground, bases = Ground(), {}
         for environment in (Environment.TEST, Environment.PRODUCTION):
             folder = Path(made) / str(environment)
             folder.mkdir()
-            line = make_line(folder, f"sqlite:///{folder / 'line.sqlite'}", environment=environment)
+            line = make_line(folder, ground.new(folder), environment=environment)
             base_line(line)
             line.close()
             bases[environment] = (line, folder)
         for number, (name, scenario) in enumerate(SCENARIOS.items()):
-            found = ready(scenario, *bases[scenario.environment], Path(made) / f"s{number}")
+            found = ready(scenario, ground, *bases[scenario.environment], Path(made) / f"s{number}")
             steps = ",\n".join(f"  {json.dumps(step)}" for step in found.steps)
             out.write(f'\n["{name}"]\nfirst = "{found.first.said}"\nagain = "{found.again.said}"\n')
             out.write(f"steps = [\n{steps},\n]\n")

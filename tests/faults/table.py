@@ -12,7 +12,6 @@ broken, and:
 
 import ast
 import itertools
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from birthmark.services.authorise import Enrolled
 from birthmark.services.check import check
 from birthmark.services.issue import Issued
 from birthmark.services.prove import Released
-from tests.faults.places import Place, Summary, copied, place, summary
+from tests.faults.places import Ground, Place, Summary, place, summary
 from tests.faults.ports import Fault, Killed, Steps, faults_of
 from tests.faults.scenarios import Scenario
 from tests.support.realm import Line
@@ -72,6 +71,7 @@ class Ready:
     """A scenario, prepared, and what it does undisturbed."""
 
     scenario: Scenario
+    ground: Ground
     folder: Path
     line: Line
     """Closed; its folder is what every case copies."""
@@ -114,14 +114,14 @@ def _watched(entered: set[str]) -> Iterator[None]:
         sys.setprofile(before)
 
 
-def ready(scenario: Scenario, base: Line, base_folder: Path, folder: Path) -> Ready:
+def ready(scenario: Scenario, ground: Ground, base: Line, base_folder: Path, folder: Path) -> Ready:
     """Prepare a scenario on a copy of a line, and carry it out twice undisturbed."""
     origin = folder / "prepared"
-    line = copied(base, base_folder, origin)
+    line = ground.line(base, base_folder, origin)
     prepared = scenario.prepare(line)
     line.close()
     steps, entered, trail = Steps(), set[str](), list[Summary]()
-    with copied_place(line, origin, folder / "undisturbed", steps) as at:
+    with _copied(ground, line, origin, folder / "undisturbed", steps) as at:
         trail.append(summary(at.service))
         steps.on_commit = lambda: trail.append(summary(at.service))
         with _watched(entered):
@@ -132,6 +132,7 @@ def ready(scenario: Scenario, base: Line, base_folder: Path, folder: Path) -> Re
         require_sound(at, first)
     return Ready(
         scenario=scenario,
+        ground=ground,
         folder=folder,
         line=line,
         prepared=prepared,
@@ -146,14 +147,14 @@ def ready(scenario: Scenario, base: Line, base_folder: Path, folder: Path) -> Re
 
 
 @contextmanager
-def copied_place(line: Line, origin: Path, target: Path, steps: Steps) -> Iterator[Place]:
+def _copied(ground: Ground, line: Line, origin: Path, target: Path, steps: Steps) -> Iterator[Place]:
     """Copy a prepared record and start a process on it."""
-    shutil.copytree(origin, target)
+    ground.copy(origin, target)
     try:
-        with place(target, f"sqlite:///{target / 'line.sqlite'}", line.clock.at, steps) as at:
+        with place(target, ground.url(target), line.clock.at, steps) as at:
             yield at
     finally:
-        shutil.rmtree(target)
+        ground.drop(target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def run_case(found: Ready, case: Case) -> None:
     """Break one step, look, repair, look again."""
     steps = Steps(case.step, case.fault)
     target = found.folder / f"case-{next(_numbers)}"
-    with copied_place(found.line, found.folder / "prepared", target, steps) as at:
+    with _copied(found.ground, found.line, found.folder / "prepared", target, steps) as at:
         told, died = Outcome("nothing"), False
         try:
             told = _ask(found.scenario, at, found.prepared)
@@ -190,7 +191,7 @@ def run_case(found: Ready, case: Case) -> None:
             return
         # What the kernel does for a dead process: its files are closed, nothing is finished.
         at.service.store.close()
-        with place(target, f"sqlite:///{target / 'line.sqlite'}", found.line.clock.at, Steps()) as another:
+        with place(target, found.ground.url(target), found.line.clock.at, Steps()) as another:
             _judge(found, case, another, told)
 
 
