@@ -118,12 +118,16 @@ class ProveDevices:
                 results += yield from self(caller, [request])
             elif isinstance(answer, errors.ProofFailed | errors.Interrupted):
                 self._dialogues.forget(request.attempt)
+                if isinstance(answer, errors.ProofFailed):
+                    self._challenges.forget(request.attempt)
                 results.append(answer)
             elif isinstance(answer, errors.Refusal):
                 results.append(answer)
             elif isinstance(answer, Exception):
                 raise answer
             elif item.leaves and item.leaves[0].index == answer.release_leaf:
+                # A lost answer is asked for again rarely, and then looked up.
+                self._challenges.forget(request.attempt)
                 self._dialogues.forget(request.attempt)
                 results.append(_released(answer, item.token(item.leaves[0].index)))
             else:
