@@ -20,7 +20,7 @@ from birthmark.floor.exposure import Exposure
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.limits import Bucket, Rate
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Act, Look
+from birthmark.ports import Act, Look, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
 from birthmark.services.authorise import Authorise, Enrolled
@@ -68,7 +68,11 @@ class Gate:
 
     def about_to_join(self, code: SecretBytes) -> list[Act[Any]]:
         """Return the acts that let a station in whose code was found good a moment ago."""
-        store, joining = self.line.service.store, self.invitations.join(code, csr(), ADDRESS)
+        return self.on_the_way(self.invitations.join(code, csr(), ADDRESS))
+
+    def on_the_way(self, joining: UseCase[Enrolled]) -> list[Act[Any]]:
+        """Carry a joining up to the acts that let the station in, and return those."""
+        store = self.line.service.store
         answer: Any = None
         knocked = False
         while True:
@@ -144,8 +148,35 @@ def test_two_that_come_with_one_code_at_once_are_one_station(gate: Gate) -> None
     ours, theirs = gate.about_to_join(code), gate.about_to_join(code)
     won, lost = gate.line.service.store.submit([*ours, *theirs]).result()
     assert not isinstance(won.answer, errors.Refusal)
-    assert isinstance(lost.answer, errors.Unauthenticated)
+    assert isinstance(lost.answer, Invitation), "it hears what became of the code"
     assert gate.findings() == []
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_who_asks_again_while_the_first_request_is_under_way_gets_what_that_one_gets(
+    gate: Gate, *, same: bool
+) -> None:
+    """After a timeout, say; with another key it is somebody else."""
+    code, request = gate.invite(), csr()
+    slow = gate.invitations.join(code, request, ADDRESS)
+    acts = gate.on_the_way(slow)
+    first = gate.join(code, request if same else csr())
+    step: Any = slow.send(gate.line.service.store.submit(acts).result())
+
+    def rest() -> UseCase[Enrolled]:
+        answer = yield step
+        while True:
+            try:
+                answer = yield slow.send(answer)
+            except StopIteration as done:
+                enrolled: Enrolled = done.value
+                return enrolled
+
+    if same:
+        assert gate.line.service.carry(rest()).certificate.der == first.certificate.der
+        return
+    with pytest.raises(errors.Unauthenticated, match="this code was used already"):
+        gate.line.service.carry(rest())
 
 
 @pytest.mark.parametrize("meanwhile", ["inviter revoked", "plane closed"])

@@ -177,7 +177,10 @@ class Invitations:
                 refusal.recorded = True
             raise
 
-        def decide(facts: Facts, at: datetime) -> Decision[Client]:
+        def decide(facts: Facts, at: datetime) -> Decision[Client | Invitation]:
+            current = facts.get(Invitation, invitation.id)
+            if current is not None and current.certificate is not None:
+                return Decision(current)  # the same station, asking twice at once
             now = redeem(_invited(facts, invitation.id, at), at)
             judge_enrolment(facts, enrolment, at)
             decision = put_enrolled(facts, enrolment, certificate, at)
@@ -185,7 +188,7 @@ class Invitations:
             redeemed = {**said, "certificate": certificate.serial_hex, "invited_by": now.invited_by}
             return Decision(decision.answer, [*decision.entries, ("invitation-redeemed", redeemed)])
 
-        committed: list[Committed[Client]] = yield [
+        committed: list[Committed[Client | Invitation]] = yield [
             Act(
                 actor=invitation.client,
                 decide=decide,
@@ -198,8 +201,11 @@ class Invitations:
                 },
             )
         ]
+        (answer,) = outcomes(committed)
+        if isinstance(answer, Invitation):
+            return (yield from _again(answer, spki))
         return Enrolled(
-            client=outcomes(committed)[0],
+            client=answer,
             certificate=certificate,
             chain=tuple(authority.der for authority in chain[:-1]),
         )
@@ -275,7 +281,7 @@ def _again(invitation: Invitation, spki: bytes) -> UseCase[Enrolled]:
     certificate = Certificate.from_der(credential.der)
     if certificate.subject_public_key_info != spki:
         raise errors.Unauthenticated("this code was used already: ask for a new one")
-    if client.status is not ClientStatus.ACTIVE:
+    if ClientStatus.REVOKED in (client.status, credential.status):
         raise errors.Unauthenticated(f"{client.id} was revoked")
     chain: list[Authority] = yield from authority_chain(credential.authority)
     return Enrolled(
