@@ -48,17 +48,20 @@ RUN_HOURS, SHIFT_HOURS = 3, 8
 OPS_SECONDS = 3.0
 
 BOUND = 20
-"""Octets a device by which a process of the service may grow over the last three quarters of the day, by
-the fitted line (``slope``).  What the service remembers between requests is bounded (caches of constant size, SQLite's
-page cache, an arena of the allocator for each thread), so the true figure is 0.  One thing that is kept for
-each device would cost more: the smallest object of CPython that says anything (a string of a hardware id, a
-key of a dictionary) has 50 octets or more, and its place in a table has 8 to 100."""
+"""Octets a device by which a process of the service may grow over the last three quarters of the day, by the
+fitted line (``slope``).  What the service remembers between requests is bounded (caches of constant size,
+SQLite's page cache, an arena of the allocator for each thread), so the true figure is 0.  One thing that is
+kept for each device would cost more: the smallest object of CPython that says anything (a string of a
+hardware id, a key of a dictionary) has 50 octets or more, and its place in a table has 8 to 100.  It is asked
+of each of two processes, which share the devices: 25 octets a device would be one such thing."""
 WARM = 40_000
 """Devices after which the caches of the service are full.  A line through fewer would tell of caches: a day
 whose first quarter is shorter has ``CEILING`` alone."""
-CEILING = 48 << 20
-"""Octets by which a process may be larger at any hour than after the first: full caches, an arena for each
-thread, and the largest trains."""
+CEILING = 96 << 20
+"""Octets by which a process may be larger at any hour than after the first: SQLite's page cache of the train's
+connection (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The page cache stays
+small as long as the processes take turns, because it is dropped when another one has committed; it fills when
+all stations happen to come to one process after a change of shift."""
 THREADS = 8
 """Of a process of the service: its loop, the commit train, the lookout, who watches exposures, 4 readers."""
 DESCRIPTORS = 2
