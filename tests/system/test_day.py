@@ -58,8 +58,8 @@ WARM = 40_000
 """Devices after which the caches of the service are full.  A line through fewer would tell of caches: a day
 whose first quarter is shorter has ``CEILING`` alone."""
 CEILING = 96 << 20
-"""Octets by which a process may be larger at any hour than after the first: SQLite's page cache of the train's
-connection (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The page cache stays
+"""Octets by which a process may be larger at any hour than after the first: SQLite's page cache of one
+connection, the train's (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The page cache stays
 small as long as the processes take turns, because it is dropped when another one has committed; it fills when
 all stations happen to come to one process after a change of shift."""
 THREADS = 8
