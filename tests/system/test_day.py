@@ -58,10 +58,10 @@ WARM = 40_000
 """Devices after which the caches of the service are full.  A line through fewer would tell of caches: a day
 whose first quarter is shorter has ``CEILING`` alone."""
 CEILING = 96 << 20
-"""Octets by which a process may be larger at any hour than after the first: SQLite's page cache of one
-connection, the train's (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The page cache stays
-small as long as the processes take turns, because it is dropped when another one has committed; it fills when
-all stations happen to come to one process after a change of shift."""
+"""Octets by which a process may be larger at any hour than after the first: SQLite's page cache of the
+connection that commits (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The
+page cache stays small as long as the processes take turns, because it is dropped when another one has
+committed; it fills when all stations happen to come to one process after a change of shift."""
 THREADS = 8
 """Of a process of the service: its loop, the commit train, the lookout, who watches exposures, 4 readers."""
 DESCRIPTORS = 2
