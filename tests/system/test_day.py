@@ -1,6 +1,6 @@
 """A day of the line in as little time as it takes: what grows with it is the record, and nothing else.
 
-A served realm (two processes, SQLite, keys in software) and several stations, each a program of its own with
+A served realm (one process, SQLite, keys in software) and several stations, each a program of its own with
 the station kit over TLS.  The day has 24 hours of equally many devices.  Every three hours a run is opened
 for exactly the devices that come, and the one before is closed; every eight hours the shift changes: other
 operators, and stations that come back with a certificate they have renewed.  Every hour each station has a
@@ -52,16 +52,14 @@ BOUND = 20
 fitted line (``slope``).  What the service remembers between requests is bounded (caches of constant size,
 SQLite's page cache, an arena of the allocator for each thread), so the true figure is 0.  One thing that is
 kept for each device would cost more: the smallest object of CPython that says anything (a string of a
-hardware id, a key of a dictionary) has 50 octets or more, and its place in a table has 8 to 100.  It is asked
-of each of two processes, which share the devices: 25 octets a device would be one such thing."""
+hardware id, a key of a dictionary) has 50 octets or more, and its place in a table has 8 to 100.  One
+process serves all: with several, one's page cache fills when all stations happen to come to it."""
 WARM = 40_000
 """Devices after which the caches of the service are full.  A line through fewer would tell of caches: a day
 whose first quarter is shorter has ``CEILING`` alone."""
 CEILING = 96 << 20
 """Octets by which a process may be larger at any hour than after the first: SQLite's page cache of the
-connection that commits (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread.  The
-page cache stays small as long as the processes take turns, because it is dropped when another one has
-committed; it fills when all stations happen to come to one process after a change of shift."""
+connection that commits (64 MiB, ``adapters/sql/sqlite``), full caches, and an arena for each thread."""
 THREADS = 8
 """Of a process of the service: its loop, the commit train, the lookout, who watches exposures, 4 readers."""
 DESCRIPTORS = 2
@@ -419,7 +417,7 @@ def test_a_day_leaves_nothing_behind_but_the_record(tmp_path: Path) -> None:
     realm, port = make_realm(tmp_path)
     each = max(GANG // 2, DEVICES // (HOURS * len(STATIONS)))
     with ExitStack() as stack:
-        server = stack.enter_context(Server(realm=realm, processes=2))
+        server = stack.enter_context(Server(realm=realm, processes=1))
         workers = {}
         for name in STATIONS:
             workers[name] = Worker(realm.station(name))
