@@ -29,10 +29,10 @@ def test_a_refusal_is_told_in_full(kind: type[errors.Refusal]) -> None:
     assert told.rule == ("some-rule" if kind is errors.PolicyRefused else None)
 
 
-def test_only_what_may_succeed_later_is_answered_503() -> None:
-    assert {kind for kind, status in HTTP_STATUS.items() if status == 503} == {
-        kind for kind in KINDS if kind.retryable
-    }
+def test_only_what_may_succeed_later_is_answered_503_or_if_it_came_too_fast_429() -> None:
+    later = {kind: status for kind, status in HTTP_STATUS.items() if status in {429, 503}}
+    assert set(later) == {kind for kind in KINDS if kind.retryable}
+    assert {kind for kind, status in later.items() if status == 429} == {errors.RateLimited}
 
 
 def test_codes_are_all_different() -> None:
