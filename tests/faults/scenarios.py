@@ -565,7 +565,6 @@ SCENARIOS: Mapping[str, Scenario] = {
         slow=True,
         prepare=_shared,
         request=_ask_accept,
-        orphan=("mirror.accept_secret kek",),
     ),
     "back up a key": Scenario(
         covers=("custody.KeyCustody.back_up",),

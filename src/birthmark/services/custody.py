@@ -218,6 +218,8 @@ class KeyCustody:
     ) -> UseCase[KeyAsset]:
         """Take a secret key into a store from its share; it must be the one that was read out.
 
+        Given again after it was broken off, it goes on with the key that is there.
+
         Raises:
             errors.PolicyRefused: it has another check value (rule ``kek-check-value``, or ``check-value`` for
                 other kinds), and stays in the store, where nothing uses it, for the custodians to destroy; or
@@ -246,7 +248,11 @@ class KeyCustody:
                 )
             if known is not None and known.kind != kind:
                 raise errors.IllegalTransition(f"key {label} is on record as a {known.kind} key")
-            found = keys.accept_secret(label, kind, share, transport)
+            try:
+                found = keys.accept_secret(label, kind, share, transport)
+            except errors.IllegalTransition:
+                # Perhaps taken in before, and broken off before it was on record: then it is the same key.
+                found = _taken_in_before(keys, name, label, kind, known)
             if found != check_value.lower():
                 raise errors.PolicyRefused(
                     "kek-check-value" if kind is SecretKind.KEK else "check-value",
@@ -410,6 +416,20 @@ def _admitted(caller: Caller | None, request: str, said: Mapping[str, Any]) -> U
 def _require_may(caller: Caller | None, facts: Facts, at: datetime) -> None:
     if caller is not None:
         live_client(facts, caller, Capability.KEEP_KEYS, at)
+
+
+def _taken_in_before(
+    keys: KeyStore, name: str, label: KeyLabel, kind: SecretKind, known: KeyAsset | None
+) -> str:
+    """Return the check value of a key that is in a store and not on record there.
+
+    Raises:
+        errors.IllegalTransition: it is on record there, or is of another kind.
+    """
+    live = keys.attributes(label)
+    if live.kind is not kind or (known is not None and name in known.stores):
+        raise errors.IllegalTransition(f"there is a key labelled {label!r} already")
+    return live.fingerprint
 
 
 def _active(facts: Facts, label: str) -> KeyAsset:
