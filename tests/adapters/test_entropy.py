@@ -200,7 +200,7 @@ def test_no_key_is_made_for_a_device_while_the_source_fails(
             made.append(algorithm)
             return algorithms.maker(algorithm)
 
-        monkeypatch.setattr("birthmark.services.issue.maker", maker)
+        monkeypatch.setattr("birthmark.services.delivered.maker", maker)
         source.lie = bytes
         with pytest.raises(errors.Unavailable, match=FAILS):
             line.issue(device, key="k")
