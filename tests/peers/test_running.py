@@ -38,7 +38,7 @@ def test_a_missing_checker_skips_here_and_fails_in_ci(
 
 
 COUNTERPARTS = {"atecc", "openpgp", "sslyze", "tlslite", "yubikey"}
-"""Drivers and a card of others, a scanner and a breaker of handshakes: programs that tests run by themselves."""
+"""Drivers and a card of others, a scanner, a breaker of handshakes: programs that tests run by themselves."""
 
 
 def test_every_lock_of_a_checker_has_its_driver() -> None:
