@@ -65,7 +65,7 @@ Reads = Mapping[type, Sequence[str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Whether something we depend on works, as it was last seen: for screens and metrics, which do not wait."""
+    """Whether something we depend on works, as it was last seen: for screens, which do not wait."""
 
     up: bool
     """It did what it was last asked."""

@@ -462,6 +462,7 @@ def test_the_audit_finds_an_element_that_is_not_as_its_token_says(
 
 
 @pytest.mark.timeout(SECONDS)
+@pytest.mark.soak
 def test_without_readers_it_says_so_and_reaches_the_elements_over_tcp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,7 @@ def soak(  # what a soak is made of
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.soak
 def test_a_dozen_faults_and_nothing_is_lost(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     made = soak(tmp_path, seeded(request), cluster=None, own=False, faults=12, devices=16, seconds=280)
     assert made.proxy.total >= 1

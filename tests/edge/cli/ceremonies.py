@@ -35,7 +35,16 @@ def papers_of(place: Path, *, prefix: str = "") -> list[str]:
         done("ceremony", "store", root)
     attending = [word for name in PEOPLE[:2] for word in ("--custodian", str(place / name))]
     second = ["--operator", "bela"]  # production begins with two officers
-    return [*second, *attending, "--ceremony", str(file), "--reviewed", sha256(file), "--store", f"root={root}"]
+    return [
+        *second,
+        *attending,
+        "--ceremony",
+        str(file),
+        "--reviewed",
+        sha256(file),
+        "--store",
+        f"root={root}",
+    ]
 
 
 def draft(realm: Place, place: Path, kind: str, *options: object) -> Path:
