@@ -1,8 +1,9 @@
 """What two people sign: a signature over a document, and whether the second is another person (SPEC K1).
 
-A document is a run's licence or a recall's order.  Each signs its octets with the operator's own key; whoever
-relies on it verifies again, for rows of a database prove nothing by themselves.  The same person is known as
-client, as certificate and as key: whoever is enrolled twice with one key is still one.
+A document is a run's licence, a recall's order or a proposal's motion.  Each signs its octets with the
+operator's own key; whoever relies on it verifies again, for rows of a database prove nothing by themselves.
+The same person is known as client, as certificate and as key: whoever is enrolled twice with one key is still
+one.
 
 Which acts take two stands in ``floor.clients``; what a document says is its own module's business.
 """
