@@ -8,6 +8,8 @@ How a use case meets the store: it thinks (vets, builds, lints, signs), hands ov
 what was committed.  The store collects the acts that are waiting, takes the log's head, lets each act decide
 against the facts as they are at that moment, appends the leaves of all of them, signs one checkpoint, commits
 once, and only then answers.
+
+Longer than other modules may be, because it is one page on purpose: most of it is what each method promises.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

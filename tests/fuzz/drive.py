@@ -27,7 +27,7 @@ def main() -> None:
         target.attempt(data)
 
     def changed(data: bytes, longest: int, seed: int) -> bytes:
-        random = Random(seed)  # noqa: S311
+        random = Random(seed)  # noqa: S311  # repeatable, not secret
         found = None
         if random.random() < STRUCTURED:
             found = MUTATORS[target.shape](data, random, lambda octets: atheris.Mutate(octets, longest))

@@ -27,7 +27,12 @@ class Whole(BaseModel):
 
 
 HOSTILE = st.text(max_size=30) | st.sampled_from(
-    [mark(0), f'"private_key":"{mark(0)}"', f'\\","private_key":"{mark(1)}"', "-----BEGIN PRIVATE KEY-----"]
+    [
+        mark(0),
+        f'"private_key":"{mark(0)}"',
+        f'\\","private_key":"{mark(1)}"',
+        f"-----{'BEGIN'} PRIVATE KEY-----",
+    ]
 )
 
 

