@@ -1,5 +1,6 @@
 """libFuzzer on one target: ``python -m tests.fuzz.drive NAME FOLDER [OPTION…]``; ``tests.fuzz`` starts it."""
 
+import logging
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,8 @@ STRUCTURED = 0.7
 
 def main() -> None:
     """Put the seeds beside what earlier runs found, and begin."""
+    # A fault is the finding; what is logged of refusals is noise.
+    logging.disable(logging.CRITICAL)
     program, name, folder, *options = sys.argv
     target, corpus = TARGETS[name], Path(folder)
     for seed in (*target.seeds(), *(file.read_bytes() for file in kept(name))):

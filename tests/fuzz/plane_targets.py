@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import base64
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -109,8 +108,6 @@ def _body(document: Mapping[str, Any]) -> bytes:
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    # A fault is the finding; what is logged of refusals is noise.
-    logging.disable(logging.CRITICAL)
     return asyncio.new_event_loop()
 
 
