@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 from birthmark import errors
+from birthmark.edge.addresses import station_plane_url
 from birthmark.edge.application import Application
 from birthmark.edge.cli import credentials, printing
-from birthmark.edge.cli.hierarchy import certifier, device_roots, service_root
+from birthmark.edge.cli.hierarchy import certifier
 from birthmark.edge.cli.inputs import device_id, moment
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Csr, Out, Reason, SettingsPath
-from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
-from birthmark.edge.cli.settings_text import station_url
+from birthmark.edge.roots import device_roots, service_root
 from birthmark.floor.clients import PERSON, Client, Credential, Role, client_id
 from birthmark.ledger.entry import decode
 from birthmark.pki import profiles
@@ -29,7 +29,6 @@ from birthmark.pki.certificates import Certificate, to_pem
 from birthmark.pki.csr import vet
 from birthmark.ports import Log, carry
 from birthmark.services.authorise import Enrolment
-from birthmark.settings import Settings
 
 __all__ = [
     "AuthorityOption",
@@ -145,18 +144,11 @@ def requested_key(csr: Path, role: Role) -> bytes:
 def service_of(application: Application) -> credentials.Service:
     """Return what a credential says about this service."""
     return credentials.Service(
-        url=public_url(application.settings),
+        url=station_plane_url(application.settings),
         root_pem=to_pem(service_root(application).der),
         device_anchors_pem="".join(to_pem(root.der) for root in device_roots(application)),
         vkey=application.realm.vkey,
     )
-
-
-def public_url(settings: Settings) -> str:
-    """Return where clients find the station plane: under a name that its certificate has."""
-    plane = settings.station_plane
-    dns_names, ip_addresses = known_as(plane)
-    return station_url(public_host(plane, (*dns_names, *ip_addresses)), plane.port)
 
 
 def client_of(application: Application, client: str) -> Client:

@@ -14,13 +14,13 @@ from typing import Annotated
 import typer
 
 from birthmark import errors
+from birthmark.edge.addresses import known_as, plane_url, public_host
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.clients import AuthorityOption, stations
-from birthmark.edge.cli.hierarchy import certifier, service_root
+from birthmark.edge.cli.hierarchy import certifier
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, Out, SettingsPath
-from birthmark.edge.cli.server_files import known_as, public_host
 from birthmark.edge.cli.session import session_of
-from birthmark.edge.cli.settings_text import station_url
+from birthmark.edge.roots import service_root
 from birthmark.edge.station import Station
 from birthmark.edge.station.codes import JoinCode, pin_of
 from birthmark.edge.station.joining import join
@@ -94,9 +94,9 @@ def invite_station(
 def _enrolment_url(settings: Settings) -> str:
     if settings.enrolment_table is None or settings.station_table is None:
         return "URL"
-    dns_names, addresses = known_as(settings.station_table)
-    host = public_host(settings.station_table, (*dns_names, *addresses))
-    return station_url(host, settings.enrolment_table.port)
+    plane = settings.station_table
+    host = public_host(plane.host, *known_as(plane.certificate_file))
+    return plane_url(host, settings.enrolment_table.port)
 
 
 @stations.command("join")

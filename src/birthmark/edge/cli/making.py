@@ -30,10 +30,10 @@ from birthmark.edge.cli.ceremony_conduct import (
 )
 from birthmark.edge.cli.ceremony_folder import CeremonyFolder
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
-from birthmark.edge.cli.hierarchy import device_roots
 from birthmark.edge.cli.key_folders import Attendant, make_key_folder
 from birthmark.edge.cli.session import built, opened
 from birthmark.edge.cli.settings_text import KeyPlace, Plan
+from birthmark.edge.roots import device_roots
 from birthmark.edge.station.folder import flush_directory
 from birthmark.floor.authorities import Authority, AuthorityKind, Custody
 from birthmark.floor.ceremonies import SERVICE, Ceremony, Custodian, GenerateKey

@@ -24,16 +24,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from cryptography import x509
-
 from birthmark import errors
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.station.folder import flush_directory
-from birthmark.pki.certificates import from_pem
-from birthmark.pki.library import UNREADABLE
 from birthmark.settings import StationPlane
 
-__all__ = ["ServerFiles", "changing", "known_as", "public_host"]
+__all__ = ["ServerFiles", "changing"]
 
 _CURRENT = "current"
 _CERTIFICATE, _KEY = "certificate.pem", "key.pem"
@@ -109,26 +105,6 @@ def changing(plane: StationPlane) -> Iterator[ServerFiles]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def known_as(plane: StationPlane) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the DNS names and the IP addresses of the server's present certificate.
-
-    Raises:
-        errors.NotFound: there is no certificate, or one without names.
-    """
-    try:
-        leaf = x509.load_der_x509_certificate(from_pem(plane.certificate_file.read_text(encoding="ascii"))[0])
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, errors.MalformedRequest, x509.ExtensionNotFound, *UNREADABLE) as cause:
-        raise errors.NotFound(f"{plane.certificate_file} is no server certificate") from cause
-    addresses = names.get_values_for_type(x509.IPAddress)
-    return tuple(names.get_values_for_type(x509.DNSName)), tuple(str(address) for address in addresses)
-
-
-def public_host(plane: StationPlane, names: tuple[str, ...]) -> str:
-    """Return under which of the server's names clients find it: where it listens, or else the first."""
-    return plane.host if plane.host in names else names[0]
 
 
 def _real_name(path: Path) -> Path:

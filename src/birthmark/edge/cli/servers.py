@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from birthmark import errors
+from birthmark.edge.addresses import known_as, plane_url, public_host
 from birthmark.edge.application import Application
 from birthmark.edge.cli import credentials, printing, server_files
 from birthmark.edge.cli.clients import AuthorityOption
 from birthmark.edge.cli.hierarchy import certifier
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
 from birthmark.edge.cli.session import Operator, session_of
-from birthmark.edge.cli.settings_text import station_url
 from birthmark.floor.clients import Client, Role
 from birthmark.pki.certificates import to_pem
 from birthmark.ports import carry
@@ -58,7 +58,7 @@ def renew(
     with session.acting(settings, as_directory) as (application, operator):
         plane = application.settings.station_plane
         passphrase = session.factory().read_secret(plane.key_passphrase_file)
-        before = server_files.known_as(plane)
+        before = known_as(plane.certificate_file)
         names = before if dns is None and ip is None else (_dns_names(dns or []), _addresses(ip or []))
         with server_files.changing(plane) as files:
             enrolled = _renew(application, operator, names, authority, files, passphrase)
@@ -67,7 +67,7 @@ def renew(
         "certificate": enrolled.certificate.serial_hex,
         "until": enrolled.certificate.not_after,
         "names": list(known) if as_json else ", ".join(known),
-        "url": station_url(server_files.public_host(plane, known), plane.port),
+        "url": plane_url(public_host(plane.host, *names), plane.port),
     }
     if as_json:
         printing.line(printing.json_text(shown))
@@ -114,7 +114,7 @@ def _renew(
         authority=authority or certifier(application, Role.SERVER),
         variables={
             "organization": application.settings.realm.organization,
-            "host": server_files.public_host(application.settings.station_plane, (*names[0], *names[1])),
+            "host": public_host(application.settings.station_plane.host, *names),
             "dns_names": " ".join(names[0]),
             "ip_addresses": " ".join(names[1]),
         },

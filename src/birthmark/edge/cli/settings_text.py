@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from birthmark import errors
+from birthmark.edge.addresses import plane_url, public_host
 from birthmark.floor.clients import FEWEST_OFFICERS, check_name
 from birthmark.floor.locations import Locations
 from birthmark.floor.realm import Environment
@@ -164,18 +165,12 @@ class Plan:
     @property
     def public_host(self) -> str:
         """The name or address under which clients find the server: one that its certificate has."""
-        known = (*self.dns_names, *self.ip_addresses)
-        return self.host if self.host in known else known[0]
+        return public_host(self.host, self.dns_names, self.ip_addresses)
 
     @property
     def url(self) -> str:
         """Where stations find the service."""
-        return station_url(self.public_host, self.port)
-
-
-def station_url(host: str, port: int) -> str:
-    """Return the address of a station plane."""
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        return plane_url(self.public_host, self.port)
 
 
 def _string(value: object) -> str:

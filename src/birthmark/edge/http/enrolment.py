@@ -16,10 +16,8 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from birthmark import __version__, errors
+from birthmark.edge.addresses import station_plane_url
 from birthmark.edge.application import Application
-from birthmark.edge.cli.hierarchy import device_roots, service_root
-from birthmark.edge.cli.server_files import known_as, public_host
-from birthmark.edge.cli.settings_text import station_url
 from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
@@ -29,6 +27,7 @@ from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.servicelog import tell
 from birthmark.edge.http.translations import csr_octets
+from birthmark.edge.roots import device_roots, service_root
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, record_refusal
@@ -74,15 +73,13 @@ class EnrolmentApp:
         return _json(joined)
 
     def _joined(self, enrolled: Enrolled) -> models.Joined:
-        plane = self._app.settings.station_plane
-        dns_names, addresses = known_as(plane)
         return models.Joined(
             name=enrolled.client.name,
             certificate=to_pem(enrolled.certificate.der),
             chain=[to_pem(der) for der in enrolled.chain],
             device_anchors="".join(to_pem(root.der) for root in device_roots(self._app)),
             vkey=self._app.realm.vkey,
-            url=station_url(public_host(plane, (*dns_names, *addresses)), plane.port),
+            url=station_plane_url(self._app.settings),
         )
 
     async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
