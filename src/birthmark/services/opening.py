@@ -23,7 +23,6 @@ from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.locations import crl_path
-from birthmark.floor.proposals import require_fresh
 from birthmark.floor.revocations import Partitioning
 from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunStatus, require_authorised
 from birthmark.floor.samples import VARIABLE, sample_hardware_id
@@ -44,7 +43,7 @@ from birthmark.services.runs import (
     signers,
     values_for,
 )
-from birthmark.services.two_people import require_live, require_two, verify_signed
+from birthmark.services.two_people import require_second, verify_signed
 
 __all__ = ["OpenRuns"]
 
@@ -461,15 +460,13 @@ def _decide_approve(
     row = facts.get(Run, run)
     if row is not None and row.status is not RunStatus.PROPOSED:
         raise errors.IllegalTransition(f"run {run} is {row.status}, not proposed")
-    proposer = None if row is None else facts.get(Credential, row.signer)
-    if licence is not None:
-        require_two(proposer, caller.credential)
+    if row is not None and licence is not None:
+        proposer, what = facts.get(Credential, row.signer), f"run {run}"
+        require_second(facts, caller.credential, proposer, Capability.OPEN_RUN, row.proposed_at, at, what)
     if isinstance(ready, errors.Refusal):
         raise ready
     if row is None or licence is None or row.document != licence.encode():
         raise errors.IntegrityFailure(f"run {run} is not the one that was proposed")
-    require_live(facts, proposer, Capability.OPEN_RUN, f"run {run}")
-    require_fresh(row.proposed_at, at, f"run {run}")
     _require_openable(facts, licence, ready, at)
     opened = replace(
         row,

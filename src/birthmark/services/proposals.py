@@ -24,7 +24,7 @@ from birthmark.floor.clients import (
     Role,
     takes_two,
 )
-from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus, require_fresh
+from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Realm
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki.certificates import Certificate
@@ -40,7 +40,7 @@ from birthmark.services.acts import (
     together,
 )
 from birthmark.services.authorise import Authorise, Enrolment, put_changed, put_enrolled
-from birthmark.services.two_people import require_live, require_two, verify_signed
+from birthmark.services.two_people import require_second, require_two, verify_approval, verify_signed
 
 __all__ = ["NEEDED", "Proposals", "enrolment_of", "put_role", "signed_motion", "terms_of"]
 
@@ -246,9 +246,8 @@ class Proposals:
         """
         _, motion = yield from self.get(proposal)
         said = {"subject": proposal[:64]}
-        yield from admitted(
-            caller, "approve", said, partial(self._judge_approval, caller, proposal), {Proposal: (proposal,)}
-        )
+        judge = partial(self._judge_approval, caller, proposal, approval)
+        yield from admitted(caller, "approve", said, judge, {Proposal: (proposal,)})
         certificate: Certificate | None = None
         officers: list[str] = []
         if motion.deed is Deed.ENROL_PERSON:
@@ -259,13 +258,7 @@ class Proposals:
             officers = [one.id for one in clients]
 
         def decide(facts: Facts, at: datetime) -> Decision[Proposal]:
-            row, motion = self._judge_approval(caller, proposal, facts, at)
-            try:
-                verify_signed(caller.credential, approval, row.document)
-            except errors.ProofFailed as cause:
-                raise errors.NotPermitted(
-                    f"the approval is not {caller.client.id}'s signature over proposal {proposal}"
-                ) from cause
+            row, motion = judge(facts, at)
             done = self._do(facts, motion, certificate, officers, at)
             approved = replace(
                 row, status=ProposalStatus.APPROVED, approver=caller.credential.serial, approval=approval
@@ -276,7 +269,7 @@ class Proposals:
         return (yield from _act(caller, "approve", proposal, decide))
 
     def _judge_approval(
-        self, caller: Caller, proposal: str, facts: Facts, at: datetime
+        self, caller: Caller, proposal: str, approval: bytes, facts: Facts, at: datetime
     ) -> tuple[Proposal, Motion]:
         """Return the proposal if this caller may make it true now."""
         row = facts.get(Proposal, proposal)
@@ -288,9 +281,9 @@ class Proposals:
             raise errors.IllegalTransition(f"proposal {proposal} is {row.status}")
         proposer = facts.get(Credential, row.proposer)
         motion = signed_motion(row, self._realm, proposer, None)
-        require_two(proposer, caller.credential)
-        require_live(facts, proposer, needed, f"proposal {proposal}")
-        require_fresh(row.proposed_at, at, f"proposal {proposal}")
+        what = f"proposal {proposal}"
+        require_second(facts, caller.credential, proposer, needed, row.proposed_at, at, what)
+        verify_approval(caller.credential, approval, row.document, what)
         return row, motion
 
     def _do(

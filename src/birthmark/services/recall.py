@@ -19,7 +19,6 @@ from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import TWO_PERSON, Capability, Credential
 from birthmark.floor.devices import DeviceCertificate
-from birthmark.floor.proposals import require_fresh
 from birthmark.floor.realm import Realm
 from birthmark.floor.recalls import (
     WINDOWED,
@@ -50,7 +49,7 @@ from birthmark.services.blastradius import (
 from birthmark.services.incidents import incident
 from birthmark.services.log_reading import log_of
 from birthmark.services.revocations import line_of, reinstate, revoke, status
-from birthmark.services.two_people import require_live, require_two, verify_signed
+from birthmark.services.two_people import require_second, require_two, verify_approval, verify_signed
 
 __all__ = ["Recalls", "signed_order"]
 
@@ -348,15 +347,9 @@ class Recalls:
             raise unready or errors.Fault("an approved recall became a proposal again")
         proposer = facts.get(Credential, row.proposer)
         signed_order(row, self._realm, proposer, None)
-        require_two(proposer, caller.credential)
-        require_live(facts, proposer, PROPOSE, f"recall {recall}")
-        require_fresh(row.proposed_at, at, f"recall {recall}")
-        try:
-            verify_signed(caller.credential, approval, row.document)
-        except errors.ProofFailed as cause:
-            raise errors.NotPermitted(
-                f"the approval is not {caller.client.id}'s signature over recall {recall}"
-            ) from cause
+        what = f"recall {recall}"
+        require_second(facts, caller.credential, proposer, PROPOSE, row.proposed_at, at, what)
+        verify_approval(caller.credential, approval, row.document, what)
         if row.cursor or row.changed:
             raise errors.IntegrityFailure(
                 f"recall {recall} is a proposal and says that {row.changed} certificates are done"
