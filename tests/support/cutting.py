@@ -86,7 +86,7 @@ class CuttingProxy:
         """Return what happens next, and after how many octets."""
         with self._lock:
             # A handshake is some thousands of octets, a request some hundreds: both are to be hit.
-            after = int(2 ** self._chance.uniform(8, 14))
+            after = int(2 ** self._chance.uniform(7, 13))
             if not self.cutting or self._chance.random() < self.whole:
                 return None, after
             return self._chance.choice(cuts), after

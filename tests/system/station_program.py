@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     done = Path(devices).parent / f"{Path(home).name}.done"
     with (
         Station(
-            home, operator="anna", patience_seconds=PATIENCE_SECONDS, first_pause_seconds=0.05,
+            home, operator="anna", patience_seconds=PATIENCE_SECONDS, first_pause_seconds=0.01,
             keep_checkpoints=True,
         ) as station,
         done.open("a", encoding="ascii", buffering=1) as progress,

@@ -1,8 +1,9 @@
 """Ten thousand faults, and nothing lost, doubled or released without its proof (SPEC E4).
 
 Station programs provision devices over TLS through a proxy that cuts their connections, while the server's
-processes, the whole server, the database's connections, the database server and the stations themselves are
-killed.  After each round everything on record is held against everything else and against the devices.
+processes, the whole server, the database's connections, the database server, the token, its connections and
+the stations themselves are killed.  After each round everything on record is held against everything else and
+against the devices.
 
 BIRTHMARK_SOAK_FAULTS says how many faults a database gets (10 000 if it is not set), BIRTHMARK_KILL_SEED
 repeats a run.
@@ -26,13 +27,21 @@ from birthmark.edge.station.checks import verify_token
 from birthmark.ledger.checkpoint import VerifierKey
 from tests.support.cutting import CuttingProxy
 from tests.support.postgresql import LocalPostgreSQL, start
-from tests.support.server import RealmDirectory, Server, birthmark, copy_realm, until
+from tests.support.server import (
+    RealmDirectory,
+    Server,
+    birthmark,
+    copy_realm,
+    make_realm_directory,
+    until,
+)
+from tests.support.tokenprocess import TokenProcess, token_process
 from tests.system.station_program import hardware_id
-from tests.system.test_kill import own_realm, ready, seeded, wait
+from tests.system.test_kill import ready, seeded, wait
 
 ORDER = "SOAK"
-STATIONS = 4
-FAULTS_A_BLOW = 60
+STATIONS = 8
+FAULTS_A_BLOW = 50
 """How many cuts come before something is killed; fewer in a short one."""
 _ROOT = Path(__file__).parents[2]
 
@@ -45,6 +54,7 @@ class Soak:
     ) -> None:
         self.realm, self.server, self.proxy, self.chance = realm, server, proxy, chance
         self.cluster: LocalPostgreSQL | None = None
+        self.token: TokenProcess | None = None
         self.devices = 0
         self.blows: Counter[str] = Counter()
         self.programs: dict[int, subprocess.Popen[bytes]] = {}
@@ -133,15 +143,27 @@ class Soak:
         wait(self.chance.uniform(0, 1.0))
         self.cluster.restart()
 
+    def cut_token(self) -> None:
+        """Kill the processes of the connections to the token, with what they are signing."""
+        assert self.token is not None
+        self.token.drop_connections()
+
+    def kill_token(self) -> None:
+        """Kill the token's process, and start it again."""
+        assert self.token is not None
+        self.token.kill()
+        wait(self.chance.uniform(0, 1.0))
+        self.token.start()
+
     def deal(self) -> None:
         """Deal one blow."""
-        every: list[Callable[[], None]] = (
-            [self.kill_process] * 4 + [self.kill_server] * 3 + [self.kill_station]
-        )
+        every: list[Callable[[], None]] = [self.kill_server] * 3 + [self.kill_station] * 2
+        if self.server.processes is not None:
+            every += [self.kill_process] * 4
         if self.cluster is not None:
-            every += [self.cut_database] * 4 + [self.kill_database]
-        if self.server.processes is None:
-            every = [blow for blow in every if blow != self.kill_process]
+            every += [self.cut_database] * 4 + [self.kill_database] * 3
+        if self.token is not None:
+            every += [self.cut_token] * 3 + [self.kill_token] * 3
         blow = self.chance.choice(every)
         blow()
         self.blows[blow.__name__] += 1
@@ -203,21 +225,33 @@ class Soak:
         return "\n".join(lines)
 
 
+def realm_on(token: TokenProcess, folder: Path, cluster: LocalPostgreSQL | None) -> RealmDirectory:
+    """Make a realm whose keys are in this token, which it looks at often."""
+    url = "sqlite:///birthmark.db" if cluster is None else cluster.create_database("line")
+    options = ("--token-module", token.module, "--token-label", token.token.label)
+    realm = make_realm_directory(
+        folder / "realm", *options, "--token-pin-file", token.token.pin_file, database_url=url
+    )
+    kind, text = 'kind = "pkcs11"\n', realm.settings.read_text(encoding="utf-8")
+    assert kind in text
+    often = f"{kind}check-seconds = 0.1\nanswer-seconds = 5\ngive-up-seconds = 60\n"
+    realm.settings.write_text(text.replace(kind, often), encoding="utf-8")
+    return realm
+
+
 def soak(  # what a soak is made of
     folder: Path,
     chance: random.Random,
     *,
     cluster: LocalPostgreSQL | None,
-    own: bool,
+    token: TokenProcess | None,
     faults: int,
     devices: int,
     seconds: float,
 ) -> Soak:
     """Deal faults until there were so many, in rounds of so many devices."""
     began = time.monotonic()
-    realm = (
-        own_realm(folder, cluster) if own and cluster is not None else copy_realm(folder / "realm", cluster)
-    )
+    realm = copy_realm(folder / "realm") if token is None else realm_on(token, folder, cluster)
     realm.open_run(ORDER, 1_000_000)
     processes = None if cluster is None else 2
     with (
@@ -225,7 +259,7 @@ def soak(  # what a soak is made of
         CuttingProxy(server.address, random.Random(chance.random())) as proxy,  # noqa: S311  # as `chance`
     ):
         made = Soak(realm, server, proxy, chance)
-        made.cluster = cluster if own else None  # a cluster that others use is not killed
+        made.cluster, made.token = cluster, token
         try:
             while made.faults < faults:
                 made.round(devices, faults, began + seconds)
@@ -241,7 +275,7 @@ def soak(  # what a soak is made of
 @pytest.mark.timeout(300)
 @pytest.mark.soak
 def test_a_dozen_faults_and_nothing_is_lost(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    made = soak(tmp_path, seeded(request), cluster=None, own=False, faults=12, devices=16, seconds=280)
+    made = soak(tmp_path, seeded(request), cluster=None, token=None, faults=12, devices=16, seconds=280)
     assert made.proxy.total >= 1
 
 
@@ -254,8 +288,10 @@ def test_ten_thousand_faults_and_nothing_is_lost(
     faults = int(os.environ.get("BIRTHMARK_SOAK_FAULTS", "10000"))
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(start()) if database == "postgresql" else None
+        (tmp_path / "token").mkdir()
+        token = stack.enter_context(token_process(tmp_path / "token"))
         made = soak(
-            tmp_path, seeded(request), cluster=cluster, own=True,
+            tmp_path, seeded(request), cluster=cluster, token=token,
             faults=faults, devices=min(600, max(40, faults // 10)), seconds=2900,
         )  # fmt: skip
     assert made.faults >= faults
