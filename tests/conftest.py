@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.guessing import make_cheap
 from tests.support.pcsc import Daemon, pcscd
 from tests.support.postgresql import LocalPostgreSQL, start
 from tests.support.swtpm import SoftwareTPM, software_tpm
@@ -14,6 +15,7 @@ from tests.support.swtpm import SoftwareTPM, software_tpm
 # A deadline per example measures how busy the machine is, not us; pytest-timeout bounds the whole test.
 settings.register_profile("house", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("house")
+make_cheap()
 
 _numbers = itertools.count(1)
 

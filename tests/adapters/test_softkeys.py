@@ -24,6 +24,7 @@ from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.pki.attributes import SecretKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.secret import SecretBytes
+from tests.support import guessing
 from tests.support.programs import need
 
 LABEL = KeyLabel("log")
@@ -68,8 +69,11 @@ def test_openssl_opens_the_file_with_the_passphrase(
     assert done.stdout == spki
 
 
-def test_guessing_the_passphrase_costs_scrypt(store: SoftwareKeyStore, directory: Path) -> None:
+def test_guessing_the_passphrase_costs_scrypt(
+    store: SoftwareKeyStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """B2: N=2^14, r=8, p=5, a fresh salt each; OpenSSL's eyes, not ours."""
+    monkeypatch.setattr(softsecrets, "COST", guessing.REAL)
     described = []
     for label in ("a", "b"):
         store.generate(KeyLabel(label), KeyAlgorithm.ED25519)

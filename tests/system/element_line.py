@@ -32,6 +32,7 @@ from birthmark.element.diversification import KeyRole
 from birthmark.element.profiles import ElementProfile
 from birthmark.settings import load
 from tests.support.elements import chip, give_masters
+from tests.support.guessing import real_cost
 from tests.support.injecting import Bench, master
 from tests.support.postgresql import LocalPostgreSQL
 from tests.support.server import RealmDirectory, Server, copy_realm, make_realm_directory, until
@@ -108,7 +109,8 @@ def element_realm(
     realm.settings.write_text(f'elements-directory = "elements"\n{told}', encoding="utf-8")
     keys = open_key_store(load(realm.settings).key_store)
     try:
-        give_masters(keys)
+        with real_cost():
+            give_masters(keys)
     finally:
         keys.close()
     for label in ("maker", "ours"):

@@ -55,7 +55,6 @@ _SECRET_SUFFIX = ".secret"  # noqa: S105  # how the file is called
 _SUFFIXES = (_SUFFIX, _TRANSPORT_SUFFIX, _SECRET_SUFFIX)
 _EXPORTABLE = b"exportable\n"
 _KEY_FILE_LIMIT = 4096
-_COST_N, _COST_R, _COST_P = 1 << 14, 8, 5
 
 _PBES2 = oid("1.2.840.113549.1.5.13")  # RFC 8018 appendix A.4
 _SCRYPT = oid("1.3.6.1.4.1.11591.4.11")  # RFC 7914 section 7
@@ -501,7 +500,8 @@ def _pkcs8(key: PrivateKeyTypes) -> SecretBytes:
 def _encrypted_pem(key: PrivateKeyTypes, passphrase: SecretBytes) -> bytes:
     """EncryptedPrivateKeyInfo, RFC 5958 section 3, with the scrypt-params of RFC 7914 section 7."""
     salt, iv = secrets.token_bytes(16), secrets.token_bytes(16)
-    kdf = Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P)
+    cost = softsecrets.COST
+    kdf = Scrypt(salt=salt, length=32, n=cost.n, r=cost.r, p=cost.p)
     padder = padding.PKCS7(128).padder()
     padded = b"".join((padder.update(_pkcs8(key).view()), padder.finalize()))
     encryptor = Cipher(algorithms.AES256(kdf.derive(passphrase.view())), modes.CBC(iv)).encryptor()
@@ -510,7 +510,7 @@ def _encrypted_pem(key: PrivateKeyTypes, passphrase: SecretBytes) -> bytes:
     scrypt_params = encode(
         SEQUENCE,
         encode(OCTET_STRING, salt),
-        *(integer(number) for number in (_COST_N, _COST_R, _COST_P, 32)),
+        *(integer(number) for number in (cost.n, cost.r, cost.p, 32)),
     )
     pbes2_params = encode(
         SEQUENCE,

@@ -11,6 +11,7 @@ the other way round.  Left to ``softkeys``: files, names.
 
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,7 +35,9 @@ from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = [
+    "COST",
     "TRANSPORT_BITS",
+    "Cost",
     "check_value",
     "open_secret",
     "open_share",
@@ -48,7 +51,19 @@ __all__ = [
 TRANSPORT_BITS = 3072
 _PEM_LABEL = "BIRTHMARK SECRET KEY"
 _SALT, _NONCE = 16, 12
-_COST_N, _COST_R, _COST_P = 1 << 14, 8, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one guess at a passphrase costs: the parameters of scrypt (RFC 7914 section 2)."""
+
+    n: int
+    r: int
+    p: int
+
+
+COST = Cost(n=1 << 14, r=8, p=5)
+"""Of every file of the software store; why N is not larger, ``softkeys`` says."""
 _SHA1_IS_ALL_TOKENS_HAVE = hashes.SHA1()  # noqa: S303  # in OAEP, which needs no collision resistance
 _OAEP = padding.OAEP(
     mgf=padding.MGF1(_SHA1_IS_ALL_TOKENS_HAVE), algorithm=_SHA1_IS_ALL_TOKENS_HAVE, label=None
@@ -160,4 +175,4 @@ def unwrapped(kek: SecretBytes, wrapped: bytes, kek_label: KeyLabel) -> SecretBy
 
 
 def _cipher(salt: bytes, passphrase: SecretBytes) -> AESGCM:
-    return AESGCM(Scrypt(salt=salt, length=32, n=_COST_N, r=_COST_R, p=_COST_P).derive(passphrase.view()))
+    return AESGCM(Scrypt(salt=salt, length=32, n=COST.n, r=COST.r, p=COST.p).derive(passphrase.view()))
