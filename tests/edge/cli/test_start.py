@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from tests.edge.cli.command import Place
 
+OTHER_COMMANDS = ("rich", "jinja2", "yaml", "birthmark.edge.cli.ceremonies", "birthmark.edge.cli.keys")
 HEAVY = ("fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "psycopg", "pkcs11", "birthmark.app")
 
 
-def loaded_by(*arguments: object) -> set[str]:
-    """Run the command in a process of its own and return which of the heavy modules it loaded."""
+def loaded_by(*arguments: object, among: Collection[str] = HEAVY) -> set[str]:
+    """Run the command in a process of its own and return which of these modules it loaded."""
     program = (
         "import json, sys\n"
         "sys.argv = ['birthmark', *json.loads(sys.argv[1])]\n"
@@ -29,12 +31,30 @@ def loaded_by(*arguments: object) -> set[str]:
         [sys.executable, "-c", program, given], check=True, capture_output=True, text=True, timeout=60
     )
     modules = set(json.loads(result.stderr.splitlines()[-1]))
-    return modules & set(HEAVY)
+    return modules & set(among)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("version",), ("run", "open", "--help")])
 def test_help_loads_neither_web_framework_nor_database(arguments: tuple[str, ...]) -> None:
     assert loaded_by(*arguments) == set()
+
+
+def test_a_command_loads_no_other(realm: Place) -> None:
+    assert loaded_by("run", "list", "--settings", realm.settings, among=OTHER_COMMANDS) == set()
+
+
+def test_a_group_alone_has_the_commands_it_has_among_all() -> None:
+    """Stations have theirs from two modules."""
+    program = (
+        "from birthmark.edge.cli.main import command_tree\nimport typer\n"
+        "def words(asked=None):\n"
+        "    tree = typer.main.get_command(command_tree(asked))\n"
+        "    return sorted(tree.commands), sorted(tree.commands['station'].commands)\n"
+        "alone, everything = words('station'), words()\n"
+        "assert alone[0] == ['station'] and len(everything[0]) > 25, (alone[0], everything[0])\n"
+        "assert alone[1] == everything[1] and 'invite' in alone[1], (alone[1], everything[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_offline_verification_loads_neither_web_framework_nor_database(realm: Place, tmp_path: Path) -> None:

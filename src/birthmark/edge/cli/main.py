@@ -7,9 +7,9 @@ drivers: those come with the factory, and the factory comes when a command first
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
@@ -17,36 +17,46 @@ import birthmark
 from birthmark import errors
 from birthmark.edge.application import Factory
 from birthmark.edge.cli import exits, printing
-from birthmark.edge.cli.authorities import authorities
-from birthmark.edge.cli.backups import backups, restore
-from birthmark.edge.cli.ceremonies import ceremonies
-from birthmark.edge.cli.clients import bootstraps
-from birthmark.edge.cli.configuration import config
-from birthmark.edge.cli.devices import devices
-from birthmark.edge.cli.elements import elements
-from birthmark.edge.cli.exposures import exposures
-from birthmark.edge.cli.histories import show_history
-from birthmark.edge.cli.incidents import show_incident
-from birthmark.edge.cli.invitations import stations
-from birthmark.edge.cli.keys import keys
-from birthmark.edge.cli.logs import logs, read_notes
-from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
-from birthmark.edge.cli.people import operators
-from birthmark.edge.cli.profiles import profiles
-from birthmark.edge.cli.proposals import proposals
-from birthmark.edge.cli.provisioning import provision
-from birthmark.edge.cli.publication import PlaneName, publish, responders
-from birthmark.edge.cli.realms import init
-from birthmark.edge.cli.recalls import recalls
-from birthmark.edge.cli.runs import runs
-from birthmark.edge.cli.servers import servers
+from birthmark.edge.cli.options import AsJson
 from birthmark.edge.cli.session import Session, session_of
-from birthmark.edge.cli.shipments import shipments
-from birthmark.edge.cli.status import status
-from birthmark.services.check import check as check_realm
-from birthmark.settings import load
 
 __all__ = ["command_tree", "run"]
+
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "init": ("realms", "init"),
+    "serve": ("serving", "serve"),
+    "publish": ("publication", "publish"),
+    "check": ("checking", "check"),
+    "status": ("status", "status"),
+    "history": ("histories", "show_history"),
+    "incident": ("incidents", "show_incident"),
+    "provision": ("provisioning", "provision"),
+    "restore": ("backups", "restore"),
+    "version": ("main", "version"),
+}
+"""The commands: in which module of this package, and what.  In the order of the help, like the groups."""
+_GROUPS: Mapping[str, tuple[str, str]] = {
+    "run": ("runs", "runs"),
+    "device": ("devices", "devices"),
+    "recall": ("recalls", "recalls"),
+    "shipment": ("shipments", "shipments"),
+    "station": ("invitations", "stations"),
+    "exposure": ("exposures", "exposures"),
+    "operator": ("people", "operators"),
+    "proposal": ("proposals", "proposals"),
+    "bootstrap": ("clients", "bootstraps"),
+    "server": ("servers", "servers"),
+    "responder": ("publication", "responders"),
+    "authority": ("authorities", "authorities"),
+    "ceremony": ("ceremonies", "ceremonies"),
+    "keys": ("keys", "keys"),
+    "profile": ("profiles", "profiles"),
+    "element": ("elements", "elements"),
+    "log": ("logs", "logs"),
+    "backup": ("backups", "backups"),
+    "config": ("configuration", "config"),
+    "database": ("databases", "databases"),
+}
 
 
 def run(loader: Callable[[], Factory], arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +67,10 @@ def run(loader: Callable[[], Factory], arguments: Sequence[str] | None = None) -
         arguments: without the program's name; ``sys.argv`` if None.
     """
     session = Session(loader=loader)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = command_tree()(
-            args=None if arguments is None else list(arguments),
+        code = command_tree(_asked(words))(
+            args=words,
             prog_name="birthmark",
             standalone_mode=False,
             obj=session,
@@ -90,8 +101,13 @@ def _usage(wrong: typer.TyperException) -> int:
     return exits.USAGE
 
 
-def command_tree() -> typer.Typer:
-    """Return the command with all its subcommands."""
+def command_tree(asked: str | None = None) -> typer.Typer:
+    """Return the command with all its subcommands.
+
+    Args:
+        asked: the one that is going to be used, so that only its module is loaded; if there is none of that
+            name, all are.
+    """
     tree = typer.Typer(
         name="birthmark",
         no_args_is_help=True,
@@ -102,23 +118,24 @@ def command_tree() -> typer.Typer:
         "Secrets are given as files, never as values.",
     )
     tree.callback(no_args_is_help=True)(_common)
-    tree.command("init")(init)
-    tree.command("serve")(serve)
-    tree.command("publish")(publish)
-    tree.command("check")(check)
-    tree.command("status")(status)
-    tree.command("history")(show_history)
-    tree.command("incident")(show_incident)
-    tree.command("provision")(provision)
-    tree.command("restore")(restore)
-    tree.command("version")(version)
-    people = (stations, exposures, operators, proposals, bootstraps, servers, responders)
-    fleet = (runs, devices, recalls, shipments)
-    judged = (profiles, elements)
-    kept = (logs, backups, config, _database())
-    for group in (*fleet, *people, authorities, ceremonies, keys, *judged, *kept):
-        tree.add_typer(group)
+    everything = asked not in _COMMANDS and asked not in _GROUPS
+    for name, place in _COMMANDS.items():
+        if everything or name == asked:
+            tree.command(name)(_loaded(place))
+    for name, place in _GROUPS.items():
+        if everything or name == asked:
+            tree.add_typer(_loaded(place), name=name)
     return tree
+
+
+def _loaded(place: tuple[str, str]) -> Any:
+    module, name = place
+    return getattr(import_module(f"birthmark.edge.cli.{module}"), name)
+
+
+def _asked(arguments: Sequence[str]) -> str | None:
+    """Return the subcommand, if nothing comes before it but ``--debug``: ``--help`` is about all of them."""
+    return next((word for word in arguments if word != "--debug"), None)
 
 
 def _common(
@@ -132,83 +149,3 @@ def _common(
 def version(*, as_json: AsJson = False) -> None:
     """Print the version."""
     print(printing.json_text({"version": birthmark.__version__}) if as_json else birthmark.__version__)
-
-
-def serve(
-    context: typer.Context,
-    *,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=64, help="Processes of the station plane, sharing the database. [as the settings say]"
-        ),
-    ] = None,
-    plane: Annotated[
-        list[PlaneName] | None,
-        typer.Option(help="Which plane; may be repeated. [all that the settings have]"),
-    ] = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-) -> None:
-    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations', the public and the ops plane."""
-    loaded = load(settings)
-    from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
-    from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise
-
-    planes = [Plane(str(one)) for one in plane or ()]
-    raise typer.Exit(serve_planes(session_of(context).loader, loaded, processes=processes, planes=planes))
-
-
-def check(
-    context: typer.Context,
-    *,
-    received_checkpoints: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Checkpoints that stations or others hold; each must be a prefix of the log."
-        ),
-    ] = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_json: AsJson = False,
-) -> None:
-    """Hold everything on record against everything else and the log; exit 1 if anything contradicts.
-
-    Nothing may be written meanwhile: stop the service, or check a copy.
-    """
-    notes = read_notes(received_checkpoints or [])
-    with session_of(context).application(settings) as application, printing.stages() as told:
-        report = check_realm(
-            application.store, application.log, application.realm, progress=told, received_checkpoints=notes
-        )
-    if as_json:
-        shown = {
-            "ok": report.ok,
-            "findings": report.findings,
-            "notes": report.notes,
-            "counts": dict(report.counts),
-        }
-        printing.line(printing.json_text(shown))
-    else:
-        printing.fields(report.counts)
-        for note in report.notes:
-            printing.line(f"note: {printing.shown(note)}")
-        for finding in report.findings:
-            printing.line(f"error: {printing.shown(finding)}")
-        printing.line("ok" if report.ok else "NOT OK: stop the line and look")
-    raise typer.Exit(0 if report.ok else 1)
-
-
-def _database() -> typer.Typer:
-    database = typer.Typer(name="database", no_args_is_help=True, help="The database's schema.")
-
-    @database.callback()
-    def group() -> None:
-        """Keep ``migrate`` a command of its own although it is the only one."""
-
-    @database.command()
-    def migrate(context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS) -> None:
-        """Bring the database to the newest schema; what is in it stays."""
-        loaded = load(settings)
-        session_of(context).factory().migrate(loaded.database)
-        printing.line("the database has the newest schema")
-
-    return database

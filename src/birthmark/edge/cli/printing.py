@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, Protocol
 
 from birthmark.ledger.entry import time_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 __all__ = ["Advance", "columns", "fields", "json_text", "line", "progress", "shown", "stages", "warn"]
 
@@ -90,7 +90,7 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
         line(empty)
         return
     widths = [max(len(head), *(len(row[at]) for row in cells)) for at, head in enumerate(heads)]
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     console.print(_padded(heads, widths, style="bold"))
     for row in cells:
         console.print(_padded(row, widths))
@@ -98,14 +98,24 @@ def columns(heads: Sequence[str], rows: Iterable[Sequence[object]], *, empty: st
 
 def fields(values: Mapping[str, object]) -> None:
     """Print names and values, one a line."""
+    from rich.text import Text  # noqa: PLC0415  # what prints JSON or one line does without
+
     width = max(map(len, values), default=0)
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     for name, value in values.items():
         text = shown(value)
         console.print(Text(f"{name:<{width}}  ").append(text, style=_STYLES.get(text, "")))
 
 
-def _padded(row: Sequence[str], widths: Sequence[int], *, style: str = "") -> Text:
+def _console() -> "Console":
+    from rich.console import Console  # noqa: PLC0415  # likewise
+
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], *, style: str = "") -> "Text":
+    from rich.text import Text  # noqa: PLC0415  # likewise
+
     text = Text()
     for at, cell in enumerate(row):
         last = at == len(row) - 1
@@ -114,19 +124,31 @@ def _padded(row: Sequence[str], widths: Sequence[int], *, style: str = "") -> Te
     return text
 
 
+def _watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Advance]:
     """Show a bar on standard error while something long goes on; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not _watched():
         yield lambda _done, _total: None
         return
+    from rich.console import Console  # noqa: PLC0415  # for who looks on
+    from rich.progress import (  # noqa: PLC0415  # likewise
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=console,
+        console=Console(stderr=True),
     ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -135,9 +157,10 @@ def progress(title: str) -> Iterator[Advance]:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int], None]]:
     """Show on standard error which stage is under way; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not _watched():
         yield lambda _stage, _done: None
         return
-    with console.status("") as status:
+    from rich.console import Console  # noqa: PLC0415  # for who looks on
+
+    with Console(stderr=True).status("") as status:
         yield lambda stage, done: status.update(f"{stage}: {done}")

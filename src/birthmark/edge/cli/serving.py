@@ -1,0 +1,36 @@
+"""``birthmark serve``: the planes of the settings."""
+
+from typing import Annotated
+
+import typer
+
+from birthmark.edge.cli.options import DEFAULT_SETTINGS, SettingsPath
+from birthmark.edge.cli.publication import PlaneName
+from birthmark.edge.cli.session import session_of
+from birthmark.settings import load
+
+__all__ = ["serve"]
+
+
+def serve(
+    context: typer.Context,
+    *,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes of the station plane, sharing the database. [as the settings say]"
+        ),
+    ] = None,
+    plane: Annotated[
+        list[PlaneName] | None,
+        typer.Option(help="Which plane; may be repeated. [all that the settings have]"),
+    ] = None,
+    settings: SettingsPath = DEFAULT_SETTINGS,
+) -> None:
+    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations', the public and the ops plane."""
+    loaded = load(settings)
+    from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
+    from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise
+
+    planes = [Plane(str(one)) for one in plane or ()]
+    raise typer.Exit(serve_planes(session_of(context).loader, loaded, processes=processes, planes=planes))
