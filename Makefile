@@ -22,10 +22,13 @@ demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql f
 	@scripts/install --runtime $(if $(TOKEN),--with $(TOKEN)) $(if $(DATABASE),--with $(DATABASE)) $(if $(filter scp03,$(ELEMENT)),--with scp03)
 	@.venv/bin/python demo/line.py $(if $(TOKEN),--token $(TOKEN)) $(if $(DATABASE),--database $(DATABASE)) $(if $(ELEMENT),--element $(ELEMENT))
 
+# The tests start the same programs a thousand times: they are compiled once, whatever is set outside.
+test soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: ## everything a change has to pass: Debian packages (for root), make check, all tests
 	@scripts/install --system
 	@$(MAKE) --no-print-directory check
-	$(RUN) pytest --numprocesses auto --dist loadfile
+	scripts/in-memory $(RUN) pytest --numprocesses auto --dist loadfile
 
 check: install ## format, lint, types and import contracts
 	$(RUN) ruff format --check $(PYTHON_TREES)
