@@ -31,7 +31,7 @@ class Cut(StrEnum):
 class CuttingProxy:
     """Stands before a server on 127.0.0.1; whole connections pass, too."""
 
-    def __init__(self, target: tuple[str, int], chance: random.Random, *, whole: float = 0.3) -> None:
+    def __init__(self, target: tuple[str, int], chance: random.Random, *, whole: float = 0.4) -> None:
         """Cut by chance; ``whole`` is the share of draws by which nothing happens."""
         self.target, self.whole, self.cutting = target, whole, True
         self.counts: Counter[str] = Counter()
@@ -86,7 +86,7 @@ class CuttingProxy:
         """Return what happens next, and after how many octets."""
         with self._lock:
             # A handshake is some thousands of octets, a request some hundreds: both are to be hit.
-            after = int(2 ** self._chance.uniform(7, 13))
+            after = int(2 ** self._chance.uniform(8, 14))
             if not self.cutting or self._chance.random() < self.whole:
                 return None, after
             return self._chance.choice(cuts), after

@@ -292,6 +292,6 @@ def test_ten_thousand_faults_and_nothing_is_lost(
         token = stack.enter_context(token_process(tmp_path / "token"))
         made = soak(
             tmp_path, seeded(request), cluster=cluster, token=token,
-            faults=faults, devices=min(600, max(40, faults // 10)), seconds=2900,
+            faults=faults, devices=min(600, max(40, faults // 4)), seconds=2900,
         )  # fmt: skip
     assert made.faults >= faults
