@@ -47,21 +47,29 @@ class Bench:
     other: "Bench | None" = None
 
     @classmethod
-    def of(cls, place: Sites) -> "Bench":
-        """Make the transport keys of two stores."""
-        mirror = cls(
-            store=place.mirror,
-            transport=place.mirror.generate_transport(TRANSPORT),
-            officer=place.officer,
-        )
-        transport = place.here.generate_transport(TRANSPORT)
-        return cls(store=place.here, transport=transport, officer=place.officer, other=mirror)
+    def of(cls, place: Sites, transports: tuple[bytes, bytes]) -> "Bench":
+        """Two stores with these transport keys."""
+        here, there = transports
+        mirror = cls(store=place.mirror, transport=there, officer=place.officer)
+        return cls(store=place.here, transport=here, officer=place.officer, other=mirror)
 
 
-@pytest.fixture(params=["software", "token"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    with sites(request.param, tmp_path) as made:
-        yield Bench.of(made)
+@pytest.fixture(scope="module", params=["software", "token"])
+def prepared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, tuple[bytes, bytes]]:
+    """Two stores of a kind with transport keys, which take a second to make: each test gets copies."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with sites(request.param, folder) as made:
+        here, there = (store.generate_transport(TRANSPORT) for store in (made.here, made.mirror))
+    return request.param, folder, (here, there)
+
+
+@pytest.fixture
+def bench(prepared: tuple[str, Path, tuple[bytes, bytes]], tmp_path: Path) -> Iterator[Bench]:
+    kind_of_store, folder, transports = prepared
+    with sites(kind_of_store, tmp_path, copy_of=folder) as made:
+        yield Bench.of(made, transports)
 
 
 def kind(prefix: str, size: int) -> SecretKind:
@@ -290,7 +298,7 @@ def test_no_key_travels_under_a_weaker_one(bench: Bench) -> None:
     refused(lambda: initial.wrap_value(SecretBytes(bytes(24))), "transport-strength", "24 octets")
 
 
-@pytest.mark.parametrize("bench", ["token"], indirect=True)
+@pytest.mark.parametrize("prepared", ["token"], indirect=True)
 def test_a_set_takes_in_no_set_of_another_store(bench: Bench) -> None:
     """The sets of software stores are all in this process, and know no such border."""
     assert bench.other is not None

@@ -1,5 +1,6 @@
 """Key stores to try custody on: software stores, and tokens of one SoftHSM."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,18 +32,28 @@ class Sites:
 
 
 @contextmanager
-def sites(kind: str, directory: Path) -> Iterator[Sites]:
-    """Open two stores: ``software``, ``token``, or ``token-to-software`` and ``software-to-token``."""
+def sites(kind: str, directory: Path, *, copy_of: Path | None = None) -> Iterator[Sites]:
+    """Open two stores: ``software``, ``token``, or ``token-to-software`` and ``software-to-token``.
+
+    Args:
+        kind: which.
+        directory: where they are made.
+        copy_of: the directory of two of the same kind, closed, to begin with what is in them.
+    """
     directory.mkdir(exist_ok=True)
     with ExitStack() as stack:
         token = None
         if "token" in kind:
-            token = stack.enter_context(softhsm_token(directory))
-            token.initialise("mirror")
+            made = None if copy_of is None else copy_of / "tokens"
+            token = stack.enter_context(softhsm_token(directory, copy_of=made))
+            if made is None:
+                token.initialise("mirror")
         officer = None if token is None else SecretBytes(token.so_pin.encode())
 
         def store(name: str, *, in_token: bool) -> KeyStore:
             if not in_token or token is None:
+                if copy_of is not None:
+                    shutil.copytree(copy_of / name, directory / name)
                 return SoftwareKeyStore.open(directory / name, SecretBytes(b"passphrase"))
             label = token.label if name == "here" else "mirror"
             return stack.enter_context(PKCS11KeyStore.open(token.module, label, token.pin))

@@ -5,6 +5,7 @@ use and put back afterwards; programs started meanwhile inherit it.
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,20 +71,26 @@ class SoftHSM:
 
 
 @contextmanager
-def softhsm_token(directory: Path, *, label: str = "floor", mechanisms: str = "ALL") -> Iterator[SoftHSM]:
+def softhsm_token(
+    directory: Path, *, label: str = "floor", mechanisms: str = "ALL", copy_of: Path | None = None
+) -> Iterator[SoftHSM]:
     """Make a token below an existing directory; skip the test where SoftHSM is not installed.
 
     Args:
         directory: where its configuration, objects and PIN file go.
         label: of the token.
         mechanisms: SoftHSM's ``slots.mechanisms``: ``ALL``, or those to offer, with commas.
+        copy_of: the ``tokens`` of another one, with all that is in them; nobody may be using them.
     """
     need("softhsm2-util", "softhsm2")
     module = next((path for path in _MODULES if path.exists()), None)
     if module is None:
         missing("SoftHSM's PKCS#11 module is not installed (Debian package softhsm2)")
     tokens = directory / "tokens"
-    tokens.mkdir()
+    if copy_of is None:
+        tokens.mkdir()
+    else:
+        shutil.copytree(copy_of, tokens)
     configuration = directory / "softhsm2.conf"
     configuration.write_text(
         f"directories.tokendir = {tokens}\n"
@@ -107,7 +114,8 @@ def softhsm_token(directory: Path, *, label: str = "floor", mechanisms: str = "A
     before = os.environ.get("SOFTHSM2_CONF")
     os.environ["SOFTHSM2_CONF"] = str(configuration)
     try:
-        token.initialise(label)
+        if copy_of is None:
+            token.initialise(label)
         yield token
     finally:
         if before is None:
