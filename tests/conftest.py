@@ -1,6 +1,7 @@
 """Fixtures for every part of the tests: a PostgreSQL cluster, databases on either engine, readers, a TPM."""
 
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tests.support.swtpm import SoftwareTPM, software_tpm
 settings.register_profile("house", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("house")
 make_cheap()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # What a shell puts into the background is deaf to SIGINT, and so would be every program that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 

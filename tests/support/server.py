@@ -39,6 +39,7 @@ from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.log import LogReader
 from birthmark.edge.cli.main import run
 from birthmark.ledger.entry import decode
+from tests.support.guessing import real_cost
 from tests.support.postgresql import LocalPostgreSQL
 
 __all__ = [
@@ -150,7 +151,8 @@ class RealmDirectory:
         """Run a command on this realm that is not what the test is about."""
         tokens = "\nmodule = " in self.settings.read_text(encoding="utf-8")
         helper = birthmark if tokens else _in_this_process
-        return helper(*arguments, "--settings", self.settings, check=check)
+        with real_cost():  # a program made its secret keys
+            return helper(*arguments, "--settings", self.settings, check=check)
 
     def open_run(
         self, run: str, quantity: int, *options: str, kind: str = "serial", stations: Sequence[str] = STATIONS
