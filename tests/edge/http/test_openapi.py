@@ -64,7 +64,7 @@ def test_every_documented_answer_is_given_and_is_as_documented(
     device = "/v1/devices/{device}"
     key, body = asked("API-1")
     issued = judge.take("post", issue, station.post(f"/v1/runs/{RUN}/issue", body)).json
-    judge.take("post", "/v1/prove", station.post("/v1/prove", signed(issued, key)))
+    judge.take("post", "/v1/prove", station.post("/v1/prove?since=1", signed(issued, key)))
     delivered = {"hardware_id": "API-2", "idempotency_key": "issue-API-2"}
     judge.take("post", issue, station.post(f"/v1/runs/{RUN}/issue", delivered))
     keys = dict(asked(f"API-{number}") for number in (3, 4))
@@ -75,7 +75,7 @@ def test_every_documented_answer_is_given_and_is_as_documented(
     assert results[2]["status"] == 409
     proofs = [signed(result, key) for result, key in zip(results, keys, strict=False)]
     wrong = {**proofs[0], "signature": base64.b64encode(b"nothing").decode(), "idempotency_key": "wrong"}
-    answer = station.post("/v1/gang-prove", {"proofs": [wrong, proofs[1]]})
+    answer = station.post("/v1/gang-prove?since=1", {"proofs": [wrong, proofs[1]]})
     results = judge.take("post", "/v1/gang-prove", answer).json["results"]
     assert [result.get("code", result.get("state")) for result in results] == ["proof-failed", "released"]
     for name in ("API-1", "API-2", "API-3"):

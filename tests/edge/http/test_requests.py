@@ -12,7 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note
+from birthmark.ledger.merkle import verify_consistency
+from birthmark.ledger.proof import decode
 from birthmark.pki.certificates import Certificate
+from tests.support.devices import asked, signed
 from tests.support.realm import Workpiece, workpiece
 from tests.support.server import RUN, Answer, Http, RealmDirectory, Server, tls_context, until
 
@@ -55,6 +59,41 @@ def no_traceback(server: Server) -> Any:
     """Nothing a client sends may be a fault of ours."""
     yield
     assert "Traceback" not in server.told()
+
+
+# --- the log only grows
+
+
+def test_tokens_come_with_the_proof_that_the_log_grew_from_the_size_that_was_named(
+    server: Server, station: Http
+) -> None:
+    vkey = VerifierKey.parse(station.get("/v1/me").json["vkey"])
+
+    def known() -> Checkpoint:
+        return open_note(station.get("/v1/checkpoint").json["checkpoint"], vkey)
+
+    def proof(name: str) -> Mapping[str, Any]:
+        key, body = asked(name)
+        return signed(station.post(ISSUE, body).json, key)
+
+    def grew(old: Checkpoint, result: Mapping[str, Any]) -> None:
+        (told,) = result["consistency"]
+        assert told["since"] == old.size
+        now = open_note(decode(result["token"]).checkpoint_note, vkey)
+        nodes = [base64.b64decode(node) for node in told["proof"]]
+        verify_consistency(old.size, now.size, nodes, old.root, now.root)
+
+    old, first = known(), proof("GREW-1")
+    grew(old, station.post(f"/v1/prove?since={old.size}", first).json)
+    later = known()
+    assert station.post(f"/v1/prove?since={later.size + 1}", first).json["consistency"] == [], "as it was"
+    assert station.post("/v1/prove", first).json["consistency"] == []
+    gang = {"proofs": [proof("GREW-2"), first, proof("GREW-3")]}
+    results = station.post(f"/v1/gang-prove?since={later.size}", gang).json["results"]
+    assert [len(result["consistency"]) for result in results] == [1, 0, 0], "one for all of the same commit"
+    grew(later, results[0])
+    for wrong in ("0", "x", "-1", str(2**63)):
+        is_problem(station.post(f"/v1/prove?since={wrong}", first), 400, "malformed-request")
 
 
 # --- bodies -------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from birthmark.edge.station import write_station_directory
 from birthmark.element.injection import Evidence
 from birthmark.ledger import entry, merkle
-from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, sign_note
-from birthmark.ledger.proof import TlogProof
+from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
+from birthmark.ledger.proof import TlogProof, decode
 from birthmark.pki.possession import proof_message, verify_proof
 from birthmark.secret import SecretBytes
 from tests.edge.station.authorities import DAYS, Authority, authority, certify, name, pem_key
@@ -98,7 +98,7 @@ class Service:
     bodies: list[bytes] = field(default_factory=list)
     witnessed: list[str] = field(default_factory=list)
     """Every question whether the log only grew: the sizes that were asked about.  It stands in ``requests``
-    nowhere, because every token brings one."""
+    nowhere, because a token may bring one."""
     issued: Counter[str] = field(default_factory=Counter)
     """How many certificates each device was issued."""
     mishaps: list[tuple[str, Mishap]] = field(default_factory=list)
@@ -113,6 +113,8 @@ class Service:
     """Set if the run puts a key set into each device's secure element."""
     tells_further: bool = True
     """False for a service of the time before."""
+    proves_growth: bool = True
+    """False likewise: its tokens come without proofs that the log only grew."""
     renewed: list[x509.Certificate] = field(default_factory=list)
     """The station's further certificates."""
     last_seq: int = 0
@@ -160,8 +162,8 @@ class Service:
     def answer(  # noqa: C901, PLR0911, PLR0912 -- one line an endpoint
         self, method: str, path: str, body: dict[str, Any]
     ) -> dict[str, Any] | str:
-        self.refuse(path)
         path, _, query = path.partition("?")
+        self.refuse(path)
         parts = path.strip("/").split("/")
         match method, *parts:
             case "GET", "v1", "me":
@@ -201,15 +203,26 @@ class Service:
             case "POST", "v1", "gang-inject":
                 return self._each(body["dialogues"], self._inject)
             case "POST", "v1", "prove":
-                return self._once(("prove",), body, self._prove)
+                return self._grown_since(query, self._once(("prove",), body, self._prove))
             case "POST", "v1", "gang-prove":
-                return self._each(body["proofs"], lambda item: self._once(("prove",), item, self._prove))
+                proved = self._each(body["proofs"], lambda item: self._once(("prove",), item, self._prove))
+                released = [number for number, one in enumerate(proved["results"]) if "token" in one]
+                if released:
+                    last = released[-1]
+                    proved["results"][last] = self._grown_since(query, proved["results"][last])
+                return proved
             case "POST", "v1", "devices", device, act:
                 return self._once((act, device), body, self._dispose)
         raise Problem(404, "not-found", f"there is no {path}")
 
-    def consistency(self, query: str) -> list[dict[str, Any]]:
-        leaves = [merkle.leaf_hash(data) for data in self.entries]
+    def _grown_since(self, query: str, proved: dict[str, Any]) -> dict[str, Any]:
+        if not (self.proves_growth and query):
+            return proved
+        note = decode(proved["token"]).checkpoint_note
+        return proved | {"consistency": self.consistency(query, open_note(note, self.vkey).size)}
+
+    def consistency(self, query: str, size: int | None = None) -> list[dict[str, Any]]:
+        leaves = [merkle.leaf_hash(data) for data in self.entries[:size]]
 
         def node(level: int, index: int) -> bytes:
             return merkle.complete_root(leaves[index << level : (index + 1) << level])
@@ -440,7 +453,8 @@ class Handler(BaseHTTPRequestHandler):
             if path.startswith("/v1/checkpoint?"):
                 service.witnessed.append(path.partition("?")[2])
             else:
-                service.requests.append((self.command, path, seq, self.headers.get("Birthmark-Operator")))
+                asked = path.partition("?")[0]
+                service.requests.append((self.command, asked, seq, self.headers.get("Birthmark-Operator")))
                 service.bodies.append(body)
             service.last_seq = max(service.last_seq, int(seq or 0))
             mishap = next((item for item in service.mishaps if item[0] in path), None)
@@ -457,7 +471,7 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 answer = service.answer(self.command, path, json.loads(body) if body else {})
                 if isinstance(answer, dict):
-                    answer = service.forge(path, answer)
+                    answer = service.forge(path.partition("?")[0], answer)
             except Problem as problem:
                 status, content_type, answer = problem.status, "application/problem+json", problem.body
         if silently:

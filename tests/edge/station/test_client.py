@@ -6,7 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birthmark import errors
-from birthmark.edge.station import Enclave, IssueItem, Station, read_station_directory
+from birthmark.edge.station import Enclave, IssueItem, Release, Station, read_station_directory
 from birthmark.edge.station.records import StationRecords
 from birthmark.edge.station.transport import decode_object, refusal
 from birthmark.ledger.bundle import split_notes
 from birthmark.ledger.checkpoint import open_note
+from birthmark.ledger.proof import decode
 from tests.edge.station import service as misbehaviour
 from tests.edge.station.authorities import authority
 from tests.edge.station.service import RUN, Problem, Server, Service, enrol
@@ -413,11 +414,66 @@ def test_a_service_that_proves_nothing_of_its_log_is_not_believed(
     assert service.devices == {}, "nothing is asked of such a service"
 
 
-def test_every_token_brings_the_question_whether_the_log_only_grew(
-    service: Service, station: Station, device: Enclave
+def _two_devices(station: Station, folder: Path) -> list[Release]:
+    releases = []
+    for name in (VIN, "WVWZZZ1JZ3W386752"):
+        with closing(Enclave(str(folder / name))) as device:
+            releases.append(station.provision(RUN, name, device))
+    return releases
+
+
+def test_the_first_token_brings_the_question_whether_the_log_only_grew_and_the_next_its_proof(
+    service: Service, connect: Callable[..., Station], home: Path, tmp_path: Path
 ) -> None:
-    station.provision(RUN, VIN, device)
+    releases = _two_devices(connect(keep_checkpoints=True), tmp_path)
     assert service.witnessed == ["since=2"]
+    assert (home / "checkpoint").read_text() == decode(releases[1].token).checkpoint_note
+    assert (home / "checkpoints").read_text().count(service.vkey.name + "\n") == 2
+
+
+def test_every_token_of_an_older_service_brings_that_question(
+    service: Service, station: Station, tmp_path: Path
+) -> None:
+    service.proves_growth = False
+    _two_devices(station, tmp_path)
+    assert service.witnessed == ["since=2", "since=2&since=4"]
+
+
+def test_a_proof_with_a_token_that_proves_nothing_stops_the_line(
+    service: Service, station: Station, tmp_path: Path
+) -> None:
+    def other_proof(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        nothing = [{"since": one["since"], "proof": []} for one in body.get("consistency", ())]
+        return body | {"consistency": nothing} if "prove" in path else body
+
+    service.forge = other_proof
+    with pytest.raises(errors.IntegrityFailure, match="went back: its 4 entries do not begin with the 2"):
+        _two_devices(station, tmp_path)
+    service.forge = lambda _, body: body
+    assert [release.leaf for release in _two_devices(station, tmp_path)] == [1, 3]
+
+
+def test_a_proof_from_what_is_not_the_newest_checkpoint_any_more_shows_nothing(service: Service) -> None:
+    """Another request was answered meanwhile."""
+    for number in range(4):
+        service.log("test", number=number)
+    records = StationRecords(None)
+    records.pin(str(service.vkey))
+    token = service.checkpoint(4)
+    proofs = {
+        one["since"]: [base64.b64decode(node) for node in one["proof"]]
+        for one in service.consistency("since=2", 4)
+    }
+    assert not records.grown(token, proofs), "nothing is known yet"
+    records.prove([], service.checkpoint(3), {})
+    assert not records.grown(token, proofs)
+    assert [one.size for one in records.unproved(records.open(token))] == [3, 4]
+    younger = StationRecords(None)
+    younger.pin(str(service.vkey))
+    younger.prove([], service.checkpoint(2), {})
+    assert younger.grown(token, proofs)
+    assert younger.newest == younger.open(token)
+    assert younger.unproved(younger.open(token)) == []
 
 
 def test_a_checkpoint_that_is_none_is_refused(service: Service, station: Station) -> None:

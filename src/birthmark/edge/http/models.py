@@ -279,6 +279,13 @@ class DialogueStep(_Body):
     element: ElementCommands
 
 
+class Consistency(_Body):
+    """What shows that the log only grew (RFC 6962 section 2.1.2)."""
+
+    since: int = Field(description="Size of the earlier checkpoint.")
+    proof: list[Base64] = Field(description="Hashes, to the size of the later one; none if that is the same.")
+
+
 class ProveResult(_Body):
     """The device may leave the line."""
 
@@ -287,6 +294,11 @@ class ProveResult(_Body):
     state: Literal["released"] = "released"
     token: str = Field(
         description="Release token: C2SP .tlog-proof, checked offline with the log's public key."
+    )
+    consistency: list[Consistency] = Field(
+        default=[],
+        description="From the checkpoint that was named to the token's; none if it is smaller. In a gang one"
+        " token under the newest checkpoint has it for all.",
     )
 
 
@@ -418,15 +430,6 @@ class RunStatusView(_Body):
     )
     firmware: str | None = Field(
         default=None, description="Reference of the firmware that the devices carry; null for none named."
-    )
-
-
-class Consistency(_Body):
-    """What shows that the log only grew (RFC 6962 section 2.1.2)."""
-
-    since: int = Field(description="Size of the earlier checkpoint.")
-    proof: list[Base64] = Field(
-        description="Hashes, to the size of the newest one; none if that is the same."
     )
 
 

@@ -48,6 +48,7 @@ from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal, require_reader
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued
+from birthmark.services.prove import Released
 
 __all__ = ["StationPlane", "create_app"]
 
@@ -70,6 +71,10 @@ _DeviceId = Annotated[
 _Since = Annotated[
     Sequence[Annotated[int, Field(ge=1, lt=2**63)]],
     Query(max_length=4, description="Size of an earlier checkpoint, to have its consistency proved."),
+]
+_Seen = Annotated[
+    int | None,
+    Query(ge=1, lt=2**63, description="Size of an earlier checkpoint, to prove that the log grew from it."),
 ]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -207,21 +212,20 @@ class StationPlane:
 
     def _grown(self, since: Sequence[int]) -> models.Checkpoint:
         note = self._app.store.checkpoint()
-        size = Checkpoint.from_body(note.partition("\n\n")[0] + "\n").size
-        return models.Checkpoint(
-            checkpoint=note,
-            consistency=[
-                models.Consistency(
-                    since=old,
-                    proof=[
-                        base64.b64encode(node).decode()
-                        for node in consistency_proof(old, size, self._app.log.node)
-                    ],
-                )
-                for old in since
-                if old <= size  # whoever saw more sees that there is less now
-            ],
-        )
+        return models.Checkpoint(checkpoint=note, consistency=self._consistency(since, _size(note)))
+
+    def _consistency(self, since: Sequence[int], size: int) -> list[models.Consistency]:
+        return [
+            models.Consistency(
+                since=old,
+                proof=[
+                    base64.b64encode(node).decode()
+                    for node in consistency_proof(old, size, self._app.log.node)
+                ],
+            )
+            for old in since
+            if old <= size  # whoever saw more sees that there is less now
+        ]
 
     # --- the client itself
     # ----------------------------------------------------------------------------------------------------
@@ -302,31 +306,45 @@ class StationPlane:
             )
         )
 
-    async def prove(self, request: Request, body: models.Prove) -> Response:
+    async def prove(self, request: Request, body: models.Prove, since: _Seen = None) -> Response:
         """Check one device's proof and release it, or hold it."""
         caller = await self.caller(request)
         (result,) = await self.border.carry(self._app.prove(caller, [prove_request(body)]))
         if isinstance(result, errors.Refusal):
             raise result
-        return _json(prove_result(result))
+        growth = await self._growth([result], since)
+        return _json(prove_result(result, growth.get(result.token, ())))
 
-    async def gang_prove(self, request: Request, body: models.GangProve) -> Response:
+    async def gang_prove(self, request: Request, body: models.GangProve, since: _Seen = None) -> Response:
         """Check many proofs; each succeeds or fails alone."""
         caller = await self.caller(request)
         self._check_gang([item.idempotency_key for item in body.proofs])
         results = await self.border.carry(
             self._app.prove(caller, [prove_request(item) for item in body.proofs])
         )
+        growth = await self._growth(results, since)
         return _json(
             models.GangProveResult.model_construct(
                 results=[
                     self._item_problem(caller, result)
                     if isinstance(result, errors.Refusal)
-                    else prove_result(result)
+                    else prove_result(result, growth.get(result.token, ()))
                     for result in results
                 ]
             )
         )
+
+    async def _growth(
+        self, results: Sequence[Released | errors.Refusal], since: int | None
+    ) -> Mapping[str, list[models.Consistency]]:
+        """Prove that the log only grew, up to the newest checkpoint of these tokens; by one of its tokens."""
+        sizes = {
+            one.token: _size(one.token.partition("\n\n")[2]) for one in results if isinstance(one, Released)
+        }
+        if since is None or not sizes:
+            return {}
+        newest = max(sizes, key=sizes.__getitem__)
+        return {newest: await self.border.read(self._consistency, (since,), sizes[newest])}
 
     def disposal(self, event: DeviceEvent) -> Callable[..., Any]:
         """Return the endpoint that holds, reworks or scraps."""
@@ -442,6 +460,11 @@ def _seq(request: Request) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < 1:
         raise errors.MalformedRequest(f"{SEQ_HEADER} is a number from 1 up")
     return int(text)
+
+
+def _size(note: str) -> int:
+    """Return how many entries a checkpoint of ours covers."""
+    return Checkpoint.from_body(note.partition("\n\n")[0] + "\n").size
 
 
 def _json(body: BaseModel) -> Response:

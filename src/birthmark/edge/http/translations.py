@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 from birthmark.edge.http import models
 from birthmark.edge.http.attestation import attested
@@ -92,8 +93,12 @@ def dialogue_step(commands: Commands) -> models.DialogueStep:
     return models.DialogueStep.model_construct(attempt=commands.attempt, element=commands_of(commands))
 
 
-def prove_result(released: Released) -> models.ProveResult:
-    """Render a release."""
+def prove_result(released: Released, consistency: Sequence[models.Consistency] = ()) -> models.ProveResult:
+    """Render a release, with what shows that the log only grew up to its token's checkpoint."""
     return models.ProveResult.model_construct(
-        device=released.device, attempt=released.attempt, state="released", token=released.token
+        device=released.device,
+        attempt=released.attempt,
+        state="released",
+        token=released.token,
+        consistency=list(consistency),
     )

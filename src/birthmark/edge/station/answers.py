@@ -7,7 +7,7 @@ Binary values are octets, certificates DER, times as the service spells them (RF
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -417,6 +417,8 @@ class Proved:
     attempt: str
     token: str = field(repr=False)
     """C2SP ``.tlog-proof``."""
+    growth: Mapping[int, Sequence[bytes]] = field(default_factory=dict, repr=False)
+    """Consistency proofs to the token's checkpoint, by the size they begin with."""
 
     @classmethod
     def read(cls, body: _Body) -> "Proved":
@@ -425,6 +427,7 @@ class Proved:
             device=take(body, "device", str),
             attempt=take(body, "attempt", str),
             token=take(body, "token", str),
+            growth=proofs_of(body),
         )
 
 

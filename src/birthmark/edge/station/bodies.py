@@ -1,17 +1,29 @@
-"""Requests to the station plane as values, and their bodies; answers to gang requests (JSON)."""
+"""Requests to the station plane as values, their addresses and bodies; answers to gang requests (JSON)."""
 
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from birthmark import errors
 from birthmark.edge.station.answers import take
 from birthmark.edge.station.attesting import attested_body
 from birthmark.edge.station.injecting import Carried
 from birthmark.edge.station.transport import refusal
+from birthmark.ledger.checkpoint import Checkpoint
 
-__all__ = ["InjectItem", "IssueItem", "ProofItem", "inject_body", "issue_body", "proof_body", "read_results"]
+__all__ = [
+    "InjectItem",
+    "IssueItem",
+    "ProofItem",
+    "inject_body",
+    "issue_body",
+    "proof_body",
+    "read_results",
+    "segment",
+    "since",
+]
 
 _T = TypeVar("_T")
 
@@ -74,6 +86,23 @@ def read_results(
             raise errors.IntegrityFailure("a result of the service is no json object")
         results.append(refusal(item) if "code" in item else read(item))
     return results
+
+
+def segment(text: str) -> str:
+    """Return a name as a segment of a path.
+
+    Raises:
+        MalformedRequest: it names nothing.
+    """
+    if not text or text in {".", ".."}:
+        raise errors.MalformedRequest(f"{text!r} names nothing")
+    return quote(text, safe=":")
+
+
+def since(*known: Checkpoint | None) -> str:
+    """Return the query that asks for proofs that the log grew from these checkpoints."""
+    sizes = "&".join(f"since={one.size}" for one in known if one is not None and one.size)
+    return sizes and f"?{sizes}"
 
 
 def issue_body(item: IssueItem) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
 
 from birthmark import errors
 from birthmark.edge.station.answers import (
@@ -41,6 +40,8 @@ from birthmark.edge.station.bodies import (
     issue_body,
     proof_body,
     read_results,
+    segment,
+    since,
 )
 from birthmark.edge.station.checks import Further, VerifiedToken, verify_token
 from birthmark.edge.station.credentials import Credentials, read_station_directory
@@ -173,16 +174,16 @@ class Station:
 
     def run(self, run: str) -> RunStatus:
         """Ask for a run's status and counters."""
-        return RunStatus.read(self._get(f"/v1/runs/{_segment(run)}"))
+        return RunStatus.read(self._get(f"/v1/runs/{segment(run)}"))
 
     def device(self, device: str) -> DeviceStatus:
         """Ask where a device stands; ``device`` is kind and hardware id, e.g. ``vin:1M8GDM9AXKP042788``."""
-        return DeviceStatus.read(self._get(f"/v1/devices/{_segment(device)}"))
+        return DeviceStatus.read(self._get(f"/v1/devices/{segment(device)}"))
 
     def token(self, device: str) -> str:
         """Ask for a released device's token (C2SP ``.tlog-proof``); it is not verified here."""
         content_type, answer = self._transport.request(
-            "GET", f"/v1/devices/{_segment(device)}/token", self._headers()
+            "GET", f"/v1/devices/{segment(device)}/token", self._headers()
         )
         try:
             text = answer.decode()
@@ -250,7 +251,7 @@ class Station:
         """Ask what a device's TPM has to answer for its certificates to be issued."""
         # No number: an answer that is lost is asked for again, and would leave a gap (SPEC E5).
         return Asked.read(
-            self._post(f"/v1/runs/{_segment(run)}/attest", attest_body(hardware_id, endorsed), None)
+            self._post(f"/v1/runs/{segment(run)}/attest", attest_body(hardware_id, endorsed), None)
         )
 
     def inject(self, attempt: str, carried: Carried) -> ElementStep:
@@ -424,11 +425,14 @@ class Station:
         certificate_sha256: str,
         further: Further = (),
         key_set: bool = False,
+        growth: Mapping[int, Sequence[bytes]] | None = None,
     ) -> VerifiedToken:
         """Check a release token against the pinned key, and take notice of its checkpoint.
 
+        If ``growth`` does not prove that the log grew from the newest one known, the service is asked to.
+
         Raises:
-            errors.IntegrityFailure: it is not this device's token.
+            errors.IntegrityFailure: it is not this device's token, or the log did not only grow.
         """
         verified = verify_token(
             token,
@@ -441,7 +445,9 @@ class Station:
         )
         shown = self._records.open(verified.checkpoint_note)
         unproved = self._records.unproved(shown)
-        if unproved and self._prove_growth(unproved) != shown:
+        if not unproved or self._records.grown(verified.checkpoint_note, growth or {}):
+            return verified
+        if self._prove_growth(unproved) != shown:
             self._records.keep(verified.checkpoint_note)
         return verified
 
@@ -449,8 +455,7 @@ class Station:
 
     def _prove_growth(self, known: Sequence[Checkpoint]) -> Checkpoint:
         """Have the service prove that its log only grew since these checkpoints; return its newest one."""
-        since = "&".join(f"since={one.size}" for one in known if one.size)
-        answer = self._get(f"/v1/checkpoint?{since}" if since else "/v1/checkpoint")
+        answer = self._get(f"/v1/checkpoint{since(*known)}")
         return self._records.prove(known, take(answer, "checkpoint", str), proofs_of(answer))
 
     def _ask_renewal(self, csr: str, seq: int) -> Mapping[str, Any]:
@@ -512,10 +517,10 @@ class Station:
         return self._journals.setdefault(hardware_id, MemoryJournal())
 
     def _issue(self, run: str, item: IssueItem, seq: int) -> Issued:
-        return Issued.read(self._post(f"/v1/runs/{_segment(run)}/issue", issue_body(item), seq))
+        return Issued.read(self._post(f"/v1/runs/{segment(run)}/issue", issue_body(item), seq))
 
     def _prove(self, item: ProofItem, seq: int | None) -> Proved:
-        return Proved.read(self._post("/v1/prove", proof_body(item), seq))
+        return Proved.read(self._post(f"/v1/prove{since(self._records.newest)}", proof_body(item), seq))
 
     def _inject(self, item: InjectItem) -> ElementStep:
         # No number.  A dialogue that broke off with the station would leave gaps in its numbers (SPEC E5),
@@ -525,7 +530,7 @@ class Station:
     def _gang_issue(self, run: str, items: Sequence[IssueItem], seq: int) -> list[Issued | errors.Refusal]:
         def ask(some: Sequence[IssueItem]) -> list[Issued | errors.Refusal]:
             body = {"devices": [issue_body(item) for item in some]}
-            answer = self._post(f"/v1/runs/{_segment(run)}/gang-issue", body, seq)
+            answer = self._post(f"/v1/runs/{segment(run)}/gang-issue", body, seq)
             return read_results(answer, len(some), Issued.read)
 
         return patiently(self._transport, items, ask)
@@ -540,13 +545,14 @@ class Station:
     def _gang_prove(self, items: Sequence[ProofItem], seq: int | None) -> list[Proved | errors.Refusal]:
         def ask(some: Sequence[ProofItem]) -> list[Proved | errors.Refusal]:
             body = {"proofs": [proof_body(item) for item in some]}
-            return read_results(self._post("/v1/gang-prove", body, seq), len(some), Proved.read)
+            answer = self._post(f"/v1/gang-prove{since(self._records.newest)}", body, seq)
+            return read_results(answer, len(some), Proved.read)
 
         return patiently(self._transport, items, ask)
 
     def _dispose(self, device: str, act: str, reason: str, key: str | None) -> DeviceStatus:
         body = {"reason": reason, "idempotency_key": key or self._new_key()}
-        return DeviceStatus.read(self._post(f"/v1/devices/{_segment(device)}/{act}", body, self._next_seq()))
+        return DeviceStatus.read(self._post(f"/v1/devices/{segment(device)}/{act}", body, self._next_seq()))
 
     def _in_gangs(
         self, items: Sequence[_Item], ask: Callable[[Sequence[_Item]], list[_T | errors.Refusal]]
@@ -592,9 +598,3 @@ class Station:
         octets = json.dumps(body).encode()
         _, answer = self._transport.request("POST", path, headers, octets, patience_seconds=patience_seconds)
         return decode_object(answer)
-
-
-def _segment(text: str) -> str:
-    if not text or text in {".", ".."}:
-        raise errors.MalformedRequest(f"{text!r} names nothing")
-    return quote(text, safe=":")

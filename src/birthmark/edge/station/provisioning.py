@@ -23,7 +23,7 @@ What a refusal means for what is written down, so that the same call is always t
   as far as the service is concerned, its token is fetched: the service is asked, a guess is never made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -91,6 +91,7 @@ class Service(Protocol):
         certificate_sha256: str,
         further: Further = (),
         key_set: bool = False,
+        growth: Mapping[int, Sequence[bytes]] | None = None,
     ) -> VerifiedToken:
         """Check a release token."""
 
@@ -392,7 +393,7 @@ class Work:
         now = self.pending
         if (proved.device, proved.attempt) != (now.device, now.attempt):
             raise errors.IntegrityFailure(f"proved {now.device}, the service answered for {proved.device!r}")
-        return self._store(proved.token)
+        return self._store(proved.token, proved.growth)
 
     # --- refusals --------------------------------------------------------------------------------------
 
@@ -508,7 +509,7 @@ class Work:
             born = "delivered" if now.delivered else "born"
             raise errors.IllegalTransition(f"{now.hardware_id!r} is under way with a {born} key")
 
-    def _verified(self, token: str) -> Release:
+    def _verified(self, token: str, growth: Mapping[int, Sequence[bytes]] | None = None) -> Release:
         now = self.pending
         further = tuple((one.profile, str(one.certificate_sha256)) for one in now.further)
         verified = self._service.verified(
@@ -518,6 +519,7 @@ class Work:
             certificate_sha256=str(now.certificate_sha256),
             further=further,
             key_set=now.element is not None,
+            growth=growth,
         )
         key_set = verified.record.get("key_set")
         return Release(
@@ -532,8 +534,8 @@ class Work:
             key_set=key_set if isinstance(key_set, dict) else None,
         )
 
-    def _store(self, token: str) -> Release:
-        release = self._verified(token)
+    def _store(self, token: str, growth: Mapping[int, Sequence[bytes]] | None = None) -> Release:
+        release = self._verified(token, growth)
         self._element.released(token)
         further = tuple(replace(one, csr=None) for one in self.pending.further)
         self._remember(replace(self.pending, phase=Phase.RELEASED, csr=None, further=further))

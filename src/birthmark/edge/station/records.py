@@ -154,23 +154,40 @@ class StationRecords:
                 raise IntegrityFailure(
                     f"the service's log went back: it had {one.size} entries and has {current.size}"
                 )
-            if one.size == 0:
-                continue
-            try:
-                verify_consistency(one.size, current.size, proofs.get(one.size, ()), one.root, current.root)
-            except IntegrityFailure as wrong:
-                raise IntegrityFailure(
-                    f"the service's log went back: its {current.size} entries do not begin with the"
-                    f" {one.size} that were there: {wrong}"
-                ) from wrong
+            _verify_grown(one, current, proofs)
         with self._lock:
-            for one in (*known, current):
-                self._proved[one] = None
-            while len(self._proved) > _PROVED:
-                del self._proved[next(iter(self._proved))]
-            if current != self._newest:
-                self._remember(note, current)
+            self._believe(note, (*known, current))
         return current
+
+    def grown(self, note: str, proofs: Mapping[int, Sequence[bytes]]) -> bool:
+        """Remember a checkpoint that comes with the proof that it grew from the newest one.
+
+        Args:
+            note: the signed checkpoint.
+            proofs: consistency proofs by the size they begin with.
+
+        Returns:
+            False if none of them begins with the newest checkpoint, as it is now: nothing is shown.
+
+        Raises:
+            IntegrityFailure: the log did not grow from it.
+        """
+        current = self.open(note)
+        with self._lock:
+            newest = self._newest
+            if newest is None or newest.size > current.size or newest.size not in proofs:
+                return False
+            _verify_grown(newest, current, proofs)
+            self._believe(note, (newest, current))
+        return True
+
+    def _believe(self, note: str, grown: Sequence[Checkpoint]) -> None:
+        """Remember checkpoints that are prefixes of the last of them, which ``note`` is."""
+        self._proved.update(dict.fromkeys(grown))
+        while len(self._proved) > _PROVED:
+            del self._proved[next(iter(self._proved))]
+        if grown[-1] != self._newest:
+            self._remember(note, grown[-1])
 
     def keep(self, note: str) -> None:
         """Append a checkpoint that was proved to those that are kept for audits, if they are."""
@@ -201,6 +218,18 @@ class StationRecords:
             return open_note(stored.decode(errors="replace"), self._vkey)
         except MalformedRequest as wrong:
             raise IntegrityFailure(f"{folder.path / _NEWEST} holds no checkpoint") from wrong
+
+
+def _verify_grown(one: Checkpoint, current: Checkpoint, proofs: Mapping[int, Sequence[bytes]]) -> None:
+    if one.size == 0:
+        return
+    try:
+        verify_consistency(one.size, current.size, proofs.get(one.size, ()), one.root, current.root)
+    except IntegrityFailure as wrong:
+        raise IntegrityFailure(
+            f"the service's log went back: its {current.size} entries do not begin with the {one.size} that"
+            f" were there: {wrong}"
+        ) from wrong
 
 
 def _parse_vkey(text: str) -> VerifierKey:
