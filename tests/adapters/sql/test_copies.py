@@ -129,6 +129,28 @@ def test_postgresql_itself_spells_what_we_read(tmp_path: Path, postgresql: Local
     postgresql.drop_database("spelling")
 
 
+def test_a_copy_is_not_read_into_memory_to_find_its_first_leaf(
+    tmp_path: Path, postgresql: LocalPostgreSQL
+) -> None:
+    url = postgresql.create_database("headless")
+    with postgresql.connect("headless") as db:
+        db.execute("CREATE TABLE leaf (idx BIGINT, hash BYTEA, entry BYTEA)")
+        db.execute(
+            "INSERT INTO leaf SELECT idx, '\\x00', decode(repeat('00', 65535), 'hex')"
+            " FROM generate_series(1, 300) AS idx"
+        )
+        db.execute("CREATE TABLE checkpoint (size BIGINT, note TEXT)")
+        db.execute("INSERT INTO checkpoint VALUES (1, repeat('a', 1048576))")
+    copy = tmp_path / "copy"
+    copies_of(libpq(url)).copy(copy, lambda _done, _total: None)
+    reader = read_copy(Engine.POSTGRESQL, copy)
+    with pytest.raises(errors.MalformedRequest, match="leaf 0 is not where it belongs"):
+        next(reader.leaves())
+    with pytest.raises(errors.MalformedRequest, match="a row is too long"):
+        next(reader.checkpoints())
+    postgresql.drop_database("headless")
+
+
 def test_a_server_that_is_away_is_no_backup(tmp_path: Path) -> None:
     need("pg_dump", "postgresql-client")
     gone = copies_of("postgresql://nobody@127.0.0.1:1/nothing")

@@ -264,6 +264,10 @@ def _said(output: bytes) -> str:
     return lines[0].removeprefix("pg_dump: ").removeprefix("pg_restore: ") if lines else "it does not say why"
 
 
+_LONGEST_ROW = 1 << 20
+"""Characters; a leaf's entry, in hexadecimal, has at most 131 070."""
+_MOST_WAITING = 1 << 24
+"""Octets of leaves that come before their turn."""
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
@@ -284,7 +288,7 @@ class _PostgreSQLReader:
                     raise RuntimeError("its output was asked for")
                 # Lines end with a newline alone: nothing else that looks like one is COPY's.
                 text = io.TextIOWrapper(process.stdout, encoding="utf-8", errors="strict", newline="\n")
-                yield from _copied(text, columns)
+                yield from _copied(_lines(text), columns)
             except UnicodeDecodeError as cause:
                 raise errors.MalformedRequest(f"{table} in the copy is no text") from cause
             finally:
@@ -311,13 +315,20 @@ class _PostgreSQLReader:
     def leaves(self) -> Iterator[tuple[int, bytes, bytes]]:
         # A table is dumped as it lies, which is nearly always in the order it was written in.
         waiting: dict[int, tuple[int, bytes, bytes]] = {}
-        due = 0
+        due = held = 0
         for index, digest, entry in self._rows(LEAF.table, "idx", "hash", "entry"):
             leaf = _integer(index), _octets(digest), _octets(entry)
             waiting[leaf[0]] = leaf
+            held += _size(leaf)
             while due in waiting:
+                held -= _size(waiting[due])
                 yield waiting.pop(due)
                 due += 1
+            if held > _MOST_WAITING:
+                raise errors.MalformedRequest(
+                    f"leaf {due} is not where it belongs in the copy of the database, nor anywhere near: use"
+                    " another copy"
+                )
         yield from (waiting[index] for index in sorted(waiting))
 
     def checkpoints(self) -> Iterator[tuple[int, str]]:
@@ -325,7 +336,19 @@ class _PostgreSQLReader:
             yield _integer(size), note
 
 
-def _copied(lines: Iterator[str] | io.TextIOWrapper, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _size(leaf: tuple[int, bytes, bytes]) -> int:
+    """Return about how much memory a leaf that waits takes; there may be very many small ones."""
+    return 256 + len(leaf[1]) + len(leaf[2])
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_LONGEST_ROW):
+        if len(line) == _LONGEST_ROW:
+            raise errors.MalformedRequest("the copy of the database is damaged: a row is too long")
+        yield line
+
+
+def _copied(lines: Iterator[str], columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     places: list[int] | None = None
     for line in lines:
         if places is None:
