@@ -363,13 +363,14 @@ class Server:
     def wait_ready(self) -> None:
         """Wait until a handshake is answered (the socket listens long before that)."""
         deadline = time.monotonic() + START_SECONDS
+        context = tls_context(self.realm.station())
         while True:
             assert self._process is not None
             # Returns at once when the process ends, and that is the only thing to wait for meanwhile.
             died = self._process.poll() is not None
             assert not died, f"the server ended: {self.told()[-3000:]}"
             try:
-                with Http(self.address, tls_context(self.realm.station()), timeout=START_SECONDS) as client:
+                with Http(self.address, context, timeout=START_SECONDS) as client:
                     client.get("/openapi.json")
                 return
             except OSError:
