@@ -46,7 +46,7 @@ class Plane:
             plane.key_file,
             passphrase,
             plane.client_ca_file,
-            lambda refusal, peer: self.told.append((refusal, peer)),
+            lambda _cause, refusal, peer: self.told.append((refusal, peer)),
             *([] if admits is None else [admits]),
         )
         self._ready, self._loop = threading.Event(), uvloop.new_event_loop()
@@ -58,7 +58,7 @@ class Plane:
 
     async def _serve(self) -> None:
         self._over = asyncio.Event()
-        tell = lambda refusal, peer: self.told.append((refusal, peer))  # noqa: E731  # twice the same
+        tell = lambda _cause, refusal, peer: self.told.append((refusal, peer))  # noqa: E731  # twice the same
         config = uvicorn.Config(
             self._answer, interface="asgi3", ws="none", lifespan="off", log_config=None, access_log=False
         )

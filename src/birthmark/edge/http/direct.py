@@ -187,7 +187,7 @@ def public_protocol(
         else:
             answering = asked
 
-    PublicProtocol.refused = staticmethod(lambda _reason, _peer: None)
+    PublicProtocol.refused = staticmethod(lambda _cause, _reason, _peer: None)
     PublicProtocol.request_seconds = PublicProtocol.answer_seconds = request_seconds
     PublicProtocol.most_of_one, PublicProtocol.connected = 0, Counter()  # nobody shows a certificate
     return PublicProtocol

@@ -21,11 +21,12 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
-from birthmark.edge.http.hasty import Hasty
-from birthmark.edge.http.peer import Admits, Refused, server_context
+from birthmark.edge.http.limits import Told
+from birthmark.edge.http.peer import Admits, server_context
 from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.servicelog import tell
+from birthmark.edge.http.tally import hasty
 from birthmark.edge.http.translations import csr_octets
 from birthmark.edge.roots import device_roots, service_root
 from birthmark.pki.certificates import to_pem
@@ -41,7 +42,7 @@ _SHARED_V6 = 64
 
 
 def anonymous_context(
-    certificate: Path, key: Path, passphrase: SecretBytes, root: Path, on_refused: Refused, admits: Admits
+    certificate: Path, key: Path, passphrase: SecretBytes, root: Path, on_refused: Told, admits: Admits
 ) -> ssl.SSLContext:
     """Return the station plane's context (see ``server_context``), but ask no client for a certificate."""
     context = server_context(certificate, key, passphrase, root, on_refused, admits)
@@ -56,7 +57,7 @@ class EnrolmentApp:
         """Let stations into this application's realm."""
         self._app = application
         self.border = Border(application)
-        self.hasty = Hasty(application.store)
+        self.hasty = hasty(application.store)
 
     async def root(self) -> Response:
         """Say who signs for the service."""
@@ -127,7 +128,7 @@ def create_enrolment_app(application: Application, *, at_end: Callable[[], None]
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await plane.hasty.end()
+        await asyncio.to_thread(plane.hasty.record_all, last=True)
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Protocol
 
 from birthmark import errors
 
-__all__ = ["Door", "Limits", "allow_descriptors", "end_soon"]
+__all__ = ["Cause", "Door", "Limits", "Told", "allow_descriptors", "end_soon"]
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,25 @@ class Guest(Protocol):
     """Called when the connection is lost."""
 
 
-Told = Callable[[errors.Refusal, bytes], None]
+class Cause(StrEnum):
+    """Why a connection ended before there was a request."""
+
+    CERTIFICATE = "certificate"
+    """No certificate, or one that nobody live has here."""
+    PROTOCOL = "protocol"
+    """Nothing came of TLS."""
+    CLOSED = "closed"
+    """The plane or the client is closed at this time."""
+    LIMIT = "limit"
+    """Too many, or it could not be told who is welcome; it may come again."""
+    LATE = "late"
+    """The request did not come, or its answer was not taken."""
+    NO_HTTP = "no-http"
+
+
+Told = Callable[[Cause, errors.Refusal, bytes], None]
+"""Told of everyone who does not get in: why, what was said, and the verified certificate (DER) if it came so
+far.  Called on the loop's thread."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -236,7 +255,9 @@ class Door:
         if not waiting:
             return False
         self._send_off(next(iter(waiting)))
-        self.told(errors.Unauthenticated("an unfinished handshake gave way to a newer one"), b"")
+        self.told(
+            Cause.PROTOCOL, errors.Unauthenticated("an unfinished handshake gave way to a newer one"), b""
+        )
         return True
 
     def _send_off(self, visitor: _Visitor) -> None:
@@ -246,7 +267,7 @@ class Door:
 
     def _turn_away(self, connection: socket.socket, why: str) -> None:
         self._turned_away += 1
-        self.told(errors.Unavailable(why), b"")
+        self.told(Cause.LIMIT, errors.Unavailable(why), b"")
         with connection:
             connection.setblocking(False)
             try:
@@ -304,7 +325,7 @@ class Door:
         said = "the client left during the handshake"
         if isinstance(why, ConnectionAbortedError | TimeoutError):  # as the loops say it
             said = f"no handshake within {self.limits.handshake_seconds:g} s"
-        self.told(errors.Unauthenticated(said), b"")
+        self.told(Cause.PROTOCOL, errors.Unauthenticated(said), b"")
 
     def _finished(self, visitor: _Visitor) -> None:
         waiting = self._greeted.get(visitor.address)

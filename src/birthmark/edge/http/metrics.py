@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from birthmark import errors
 from birthmark.edge.http.board import Desk, Kind, Layout, Metric
+from birthmark.edge.http.limits import Cause
 from birthmark.edge.http.tracecontext import trace_of
 
 __all__ = [
@@ -84,7 +85,6 @@ _OUTCOMES = {
     "device-reworked": "reworked",
     "device-scrapped": "scrapped",
 }
-_REASONS = ("certificate", "protocol", "closed", "limit", "late", "no-http", "other")
 
 
 def _codes() -> tuple[str, ...]:
@@ -176,8 +176,8 @@ KEY_FAILURES = Metric(
 HANDSHAKES_REFUSED = Metric(
     name="birthmark_handshakes_refused_total",
     kind=Kind.COUNTER,
-    help="Connections refused before there was a request, by class of reason.",
-    labels=(("reason", _REASONS),),
+    help="Connections refused before there was a request, by reason.",
+    labels=(("reason", tuple(Cause)),),
 )
 CONNECTIONS = Metric(name="birthmark_connections_open", kind=Kind.GAUGE, help="Connections that are open.")
 OCSP = Metric(
@@ -300,9 +300,9 @@ class Meter:
         desk.add(desk.layout.cell(REQUESTS, route, "other") if cell is None else cell)
         desk.observe(self._seconds[route], REQUEST_SECONDS.buckets, seconds)
 
-    def handshake_refused(self, refusal: errors.Refusal) -> None:
+    def handshake_refused(self, cause: Cause) -> None:
         """Count what was refused before there was a request."""
-        self.desk.add(self.desk.layout.cell(HANDSHAKES_REFUSED, _class_of(refusal)))
+        self.desk.add(self.desk.layout.cell(HANDSHAKES_REFUSED, cause))
 
     def connected(self, change: int) -> None:
         """Count connections that come, or go if negative."""
@@ -311,18 +311,6 @@ class Meter:
     def ocsp_asked(self) -> None:
         """Count a question to the responder."""
         self.desk.add(self._ocsp)
-
-
-def _class_of(refusal: errors.Refusal) -> str:
-    if refusal.retryable:
-        return "limit"
-    if isinstance(refusal, errors.NotPermitted):
-        return "closed"
-    if isinstance(refusal, errors.MalformedRequest):
-        return "late" if "within" in str(refusal) else "no-http"
-    if isinstance(refusal, errors.Unauthenticated):
-        return "certificate" if "certificate" in str(refusal) else "protocol"
-    return "other"
 
 
 class ObservedApp:

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from birthmark import errors
-from birthmark.edge.http.limits import end_soon
+from birthmark.edge.http.limits import Cause, Told, end_soon
 from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS, problem
 from birthmark.secret import SecretBytes
 
@@ -48,7 +48,6 @@ log = logging.getLogger(__name__)
 SCOPE_KEY = "birthmark.peer"
 ABORT_KEY = "birthmark.abort"
 """Where a public listener puts what ends a connection at once."""
-Refused = Callable[[errors.Refusal, bytes], None]
 Admits = Callable[[bytes | None], errors.Refusal | None]
 """Says why a client is not welcome now, or None if it is; asked with its certificate (DER), or with None
 before there is any.  Called on the loop's thread: it must not block."""
@@ -81,7 +80,7 @@ def server_context(
     key: Path,
     passphrase: SecretBytes,
     client_ca: Path,
-    on_refused: Refused,
+    on_refused: Told,
     admits: Admits = everybody,
 ) -> ssl.SSLContext:
     """Return the context of a plane that speaks mutual TLS 1.3 only (SPEC C1).
@@ -137,7 +136,7 @@ def _alert(refusal: errors.Refusal) -> int:
     return int(again if refusal.retryable else final)
 
 
-def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
+def _observed(on_refused: Told, admits: Admits) -> type[ssl.SSLObject]:
     class ObservedSSLObject(ssl.SSLObject):
         """Tells when a handshake fails, lets the client hear of it, and asks who is welcome."""
 
@@ -161,7 +160,7 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except ssl.SSLError as cause:
-                on_refused(self.closed or errors.Unauthenticated(_reason(cause)), b"")
+                on_refused(*_failure(cause, self.closed), b"")
                 self._fail()
             self.peer = self.getpeercert(binary_form=True) or b""
             self.unwelcome = _asked(admits, self.peer)
@@ -175,7 +174,8 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
             except ssl.SSLError as cause:
                 if cause.reason in _AFTERWARDS:
                     raise
-                on_refused(errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}"), self.peer)
+                told = errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}")
+                on_refused(Cause.PROTOCOL, told, self.peer)
                 self._fail()
 
         def _fail(self) -> NoReturn:
@@ -200,6 +200,21 @@ def _observed(on_refused: Refused, admits: Admits) -> type[ssl.SSLObject]:
 def _at_hello(tls: Any, _name: str | None, _context: ssl.SSLContext) -> int | None:
     alert: int | None = tls.hello()
     return alert
+
+
+def _why_unwelcome(refusal: errors.Refusal) -> Cause:
+    if refusal.retryable:
+        return Cause.LIMIT
+    return Cause.CERTIFICATE if isinstance(refusal, errors.Unauthenticated) else Cause.CLOSED
+
+
+def _failure(failure: ssl.SSLError, closed: errors.Refusal | None) -> tuple[Cause, errors.Refusal]:
+    if closed is not None:
+        return _why_unwelcome(closed), closed
+    # OpenSSL's names: CERTIFICATE_VERIFY_FAILED, PEER_DID_NOT_RETURN_A_CERTIFICATE, the alerts about one.
+    about_certificate = "CERTIFICATE" in (failure.reason or "")
+    cause = Cause.CERTIFICATE if about_certificate else Cause.PROTOCOL
+    return cause, errors.Unauthenticated(_reason(failure))
 
 
 def _reason(failure: ssl.SSLError) -> str:
@@ -233,7 +248,7 @@ def _nothing() -> None:
 class PeerProtocol(HttpToolsProtocol):
     """One connection; ``protocol`` and ``direct.public_protocol`` fill in what it is to do."""
 
-    refused: ClassVar[Refused]
+    refused: ClassVar[Told]
     request_seconds: ClassVar[float]
     answer_seconds: ClassVar[float]
     most_of_one: ClassVar[int]
@@ -261,9 +276,10 @@ class PeerProtocol(HttpToolsProtocol):
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
         unwelcome: errors.Refusal | None = getattr(tls, "unwelcome", None)
         if unwelcome is not None:
-            self._refuse(unwelcome)
+            self._refuse(_why_unwelcome(unwelcome), unwelcome)
         elif self.peer and self.connected[self.peer] >= self.most_of_one:
-            self._refuse(errors.Unavailable(f"a certificate has at most {self.most_of_one} connections"))
+            told = errors.Unavailable(f"a certificate has at most {self.most_of_one} connections")
+            self._refuse(Cause.LIMIT, told)
         else:
             if self.peer:
                 self.counted = True
@@ -290,11 +306,12 @@ class PeerProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(errors.MalformedRequest("no other protocol is spoken here"))
+            self._refuse(Cause.NO_HTTP, errors.MalformedRequest("no other protocol is spoken here"))
         except httptools.HttpParserError:
-            self._refuse(errors.MalformedRequest(self.complaint or "this is not HTTP/1.1"))
+            self._refuse(Cause.NO_HTTP, errors.MalformedRequest(self.complaint or "this is not HTTP/1.1"))
         if self.head_size > HEAD_LIMIT:
-            self._refuse(errors.MalformedRequest(f"the head of a request has at most {HEAD_LIMIT} octets"))
+            told = errors.MalformedRequest(f"the head of a request has at most {HEAD_LIMIT} octets")
+            self._refuse(Cause.NO_HTTP, told)
 
     def pause_writing(self) -> None:
         """See ``asyncio.Protocol``: more is written than the client takes."""
@@ -368,7 +385,7 @@ class PeerProtocol(HttpToolsProtocol):
             self.head_timer = None
 
     def _head_is_late(self) -> None:
-        self._refuse(errors.MalformedRequest(f"no request within {self.request_seconds:g} s"))
+        self._refuse(Cause.LATE, errors.MalformedRequest(f"no request within {self.request_seconds:g} s"))
 
     def _taken(self) -> None:
         if self.untaken is not None:
@@ -378,7 +395,7 @@ class PeerProtocol(HttpToolsProtocol):
     def _is_not_taken(self) -> None:
         self.untaken = None
         why = errors.MalformedRequest(f"an answer was not taken within {self.answer_seconds:g} s")
-        type(self).refused(why, self.peer)
+        type(self).refused(Cause.LATE, why, self.peer)
         self.transport.abort()
 
     def _stop(self, complaint: str) -> None:
@@ -386,13 +403,13 @@ class PeerProtocol(HttpToolsProtocol):
         self.complaint = complaint
         raise ValueError(complaint)
 
-    def _refuse(self, refusal: errors.Refusal) -> None:
+    def _refuse(self, cause: Cause, refusal: errors.Refusal) -> None:
         """Refuse, and end the connection: at once, or behind the answer that is under way."""
         if self.ended:
             return
         self.ended = True
         self._head_arrived()
-        type(self).refused(refusal, self.peer)
+        type(self).refused(cause, refusal, self.peer)
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             self.pipeline.clear()
@@ -421,7 +438,7 @@ class PeerProtocol(HttpToolsProtocol):
 
 
 def protocol(
-    on_refused: Refused, request_seconds: float, answer_seconds: float, most_of_one: int
+    on_refused: Told, request_seconds: float, answer_seconds: float, most_of_one: int
 ) -> type[PeerProtocol]:
     """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope.
 

@@ -12,9 +12,7 @@ import os
 import signal
 import socket
 import ssl
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -30,7 +28,7 @@ from birthmark.edge.http.board import Board, Desk
 from birthmark.edge.http.direct import public_protocol
 from birthmark.edge.http.enrolment import anonymous_context, create_enrolment_app
 from birthmark.edge.http.exposure import ExposureView
-from birthmark.edge.http.limits import Door, Limits, allow_descriptors
+from birthmark.edge.http.limits import Cause, Door, Limits, Told, allow_descriptors
 from birthmark.edge.http.lookout import Lookout
 from birthmark.edge.http.metrics import LAYOUT, CountedAnswering, Meter, ObservedApp, counted, measure_process
 from birthmark.edge.http.ops import OpsPlaneApp
@@ -38,6 +36,7 @@ from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.public import PublicPlane
 from birthmark.edge.http.servicelog import configure_log
 from birthmark.edge.http.station import create_app
+from birthmark.edge.http.tally import Tally
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import carry
@@ -206,7 +205,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: M
     application = factory.build(settings, observer=meter)
     _require_log_key(application)
     application.watch_keys()
-    refusals = _RefusedHandshakes(application, meter)
+    refusals, note_refused = _refused_handshakes(application, meter)
     lookout = None if settings.ops_table is None else Lookout(application, meter.desk, settings.ops_table)
 
     exposures = ExposureView(application.store, application.log, application.clock, Plane.STATION)
@@ -222,14 +221,14 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: M
         plane.key_file,
         factory.read_secret(plane.key_passphrase_file),
         plane.client_ca_file,
-        refusals.note,
+        note_refused,
         exposures.admits,
     )
     config = _config(
         ObservedApp(create_app(application, at_end=at_end, admits=exposures.admits), meter),
         counted(
             protocol(
-                refusals.note, plane.request_seconds, plane.answer_seconds, plane.max_connections_per_client
+                note_refused, plane.request_seconds, plane.answer_seconds, plane.max_connections_per_client
             ),
             meter,
         ),
@@ -245,7 +244,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: M
     if lookout is not None:
         lookout.start()
     exposures.start()
-    _Server(config, limits, meter.desk, refusals.note, context).run(sockets=[listener])
+    _Server(config, limits, meter.desk, note_refused, context).run(sockets=[listener])
 
 
 def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
@@ -255,7 +254,7 @@ def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket
     application = factory.build(settings, observer=meter)
     _require_log_key(application)
     application.watch_keys()
-    refusals = _RefusedHandshakes(application, meter)
+    refusals, note_refused = _refused_handshakes(application, meter)
     exposures = ExposureView(application.store, application.log, application.clock, Plane.ENROLMENT)
 
     def at_end() -> None:
@@ -267,12 +266,12 @@ def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket
         plane.key_file,
         factory.read_secret(plane.key_passphrase_file),
         plane.client_ca_file,
-        refusals.note,
+        note_refused,
         exposures.admits,
     )
     config = _config(
         ObservedApp(create_enrolment_app(application, at_end=at_end), meter, "enrolment"),
-        counted(protocol(refusals.note, table.request_seconds, plane.answer_seconds, 0), meter),
+        counted(protocol(note_refused, table.request_seconds, plane.answer_seconds, 0), meter),
         keep_alive_seconds=table.request_seconds,
     )
     limits = Limits(
@@ -283,7 +282,7 @@ def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket
         answer_seconds=plane.answer_seconds,
     )
     exposures.start()
-    _Server(config, limits, meter.desk, refusals.note, context).run(sockets=[listener])
+    _Server(config, limits, meter.desk, note_refused, context).run(sockets=[listener])
 
 
 def _run_public(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
@@ -382,7 +381,7 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         limits: Limits,
         desk: Desk | None,
-        told: Callable[[errors.Refusal, bytes], None] = lambda _refusal, _peer: None,
+        told: Told = lambda _cause, _refusal, _peer: None,
         context: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config)
@@ -421,70 +420,37 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _RefusedHandshakes:
-    """Puts on record what is refused before it is a request: failed handshakes, and what is not HTTP.
+def _refused_handshakes(application: Application, meter: Meter) -> tuple[Tally[_Seen], Told]:
+    """Count what is refused before it is a request: failed handshakes, and what is not HTTP.
 
-    The first at once, a flood of them as one entry a second.
+    The first is recorded at once, a flood of them as one entry a second.
+
+    Returns:
+        The tally, and what is told of each.
     """
+    store, rates = application.store, application.settings.station_plane
 
-    def __init__(self, application: Application, meter: Meter) -> None:
-        self._application = application
-        self._meter = meter
-        self._rates = application.settings.station_plane
-        self._counts: Counter[_Seen] = Counter()
-        self._lock = threading.Lock()
-        self._busy = False
-
-    def note(self, refusal: errors.Refusal, peer: bytes) -> None:
-        """Note one, on the loop's thread; *peer* is the verified certificate, if it came so far."""
-        self._meter.handshake_refused(refusal)
-        with self._lock:
-            self._add((type(refusal), str(refusal), peer), 1)
-        if not self._busy:
-            self._busy = True
-            asyncio.get_running_loop().create_task(self._flush())
-
-    def _add(self, seen: _Seen, count: int) -> None:
-        if len(self._counts) >= DISTINCT_REFUSALS and seen not in self._counts:
-            seen = (errors.Unauthenticated, "more kinds of refusal than are told apart", b"")
-        self._counts[seen] += count
-
-    async def _flush(self) -> None:
-        try:
-            while self._counts:
-                await asyncio.to_thread(self.record_all)
-                await asyncio.sleep(FLUSH_SECONDS)
-        finally:
-            self._busy = False
-
-    def record_all(self, *, last: bool = False) -> None:
-        """Put on record what waits; what cannot be recorded now waits on, but for the last time."""
-        with self._lock:
-            counts, self._counts = self._counts, Counter()
-        waiting: Counter[_Seen] = Counter()
-        for seen, count in counts.items():
-            kind, reason, peer = seen
-            try:
-                self._record(kind(reason), peer, count, last=last)
-            except errors.RateLimited:
-                waiting[seen] = count  # told together with those to come
-            except errors.Refusal as unrecorded:
-                # The peer was refused all the same; it goes on record when the store is back.
-                waiting[seen] = count
-                log.warning("refused handshakes wait to be recorded: %s", unrecorded)
-        with self._lock:
-            for seen, count in waiting.items():
-                self._add(seen, count)
-
-    def _record(self, refusal: errors.Refusal, peer: bytes, count: int, *, last: bool) -> None:
-        store, actor = self._application.store, ANONYMOUS
+    def record(seen: _Seen, count: int, last: bool) -> None:  # noqa: FBT001  # see Tally
+        kind, reason, peer = seen
+        actor = ANONYMOUS
         if peer:
             with suppress(errors.Unauthenticated):  # it chains to the root and is no client: a device's, say
                 actor = carry(store, recognise(peer)).client.id
-        what = "handshake" if not peer and isinstance(refusal, errors.Unauthenticated) else "connection"
-        rate = self._rates.stranger_rate if actor == ANONYMOUS else self._rates.client_rate
-        told = record_refusal(actor, what, {"count": count}, refusal, rate=None if last else rate)
+        what = "handshake" if not peer and issubclass(kind, errors.Unauthenticated) else "connection"
+        rate = rates.stranger_rate if actor == ANONYMOUS else rates.client_rate
+        told = record_refusal(actor, what, {"count": count}, kind(reason), rate=None if last else rate)
         carry(store, told)
+
+    tally: Tally[_Seen] = Tally(record, first_seconds=0, seconds=FLUSH_SECONDS)
+
+    def note(cause: Cause, refusal: errors.Refusal, peer: bytes) -> None:
+        meter.handshake_refused(cause)
+        seen: _Seen = (type(refusal), str(refusal), peer)
+        if len(tally) >= DISTINCT_REFUSALS and seen not in tally:
+            seen = (errors.Unauthenticated, "more kinds of refusal than are told apart", b"")
+        tally.note(seen)
+
+    return tally, note
 
 
 def _supervise(works: Sequence[Callable[[], None]]) -> int:

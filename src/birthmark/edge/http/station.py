@@ -22,12 +22,12 @@ from birthmark.edge.http.attestation import attest_request, attest_result
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.delivery import mark, with_keys
 from birthmark.edge.http.gate import Gate, answer_refusals
-from birthmark.edge.http.hasty import Hasty
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS
 from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.servicelog import tell
+from birthmark.edge.http.tally import hasty
 from birthmark.edge.http.translations import (
     cms_pem,
     commands_of,
@@ -96,7 +96,7 @@ class StationPlane:
         """Serve this application; the connection of who is not (or no longer) welcome ends with a refusal."""
         self._app = application
         self._admits = admits
-        self.hasty = Hasty(application.store)
+        self.hasty = hasty(application.store)
         self.border = Border(application)
         self._peers: dict[bytes, tuple[Client, Credential]] = {}
         self._chain_pem: dict[bytes, str] = {}
@@ -490,7 +490,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await plane.hasty.end()
+        await asyncio.to_thread(plane.hasty.record_all, last=True)
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 
