@@ -2,8 +2,10 @@
 
 import sys
 
+from birthmark import errors
 from birthmark.edge import hardening
 from birthmark.edge.application import Factory
+from birthmark.edge.cli.exits import complain_of
 from birthmark.edge.cli.main import run
 
 __all__ = ["main"]
@@ -11,7 +13,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line, in a process that keeps what it reads to itself (SPEC B7)."""
-    hardening.shut()
+    try:
+        hardening.shut()
+    except errors.Unavailable as refusal:
+        sys.exit(complain_of(refusal))
     hardening.lock()  # for a command that is over in a moment it is no matter if not; ``serve`` tells
     sys.exit(run(_factory))
 

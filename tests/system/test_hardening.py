@@ -52,6 +52,26 @@ except OSError as refused:
     print("mem", refused.strerror)
 """
 """Reads 16 octets of another process, in two ways, and says what came of it."""
+_FILTERED = """
+import ctypes, os, platform, struct, sys
+prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
+dumpable, refused, allowed = 4, 0x50001, 0x7FFF0000
+program = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x20, 0, 0, 0), (0x15, 0, 3, prctl), (0x20, 0, 0, 16), (0x15, 0, 1, dumpable),
+        (0x06, 0, 0, refused), (0x06, 0, 0, allowed),
+    )
+)
+octets = ctypes.create_string_buffer(program)
+class Program(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_ushort), ("first", ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, ctypes.addressof(octets))), 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "birthmark", "version"])
+"""
+"""Refuses prctl(PR_SET_DUMPABLE) with EPERM (seccomp(2)), and becomes the command."""
 
 
 @pytest.fixture(name="realm")
@@ -199,6 +219,13 @@ def test_a_command_shuts_itself_too(realm: RealmDirectory) -> None:
             assert limit_of(waiting.pid, "Max core file size") == ("0", "0")
         finally:
             waiting.kill()
+
+
+def test_a_command_that_cannot_shut_itself_does_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", _FILTERED], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "cannot keep others out: prctl 4: operation not permitted: allow it where" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_memory_is_locked_where_that_is_allowed(realm: RealmDirectory) -> None:

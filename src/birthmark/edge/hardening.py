@@ -41,8 +41,13 @@ _Needed = Collection[tuple[Path, int]]
 
 
 def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    if sys.platform != "linux" or ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0:
+        return
+    why = os.strerror(ctypes.get_errno()).lower()
+    raise errors.Unavailable(
+        f"this process cannot keep others out: prctl {option}: {why}: allow it where system calls are"
+        " filtered"
+    )
 
 
 def shut() -> None:
@@ -51,6 +56,9 @@ def shut() -> None:
     It leaves no core file, not even through a handler (core(5)); no process of the same user reads its memory
     or attaches to it (ptrace(2), "Ptrace access mode checking"); and no program it starts gains rights by a
     set-user-id bit.
+
+    Raises:
+        errors.Unavailable: the kernel does not do it.
     """
     if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -59,7 +67,11 @@ def shut() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process when its parent dies: nobody else would know of it any more."""
+    """Have the kernel end this process when its parent dies: nobody else would know of it any more.
+
+    Raises:
+        errors.Unavailable: the kernel does not do it.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(70)

@@ -143,7 +143,9 @@ def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Clie
     if caller.operator is not None:
         operator = facts.get(Client, f"{PERSON}:{caller.operator}")
         if operator is None or operator.status is not ClientStatus.ACTIVE:
-            raise errors.NotPermitted(f"{caller.operator} is no live operator of this realm")
+            raise errors.NotPermitted(
+                f"{caller.operator} is no live operator of this realm: name who stands there, as enrolled"
+            )
         if Capability.HOLD not in CAPABILITIES[operator.role]:
             raise errors.NotPermitted(f"{caller.operator} is an {operator.role} and works at no line")
     return client

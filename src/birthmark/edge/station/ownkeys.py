@@ -18,6 +18,8 @@ from birthmark.secret import SecretBytes
 
 __all__ = ["new_key", "public_key_info", "request_for"]
 
+_REMEDY = "delete the directory .NAME.joining that holds it, and join again"
+
 
 def new_key(passphrase: SecretBytes | None = None) -> SecretBytes:
     """Return a new P-256 key, PKCS#8 PEM; encrypted (PBES2) if there is a passphrase."""
@@ -52,7 +54,7 @@ def _loaded(key: SecretBytes, passphrase: SecretBytes | None) -> ec.EllipticCurv
     try:
         loaded = load_pem_private_key(key.reveal(), None if passphrase is None else passphrase.reveal())
     except (TypeError, ValueError) as wrong:
-        raise MalformedRequest("the station's next key cannot be read") from wrong
+        raise MalformedRequest(f"the station's next key cannot be read: {_REMEDY}") from wrong
     if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-        raise MalformedRequest("the station's next key is none on a curve")
+        raise MalformedRequest(f"the station's next key is none on a curve: {_REMEDY}")
     return loaded
