@@ -28,7 +28,7 @@ test soak: export PYTHONDONTWRITEBYTECODE :=
 test: ## everything a change has to pass: Debian packages (for root), make check, all tests
 	@scripts/install --system
 	@$(MAKE) --no-print-directory check
-	scripts/in-memory $(RUN) pytest --numprocesses auto --dist loadfile
+	scripts/in-memory $(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: install ## format, lint, types and import contracts
 	$(RUN) ruff format --check $(PYTHON_TREES)

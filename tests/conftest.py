@@ -21,7 +21,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # What a shell puts into the background is deaf to SIGINT, and so would be every program that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_HERE = Path(__file__).parent
 _numbers = itertools.count(1)
+_LONGEST_FIRST = ("system", "bench", "faults", "edge", "services", "adapters")
+"""The folders by what a file of theirs takes."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: workers take file after file, and are to end together."""
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {name: place for place, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(_HERE).parts[0], len(rank)))
 
 
 @pytest.fixture(scope="session")
