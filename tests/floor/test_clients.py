@@ -52,8 +52,8 @@ def test_the_table_of_capabilities_is_the_one_that_was_agreed() -> None:
         ),
         "officer": (
             "approve-authority approve-recall approve-roles approve-run change-authority change-roles"
-            " close-run enrol-station hold keep-keys open-run propose-recall read record-shipment renew-self"
-            " revoke-client revoke-person rework scrap set-exposure"
+            " close-run enrol-service enrol-station hold keep-keys open-run propose-recall read"
+            " record-shipment renew-self revoke-client revoke-person rework scrap set-exposure"
         ),
         "auditor": "read renew-self",
         "custodian": "attend-ceremony",

@@ -84,7 +84,9 @@ class Capability(StrEnum):
     APPROVE_RUN = "approve-run"
     CLOSE_RUN = "close-run"
     ENROL_STATION = "enrol-station"
-    """Let stations and bootstrap credentials in, and servers and responders of this realm."""
+    """Let stations and bootstrap credentials in."""
+    ENROL_SERVICE = "enrol-service"
+    """Let servers and responders of this realm in: who is one speaks for the realm."""
     REVOKE_CLIENT = "revoke-client"
     """Shut a station or a bootstrap credential out."""
     REVOKE_PERSON = "revoke-person"
@@ -118,6 +120,7 @@ _LINE_LEAD = _OPERATOR | {
 _OFFICER = _LINE_LEAD | {
     Capability.OPEN_RUN,
     Capability.APPROVE_RUN,
+    Capability.ENROL_SERVICE,
     Capability.REVOKE_PERSON,
     Capability.CHANGE_ROLES,
     Capability.APPROVE_ROLES,

@@ -155,7 +155,9 @@ class Authorise:
             live_client(facts, caller, Capability.RENEW_SELF, at)
             return
         if enrolment.role not in PEOPLE:
-            live_client(facts, caller, Capability.ENROL_STATION, at)
+            guests = enrolment.role in (Role.STATION, Role.BOOTSTRAP)
+            needed = Capability.ENROL_STATION if guests else Capability.ENROL_SERVICE
+            live_client(facts, caller, needed, at)
             return
         live_client(facts, caller, Capability.CHANGE_ROLES, at)
         if takes_two(Capability.CHANGE_ROLES, self._realm.environment):

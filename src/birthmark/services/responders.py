@@ -2,7 +2,7 @@
 
 A responder is a client with one key and, from every authority that delegates to it, one short certificate
 with the purpose OCSPSigning (profile ``ocsp-responder``; nothing revokes it, so it lives for days).  An
-operator enrols it; the publisher renews its certificates as long as the client is live, for the same key and
+officer enrols it; the publisher renews its certificates as long as the client is live, for the same key and
 the same authority, and publishes them, so that a public host without any other secret learns of them.
 
 ``sign_answers`` is the lightweight profile (RFC 5019): an answer for every device certificate of an
@@ -90,7 +90,7 @@ class Responders:
         """Let a key answer for an authority.
 
         Args:
-            caller: an operator.
+            caller: an officer.
             name: of the responder; it may answer for several authorities.
             authority: id.
             subject_public_key_info: the responder's key (DER).
@@ -104,7 +104,7 @@ class Responders:
         said = {"client": f"{Role.RESPONDER}:{name[:64]}"}
 
         def judge(facts: Facts, at: datetime) -> None:
-            live_client(facts, caller, Capability.ENROL_STATION, at)
+            live_client(facts, caller, Capability.ENROL_SERVICE, at)
             check_name("responder", name, longest=40)
             _judge(facts, name, authority)
 
@@ -218,7 +218,7 @@ def _decide(
     at: datetime,
 ) -> Decision[Certificate]:
     if caller is not None:
-        live_client(facts, caller, Capability.ENROL_STATION, at)
+        live_client(facts, caller, Capability.ENROL_SERVICE, at)
     client_id = f"{Role.RESPONDER}:{name}"
     client = _judge(facts, name, authority)
     known = client is not None

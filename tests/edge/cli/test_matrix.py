@@ -61,6 +61,12 @@ def out(needs: Capability, *arguments: object) -> Act:
 
 
 DEVICE, REASON = "vin:1M8GDM9AXKP042788", ("--reason", "a test")
+PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEaxfR8uEsQkf4vOblY6RA8ncDfYEt
+6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q==
+-----END PUBLIC KEY-----
+"""
+"""The base point of P-256."""
 ACTS: dict[str, Act] = {
     "run open": Act(
         Capability.OPEN_RUN,
@@ -92,7 +98,10 @@ ACTS: dict[str, Act] = {
     "operator role": act(Capability.CHANGE_ROLES, "gone", "--role", "operator", *REASON),
     "bootstrap revoke": act(Capability.REVOKE_CLIENT, "b0", *REASON),
     "bootstrap issue": out(Capability.ENROL_STATION, "--name", "b1", "--hardware-id", DEVICE),
-    "server renew": act(Capability.ENROL_STATION),
+    "server renew": act(Capability.ENROL_SERVICE),
+    "responder enrol": with_file(
+        Capability.ENROL_SERVICE, "r.pem", PUBLIC_KEY, "--authority", "nobody", "--key", "r.pem"
+    ),
     "authority suspend": act(Capability.CHANGE_AUTHORITY, "nobody", *REASON),
     "authority resume": act(Capability.CHANGE_AUTHORITY, "nobody", *REASON),
     "authority retire": act(Capability.CHANGE_AUTHORITY, "nobody", *REASON),
@@ -110,7 +119,6 @@ ELSEWHERE = {
     "recall approve": "what is approved must be there first: tests/services/test_recall.py",
     "proposal approve": "likewise: tests/services/test_proposals.py",
     "responder revoke": "as station revoke; a responder has to be there: test_responders.py",
-    "responder enrol": "needs a published realm: test_responders.py",
     "keys accept": "needs another store's share: test_keys.py",
     "keys backup": "needs a KEK of a token: test_keys.py",
     "keys restore": "likewise: test_keys.py",
