@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from birthmark import __version__, errors
+from birthmark import __version__
 from birthmark.edge.addresses import station_plane_url
 from birthmark.edge.application import Application
 from birthmark.edge.http import models
@@ -23,15 +23,12 @@ from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.limits import Told
 from birthmark.edge.http.peer import Admits, server_context
-from birthmark.edge.http.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
+from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.http.screening import ScreenedRoute
-from birthmark.edge.http.servicelog import tell
-from birthmark.edge.http.tally import hasty
 from birthmark.edge.http.translations import csr_octets
 from birthmark.edge.roots import device_roots, service_root
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import ANONYMOUS, record_refusal
 from birthmark.services.authorise import Enrolled
 
 __all__ = ["EnrolmentApp", "anonymous_context", "create_enrolment_app"]
@@ -57,7 +54,9 @@ class EnrolmentApp:
         """Let stations into this application's realm."""
         self._app = application
         self.border = Border(application)
-        self.hasty = hasty(application.store)
+        self.refused = Refusals(
+            application, self.border, asker=_stranger, is_unwelcome=lambda _request, _error: True
+        )
 
     async def root(self) -> Response:
         """Say who signs for the service."""
@@ -83,24 +82,9 @@ class EnrolmentApp:
             url=station_plane_url(self._app.settings),
         )
 
-    async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
-        """Put a refusal on record and answer it; the connection ends."""
-        if isinstance(error, errors.Refusal) and not (error.recorded or error.retryable):
-            what = f"{request.method} {request.url.path}"[:200]
-            rate = self._app.settings.station_plane.stranger_rate
-            said = {"address": _network(request)}
-            try:
-                await self.border.carry(record_refusal(ANONYMOUS, what, said, error, rate=rate))
-            except errors.Refusal as why:
-                error = why
-        headers = {"connection": "close"}
-        if isinstance(error, errors.RateLimited):
-            self.hasty.note(ANONYMOUS)
-            headers["retry-after"] = str(error.retry_after)
-        told = tell(self._app, error, status)
-        if told.status == 503:
-            headers["retry-after"] = str(RETRY_AFTER_SECONDS)
-        return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
+
+async def _stranger(request: Request) -> Asker:
+    return Asker(said={"address": _network(request)})
 
 
 def _network(request: Request) -> str:
@@ -128,7 +112,7 @@ def create_enrolment_app(application: Application, *, at_end: Callable[[], None]
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await asyncio.to_thread(plane.hasty.record_all, last=True)
+        await asyncio.to_thread(plane.refused.end)
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 

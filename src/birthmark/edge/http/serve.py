@@ -34,6 +34,7 @@ from birthmark.edge.http.metrics import LAYOUT, CountedAnswering, Meter, Observe
 from birthmark.edge.http.ops import OpsPlaneApp
 from birthmark.edge.http.peer import protocol, server_context
 from birthmark.edge.http.public import PublicPlane
+from birthmark.edge.http.refusals import rate_of
 from birthmark.edge.http.servicelog import configure_log
 from birthmark.edge.http.station import create_app
 from birthmark.edge.http.tally import Tally
@@ -428,7 +429,7 @@ def _refused_handshakes(application: Application, meter: Meter) -> tuple[Tally[_
     Returns:
         The tally, and what is told of each.
     """
-    store, rates = application.store, application.settings.station_plane
+    store = application.store
 
     def record(seen: _Seen, count: int, last: bool) -> None:  # noqa: FBT001  # see Tally
         kind, reason, peer = seen
@@ -437,8 +438,8 @@ def _refused_handshakes(application: Application, meter: Meter) -> tuple[Tally[_
             with suppress(errors.Unauthenticated):  # it chains to the root and is no client: a device's, say
                 actor = carry(store, recognise(peer)).client.id
         what = "handshake" if not peer and issubclass(kind, errors.Unauthenticated) else "connection"
-        rate = rates.stranger_rate if actor == ANONYMOUS else rates.client_rate
-        told = record_refusal(actor, what, {"count": count}, kind(reason), rate=None if last else rate)
+        rate = None if last else rate_of(application.settings, actor)
+        told = record_refusal(actor, what, {"count": count}, kind(reason), rate=rate)
         carry(store, told)
 
     tally: Tally[_Seen] = Tally(record, first_seconds=0, seconds=FLUSH_SECONDS)

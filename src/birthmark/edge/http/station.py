@@ -6,7 +6,6 @@ before it is sent; what cannot be logged is answered 503.
 
 import asyncio
 import base64
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -24,10 +23,9 @@ from birthmark.edge.http.delivery import mark, with_keys
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certificate
-from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE, RETRY_AFTER_SECONDS
+from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE
+from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.http.screening import ScreenedRoute
-from birthmark.edge.http.servicelog import tell
-from birthmark.edge.http.tally import hasty
 from birthmark.edge.http.translations import (
     cms_pem,
     commands_of,
@@ -45,14 +43,12 @@ from birthmark.ledger.checkpoint import Checkpoint
 from birthmark.ledger.merkle import consistency_proof
 from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import ANONYMOUS, Caller, recognise, record_refusal, require_reader
+from birthmark.services.acts import ANONYMOUS, Caller, recognise, require_reader
 from birthmark.services.disposition import dispose
 from birthmark.services.issue import Issued
 from birthmark.services.prove import Released
 
 __all__ = ["StationPlane", "create_app"]
-
-log = logging.getLogger(__name__)
 
 PLANE = "station"
 """Its name where planes are opened and closed."""
@@ -96,8 +92,8 @@ class StationPlane:
         """Serve this application; the connection of who is not (or no longer) welcome ends with a refusal."""
         self._app = application
         self._admits = admits
-        self.hasty = hasty(application.store)
         self.border = Border(application)
+        self.refused = Refusals(application, self.border, asker=self._asker, is_unwelcome=self._is_unwelcome)
         self._peers: dict[bytes, tuple[Client, Credential]] = {}
         self._chain_pem: dict[bytes, str] = {}
 
@@ -272,7 +268,7 @@ class StationPlane:
         keys: list[SecretBytes] = []
         gang = models.GangIssueResult.model_construct(
             results=[
-                self._item_problem(caller, result)
+                self.refused.problem(caller.client.id, result)
                 if isinstance(result, errors.Refusal)
                 else self._issue_result(result, keys)
                 for result in results
@@ -298,7 +294,7 @@ class StationPlane:
         return _json(
             models.GangInjectResult.model_construct(
                 results=[
-                    self._item_problem(caller, result)
+                    self.refused.problem(caller.client.id, result)
                     if isinstance(result, errors.Refusal)
                     else dialogue_step(result)
                     for result in results
@@ -326,7 +322,7 @@ class StationPlane:
         return _json(
             models.GangProveResult.model_construct(
                 results=[
-                    self._item_problem(caller, result)
+                    self.refused.problem(caller.client.id, result)
                     if isinstance(result, errors.Refusal)
                     else prove_result(result, growth.get(result.token, ()))
                     for result in results
@@ -402,38 +398,6 @@ class StationPlane:
     # --- refusing
     # -----------------------------------------------------------------------------------------------
 
-    def _problem(self, error: BaseException, status: int | None = None) -> models.Problem:
-        """Return a problem, its instance in the service's log."""
-        return tell(self._app, error, status)
-
-    def _item_problem(self, caller: Caller, refusal: errors.Refusal) -> models.Problem:
-        if isinstance(refusal, errors.RateLimited):
-            self.hasty.note(caller.client.id)
-        return self._problem(refusal)
-
-    async def refused(self, request: Request, error: Exception, status: int | None = None) -> Response:
-        """Put a refusal on record and answer it."""
-        told = self._problem(error, status)
-        unrecorded = error
-        if not isinstance(error, errors.Refusal):
-            unrecorded = errors.Fault(f"internal fault {told.instance}")
-        if isinstance(unrecorded, errors.Refusal) and not unrecorded.recorded and not unrecorded.retryable:
-            try:
-                await self._record(request, unrecorded)
-            except errors.Refusal as why:
-                if isinstance(error, errors.Refusal):
-                    error = why
-                    told = self._problem(error)
-                else:
-                    log.warning("a fault is not on record: %s", why, extra={"instance": told.instance})
-        headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if told.status == 503 else None
-        if isinstance(error, errors.RateLimited):
-            headers = {"retry-after": str(error.retry_after)}
-            self.hasty.note(request.scope.get(CLIENT_KEY) or ANONYMOUS)
-        elif self._is_unwelcome(request, error):
-            headers = {"connection": "close"}
-        return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
-
     def _is_unwelcome(self, request: Request, error: Exception) -> bool:
         """Return whether this client would not be let in again: then it has nothing to do in here."""
         if isinstance(error, errors.Unauthenticated):
@@ -441,16 +405,13 @@ class StationPlane:
         closed = isinstance(error, errors.NotPermitted)
         return closed and self._admits(request.scope.get(SCOPE_KEY, b"") or None) is not None
 
-    async def _record(self, request: Request, refusal: errors.Refusal) -> None:
+    async def _asker(self, request: Request) -> Asker:
         actor, seq = ANONYMOUS, None
         with suppress(errors.Unauthenticated):
             actor = (await self._peer(request))[0].id
         with suppress(errors.MalformedRequest, errors.Unauthenticated):
             seq = await self._number(request)
-        what = f"{request.method} {request.url.path}"[:200]
-        table = self._app.settings.station_plane
-        rate = table.stranger_rate if actor == ANONYMOUS else table.client_rate
-        await self.border.carry(record_refusal(actor, what, {}, refusal, seq=seq, rate=rate))
+        return Asker(actor=actor, seq=seq)
 
 
 def _seq(request: Request) -> int | None:
@@ -490,7 +451,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         yield {}
         plane.border.close()
-        await asyncio.to_thread(plane.hasty.record_all, last=True)
+        await asyncio.to_thread(plane.refused.end)
         await asyncio.to_thread(at_end)
         await asyncio.to_thread(application.close)
 
