@@ -322,6 +322,35 @@ def test_a_refusal_does_not_overtake_the_answer_to_the_request_before(server: Se
     assert told(server, "this is not HTTP/1.1")
 
 
+_ME = b"GET /v1/me HTTP/1.1\r\nhost: a\r\n\r\n"
+BEHIND = {
+    "a body that is none": (_ME + _HEAD + AMBIGUOUS["a chunk size of no number"], "this is not HTTP/1.1"),
+    "a head behind one that waits": (_ME * 2 + b"this is no request\r\n\r\n", "this is not HTTP/1.1"),
+    "too many": (_ME * 34, "at most 32 requests may wait for their answers"),
+}
+
+
+@pytest.mark.parametrize("what", BEHIND)
+def test_what_is_refused_behind_requests_that_wait_lets_the_answer_under_way_out_and_ends_at_once(
+    server: Server, what: str
+) -> None:
+    """What was read last is not what is being answered; that answer says that it is the last."""
+    sent, detail = BEHIND[what]
+    before = counted(server, detail)
+    with greeted(server) as tls:
+        tls.sendall(sent)
+        answer = read_all(tls)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:200]
+    assert answer.count(b"HTTP/1.1 ") == 1, answer
+    assert b"connection: close" in answer, "it was left to the limit of idle connections"
+    assert until(lambda: counted(server, detail) == before + 1)
+
+
+def counted(server: Server, detail: str) -> int:
+    """Return how often this was refused."""
+    return sum(int(entry["count"]) for entry in refusals(server, detail))
+
+
 def test_a_trailer_is_no_header(server: Server) -> None:
     """RFC 9110 section 6.5.1: what comes after the body must not say who the operator is."""
     with greeted(server) as tls:

@@ -74,7 +74,7 @@ class _DirectProtocol(PeerProtocol):
         self.head_size = 0
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         self.asked = _Asked(keep_alive=keep_alive)
-        self.cycle = self.asked  # type: ignore[assignment]  # see the module's text
+        self.cycle = self.running = self.asked  # type: ignore[assignment]  # see the module's text
 
     def _is_direct(self) -> bool:
         method, url = self.parser.get_method(), self.url

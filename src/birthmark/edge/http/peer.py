@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -267,6 +268,8 @@ class PeerProtocol(HttpToolsProtocol):
     """Octets that were read and are not of a body, since the last that meant something."""
     untaken: asyncio.TimerHandle | None = None
     gone: Callable[[], None] = staticmethod(_nothing)
+    running: RequestResponseCycle | None = None
+    """The request that is being answered, or was last; uvicorn's ``cycle`` is the one that was read last."""
 
     def connection_made(self, transport: Any) -> None:
         """See ``asyncio.Protocol``."""
@@ -373,6 +376,10 @@ class PeerProtocol(HttpToolsProtocol):
         if idle and not self.transport.get_write_buffer_size():
             self.transport.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def _await_head(self) -> None:
         self._head_arrived()
         self.head_timer = self.loop.call_later(self.request_seconds, self._head_is_late)
@@ -410,9 +417,9 @@ class PeerProtocol(HttpToolsProtocol):
         self.ended = True
         self._head_arrived()
         type(self).refused(cause, refusal, self.peer)
-        cycle: RequestResponseCycle | None = self.cycle
+        self.pipeline.clear()
+        cycle = self.running
         if cycle is not None and not cycle.response_complete:
-            self.pipeline.clear()
             cycle.keep_alive = False
             if not cycle.more_body:
                 return
