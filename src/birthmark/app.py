@@ -23,7 +23,8 @@ from birthmark.adapters.observed import ObservedKeyStore
 from birthmark.adapters.publication import PublicationDirectory, PublishedAnswers
 from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.engines import open_database
-from birthmark.adapters.sql.store import SQLStore, read_realm
+from birthmark.adapters.sql.realm import read_realm
+from birthmark.adapters.sql.store import SQLStore
 from birthmark.edge.application import Application, PublicApplication
 from birthmark.element.catalogue import ElementCatalogue
 from birthmark.floor.key_assets import KeyAsset

@@ -443,6 +443,14 @@ class Log(Protocol):
         """Return the number of entries."""
         ...
 
+    def moved_at(self) -> datetime:
+        """Return the time of the last commit: the last entry's, or later if nothing was entered."""
+        ...
+
+    def strays(self) -> list[str]:
+        """Return what is kept as the log's and lies beyond its size, in words; the first few of each kind."""
+        ...
+
     def entries(self, start: int = 0, end: int | None = None) -> Iterator[LogEntry]:
         """Iterate over entries [start, end)."""
         ...

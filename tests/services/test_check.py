@@ -445,6 +445,27 @@ TAMPERINGS: dict[str, Tampering] = {
         sql("UPDATE checkpoint SET size = 1000 WHERE size = 5"),
         "the stored checkpoint of size 1000 speaks of 5 entries",
     ),
+    "an entry beyond the head": Tampering(
+        sql("INSERT INTO leaf SELECT max(idx) + 1, zeroblob(32), entry FROM leaf"),
+        "beyond the",
+    ),
+    "an entry far beyond the head": Tampering(
+        sql("INSERT INTO leaf SELECT 100000, zeroblob(32), entry FROM leaf WHERE idx = 0"),
+        "there is entry 100000, beyond the",
+    ),
+    "an entry before the first": Tampering(
+        sql("INSERT INTO leaf SELECT -1, zeroblob(32), entry FROM leaf WHERE idx = 0"),
+        "there is entry -1, beyond the",
+    ),
+    "a tile that is not full": Tampering(
+        sql("INSERT INTO tile SELECT 0, 7, hash FROM leaf WHERE idx = 0"),
+        "there is tile 7 of level 0, beyond the",
+    ),
+    "a tile of no level": Tampering(
+        sql("INSERT INTO tile SELECT 9, 0, hash FROM leaf WHERE idx = 0"),
+        "there is tile 0 of level 9, beyond the",
+    ),
+    "the head dated back": Tampering(sql("UPDATE head SET at = at - 86400000"), "the log's head is dated "),
     "a head beyond the log": Tampering(sql("UPDATE head SET size = size + 1"), "the log's head speaks of"),
     "a time that is none": Tampering(
         sql("UPDATE attempt SET issued_at = 1000000000000000000 WHERE device = 'serial:D3'"),

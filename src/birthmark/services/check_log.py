@@ -7,7 +7,7 @@ from itertools import count
 from birthmark import errors
 from birthmark.floor.realm import Realm
 from birthmark.ledger.checkpoint import VerifierKey, open_note
-from birthmark.ledger.entry import decode
+from birthmark.ledger.entry import decode, time_text
 from birthmark.ledger.merkle import Frontier, complete_root, leaf_hash, node_hash
 from birthmark.ports import Log, LogEntry
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report
@@ -45,6 +45,10 @@ def check_log(report: Report, log: Log, realm: Realm, received: Iterable[str], t
         report.find(f"no checkpoint that is stored covers the entries from {covered} to {tree.size - 1}")
     if log.size() != tree.size:
         report.find(f"the log's head speaks of {log.size()} entries, the log has {tree.size}")
+    for stray in log.strays():
+        report.find(f"there is {stray}, beyond the {log.size()} entries that the log's head speaks of")
+    if time_text(log.moved_at()) < last:
+        report.find(f"the log's head is dated {time_text(log.moved_at())}, its last entry {last}")
     report.counts["entries"] = tree.size
     for actor, numbers in said.numbers.items():
         missing = max(numbers) - len(numbers)

@@ -19,7 +19,7 @@ from birthmark.ledger.proof import verify
 from birthmark.ports import BACKWARD_TOLERANCE, Act, Decision, Facts
 from tests.support.acts import act, note, put, use
 from tests.support.faults import Gate
-from tests.support.realm import START, Line
+from tests.support.realm import START, Line, tamper
 
 
 def commit(line: Line, *acts: Act[Any]) -> list[Any]:
@@ -355,6 +355,25 @@ def test_a_probe_writes_and_changes_nothing(line: Line) -> None:
     assert (line.size(), line.service.store.checkpoint()) == (size, checkpoint)
     assert last == line.clock.now() - timedelta(seconds=90)
     assert line.service.store.health().up
+
+
+STRAY = (
+    "INSERT INTO leaf SELECT max(idx) + 1, hash, entry FROM leaf GROUP BY hash, entry ORDER BY 1 DESC LIMIT 1"
+)
+
+
+def test_a_leaf_beyond_the_head_holds_the_line_with_the_reason(line: Line) -> None:
+    """SPEC E4: what somebody wrote into the database is no fault of an act, and nothing to try again."""
+    tamper(line.url, (STRAY, ()))
+    wanted = "the database refuses an entry of the log: .*leaf"
+    with pytest.raises(errors.IntegrityFailure, match=wanted):
+        commit(line, note())
+    assert not line.service.store.health().up
+    for store in (line.service.store, line.another_service().store):
+        with pytest.raises(errors.IntegrityFailure, match=f"and there is an entry {line.size()}:"):
+            store.probe()
+    with pytest.raises(errors.IntegrityFailure, match="and there is an entry"):
+        line.another_service().store.submit([note()]).result(10)
 
 
 def test_health_says_what_became_of_the_last_train_and_since_when(line: Line) -> None:

@@ -111,3 +111,25 @@ def test_a_damaged_record_stops_the_line_with_its_own_code(tmp_path: Path) -> No
             answer = station.post(ISSUE, asked("MORE-1")[1])
             assert (answer.status, answer.json["code"]) == (500, "integrity-failure")
         assert realm.entries()[-1]["code"] == "integrity-failure"
+
+
+def test_a_leaf_that_somebody_wrote_beyond_the_logs_head_is_told_and_not_a_fault_of_ours(
+    tmp_path: Path,
+) -> None:
+    realm = copy_realm(tmp_path / "realm")
+    _, body = asked("STRAY-1")
+    _, late = asked("STRAY-2")
+    with Server(realm=realm) as server, Http(server.address, tls_context(realm.station())) as station:
+        assert station.post(ISSUE, body, birthmark_seq="4").status == 200
+        with contextlib.closing(sqlite3.connect(realm.path / "birthmark.db", isolation_level=None)) as db:
+            db.execute("INSERT INTO leaf SELECT max(idx) + 1, zeroblob(32), entry FROM leaf")
+        for answer in (
+            station.post(ISSUE, late, birthmark_seq="5"),
+            station.post(ISSUE, {"devices": "none"}, birthmark_seq="6"),  # its refusal cannot be recorded
+            station.get("/v1/nothing"),
+        ):
+            assert (answer.status, answer.type) == (500, "application/problem+json"), answer.body
+            assert answer.json["code"] == "integrity-failure", answer.body
+            assert "the database refuses an entry of the log" in answer.json["detail"]
+        assert station.get("/v1/me").status == 200
+        server.stop()

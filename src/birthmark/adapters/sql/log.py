@@ -7,10 +7,12 @@ leaves cost a bounded number of reads, and a train writes at the right edge only
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from birthmark import errors
 from birthmark.adapters.sql.database import Database
+from birthmark.adapters.sql.rows import moment
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ledger.merkle import complete_root, inclusion_proof
 from birthmark.ledger.proof import TlogProof
@@ -20,6 +22,13 @@ __all__ = ["CHECKPOINT", "HEAD", "LEAF", "TILE", "LogReader", "full_tiles"]
 
 TILE_HEIGHT = 8
 TILE_WIDTH = 1 << TILE_HEIGHT
+_HIGHEST = 7
+"""Level of the highest tile that a log of less than 2**64 entries has."""
+_LEAVES, _TILES, _FEW = (
+    "SELECT idx FROM leaf WHERE",
+    "SELECT level, idx FROM tile WHERE",
+    "ORDER BY idx LIMIT 8",
+)
 Query = Callable[[str, Sequence[Any]], list[Sequence[Any]]]
 
 
@@ -89,6 +98,23 @@ class LogReader:
         (row,) = self._database.query("SELECT size FROM head WHERE id = 1")
         size: int = row[0]
         return size
+
+    def moved_at(self) -> datetime:
+        """Return the time of the last commit."""
+        ((at,),) = self._database.query("SELECT at FROM head WHERE id = 1")
+        return moment(at)
+
+    def strays(self) -> list[str]:
+        """Return what lies in the log's tables and is none of its entries, the first few of each table."""
+        size, query = self.size(), self._database.query
+        found = [f"entry {index}" for (index,) in query(f"{_LEAVES} idx < 0 {_FEW}")]
+        found += [f"entry {index}" for (index,) in query(f"{_LEAVES} idx >= %s {_FEW}", (size,))]
+        for level in range(_HIGHEST + 1):
+            end = size >> TILE_HEIGHT * (level + 1)
+            rows = query(f"{_TILES} level = %s AND (idx < 0 OR idx >= %s) {_FEW}", (level, end))
+            found += [f"tile {index} of level {level}" for _, index in rows]
+        rows = query(f"{_TILES} level < 0 OR level > %s {_FEW}", (_HIGHEST,))
+        return found + [f"tile {index} of level {level}" for level, index in rows]
 
     def entries(self, start: int = 0, end: int | None = None) -> Iterator[LogEntry]:
         """Iterate over entries [start, end)."""

@@ -29,8 +29,8 @@ from birthmark import errors
 from birthmark.adapters.sql.database import Broken, Database, Row, TableShape, Writes
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF, TILE, LogReader, full_tiles
 from birthmark.adapters.sql.octets import PIECE_ROWS, JoinedOctets, joining, page_joined
+from birthmark.adapters.sql.realm import read_realm
 from birthmark.adapters.sql.rows import MAPPINGS, Mapping, milliseconds, moment
-from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.checkpoint import Checkpoint, VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import encode, time_text
 from birthmark.ledger.merkle import EMPTY_ROOT, Edge, Growth, leaf_hash
@@ -50,7 +50,7 @@ from birthmark.ports import (
     Unobserved,
 )
 
-__all__ = ["SQLStore", "read_realm"]
+__all__ = ["SQLStore"]
 
 log = logging.getLogger(__name__)
 
@@ -59,25 +59,6 @@ _INTERNAL = "internal fault; see the service's log"
 LONGEST_TRAIN = 512
 PROBE_SECONDS = 10.0
 """How long a probe waits for its train."""
-
-
-def read_realm(database: Database) -> Realm:
-    """Return the realm a database was made for.
-
-    Raises:
-        errors.NotFound: the database holds no realm.
-    """
-    rows = database.query("SELECT name, environment, origin, vkey, created_at FROM realm")
-    if len(rows) != 1:
-        raise errors.NotFound("the database holds no realm; 'birthmark init' makes one")
-    name, environment, origin, vkey, created_at = rows[0]
-    return Realm(
-        name=name,
-        environment=Environment(environment),
-        origin=origin,
-        vkey=vkey,
-        created_at=moment(created_at),
-    )
 
 
 class _WorkingSet:
@@ -405,6 +386,8 @@ class SQLStore:
                     except Broken:
                         results += self._train([_impossible(act)])
             except BaseException as failed:  # noqa: BLE001  # as above
+                if isinstance(failed, Broken):  # not the act's doing: the log itself takes no entry
+                    failed = errors.IntegrityFailure(f"the database refuses an entry of the log: {failed}")
                 self._failed(len(acts), failed)
                 future.set_exception(failed)
             else:
@@ -476,6 +459,7 @@ class SQLStore:
         (size, edge, last), _ = self._database.begin([])
         try:
             self._require_growth(size, bytes(edge))
+            self._require_end(size)
         except BaseException:
             self._database.rollback()
             raise
@@ -494,6 +478,7 @@ class SQLStore:
         """
         if self._seen is None:
             self._require_signed(size, edge)
+            self._require_end(size)
             self._seen = (size, edge)
         seen, seen_edge = self._seen
         if size < seen or (size == seen and edge != seen_edge):
@@ -512,6 +497,15 @@ class SQLStore:
         if signed != (size, Edge.from_bytes(size, edge).root()):
             raise errors.IntegrityFailure(
                 f"the log's head ({size} entries) is not what its newest checkpoint says"
+            )
+
+    def _require_end(self, size: int) -> None:
+        """Refuse a log with leaves beyond its head: an entry is in their place, or never gets one."""
+        rows = self._database.fetch_all("SELECT idx FROM leaf WHERE idx >= %s ORDER BY idx LIMIT 1", (size,))
+        if rows:
+            raise errors.IntegrityFailure(
+                f"the log's head speaks of {size} entries, and there is an entry {rows[0][0]}:"
+                " 'birthmark check' says what else is not as it was"
             )
 
     def _time(self, last: datetime) -> datetime:
