@@ -24,6 +24,7 @@ from birthmark.adapters.publication import PublicationDirectory, PublishedAnswer
 from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.realm import read_realm
+from birthmark.adapters.sql.servertime import agreement
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.edge.application import Application, PublicApplication
 from birthmark.element.catalogue import ElementCatalogue
@@ -187,6 +188,13 @@ def _open_database(settings: DatabaseSettings) -> Database:
     return open_database(settings.url, _password(settings), standbys=settings.synchronous_standbys)
 
 
+def _agreed(settings: Settings, database: Database, clock: Clock) -> Callable[[], None]:
+    """Return what holds this machine's clock against that of the database's server."""
+    if isinstance(clock, WatchedClock) and settings.database.url.startswith("postgresql:"):
+        return agreement(database, clock, timedelta(seconds=settings.clock.jump_seconds))
+    return lambda: None
+
+
 def migrate(settings: DatabaseSettings) -> None:
     """Bring the database to the newest schema; make the file if it is SQLite's."""
     from birthmark.adapters.sql import migrate as sql_migrate  # half a second, for a command that is rare
@@ -243,7 +251,8 @@ def build(
             keys: KeyStore = service.keys
             if observer is not None:
                 keys = ObservedKeyStore(keys, observer)
-            store = SQLStore(database, clock, lambda body: keys.sign(log_key, body), observer)
+            agreed = _agreed(settings, database, clock)
+            store = SQLStore(database, clock, lambda body: keys.sign(log_key, body), observer, agreed)
             until_the_store_has_it.pop_all()
         opened.callback(store.close)
         catalogue, inspector = Catalogue.read(settings.profiles_directory), PkilintInspector()

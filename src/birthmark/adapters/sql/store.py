@@ -192,14 +192,16 @@ class SQLStore:
         clock: Clock,
         sign: Callable[[bytes], bytes],
         observer: Observer | None = None,
+        agreed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open the store; ``sign`` signs checkpoints with the log's key."""
+        """Open the store; ``sign`` signs checkpoints with the log's key, ``agreed`` refuses a wrong clock."""
         self.realm = read_realm(database)
         self.log = LogReader(database, self.realm.vkey)
         self._database = database
         self._clock = clock
         self._sign = sign
         self._observer = observer or Unobserved()
+        self._agreed = agreed
         self._public = VerifierKey.parse(self.realm.vkey).public
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._submitting = threading.Lock()
@@ -414,6 +416,8 @@ class SQLStore:
         if not acts:
             self._write_nothing()
             return []
+        if self._seen is None:
+            self._agreed()
         begun = time.perf_counter()
         reads: dict[Mapping[Any], dict[str, None]] = {}
         for act in acts:
@@ -456,6 +460,7 @@ class SQLStore:
 
     def _write_nothing(self) -> None:
         """Write the head as it is: the train of a probe."""
+        self._agreed()
         (size, edge, last), _ = self._database.begin([])
         try:
             self._require_growth(size, bytes(edge))
