@@ -70,6 +70,7 @@ class _DirectProtocol(PeerProtocol):
             self.asked = None
             super().on_headers_complete()
             return
+        self._require_form()
         # The timer of the head runs on until the body is there, too.
         self.head_size = 0
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()

@@ -17,6 +17,7 @@ answer that is under way: it would be taken for the answer to another request.
 import asyncio
 import http
 import logging
+import re
 import ssl
 from collections import Counter
 from collections.abc import Callable
@@ -58,6 +59,12 @@ URL_LIMIT = 8_192
 HEADERS_LIMIT = 64
 PIPELINE_LIMIT = 32
 """Requests asked ahead while one is answered."""
+_HOST = re.compile(
+    rb"(?:\[[\w:.~!$&'()*+,;=%-]+\]|(?:[\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?", re.ASCII
+)
+"""What the field may be: a host, an address in brackets, or nothing, and a port (RFC 9110 section 7.2,
+RFC 3986 section 3.2.2).  A comma may stand in a name; here it is a list, of which nobody knows the right one.
+"""
 _GROUP = "prime256v1"
 """The one group every implementation has (RFC 8446 section 9.1).  Python before 3.15 can choose one or leave
 OpenSSL's own, which has groups that cost the server a hundred times as much: ffdhe8192."""
@@ -351,6 +358,7 @@ class PeerProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The parser's: line and headers are there."""
+        self._require_form()
         self.head_size = 0
         self._head_arrived()
         super().on_headers_complete()
@@ -404,6 +412,24 @@ class PeerProtocol(HttpToolsProtocol):
         why = errors.MalformedRequest(f"an answer was not taken within {self.answer_seconds:g} s")
         type(self).refused(Cause.LATE, why, self.peer)
         self.transport.abort()
+
+    def _require_form(self) -> None:
+        """Stop at a head that the parser lets pass and two may read differently.
+
+        A coding other than ``chunked`` (RFC 9112 section 6.1), and a Host that is not there once and well
+        (section 3.2); before HTTP/1.1 it may be missing.
+        """
+        hosts = []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+                self._stop("a body may be chunked, and not be coded otherwise")
+        if len(hosts) != 1:
+            if hosts or self.parser.get_http_version() == "1.1":
+                self._stop(f"a request has one host field, not {len(hosts)}")
+        elif _HOST.fullmatch(hosts[0].strip(b" \t")) is None:
+            self._stop("the host field names no host")
 
     def _stop(self, complaint: str) -> None:
         """Stop the parser; what called it refuses."""
