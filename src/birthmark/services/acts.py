@@ -33,6 +33,7 @@ __all__ = [
     "allowed_client",
     "answer_key",
     "client_reads",
+    "decided",
     "earlier_answer",
     "exposures_of",
     "live_client",
@@ -335,12 +336,50 @@ def record_refusal(
     outcomes(committed)
 
 
+def decided(
+    caller: Caller | None,
+    request: str,
+    fields: Mapping[str, Any],
+    decide: Callable[[Facts, datetime], Decision[T]],
+    reads: Reads,
+    *,
+    key: str | None = None,
+    request_sha256: str = "",
+) -> UseCase[T]:
+    """Have one act of a caller's decided; its refusal is on record.
+
+    Args:
+        caller: None while a realm is made.
+        request: its name in the log, if it is refused.
+        fields: what the log says of it then.
+        decide: see ``ports.Act``.
+        reads: what it looks at besides the caller.
+        key: idempotency key under which a refusal is kept, too.
+        request_sha256: of what was asked under that key.
+
+    Raises:
+        errors.Refusal: what ``decide`` raised.
+    """
+    committed: list[Committed[T]] = yield [
+        Act(
+            actor=INIT if caller is None else caller.client.id,
+            seq=None if caller is None else caller.seq,
+            operator=None if caller is None else caller.operator,
+            decide=decide,
+            refuse=refuse(caller, request, fields, key=key, request_sha256=request_sha256),
+            reads=reads if caller is None else together(client_reads(caller), reads),
+        )
+    ]
+    (answer,) = outcomes(committed)
+    return answer
+
+
 def admitted(
     caller: Caller | None,
     request: str,
     fields: Mapping[str, Any],
     judge: Callable[[Facts, datetime], object],
-    reads: Mapping[type, Sequence[str]] | None = None,
+    reads: Reads | None = None,
 ) -> UseCase[None]:
     """Judge a caller before anything is done that no commit takes back: a key made, a signature given.
 
@@ -361,16 +400,7 @@ def admitted(
         judge(facts, at)
         return Decision(None)
 
-    committed: list[Committed[None]] = yield [
-        Act(
-            actor=INIT if caller is None else caller.client.id,
-            decide=decide,
-            refuse=refuse(caller, request, fields),
-            reads={**(reads or {}), **({} if caller is None else client_reads(caller))},
-            seq=None if caller is None else caller.seq,
-        )
-    ]
-    outcomes(committed)
+    yield from decided(caller, request, fields, decide, reads or {})
 
 
 def recorded(caller: Caller | None, request: str, fields: Mapping[str, Any], work: UseCase[T]) -> UseCase[T]:

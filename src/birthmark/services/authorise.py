@@ -31,17 +31,8 @@ from birthmark.pki.issuance import (
 from birthmark.pki.lint import permit
 from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
-from birthmark.services.acts import (
-    INIT,
-    Caller,
-    admitted,
-    client_reads,
-    live_client,
-    outcomes,
-    recorded,
-    refuse,
-)
+from birthmark.ports import Clock, Decision, Entropy, Facts, KeyStore, Scan, UseCase
+from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain, issuer_of
 
@@ -131,16 +122,9 @@ class Authorise:
 
         yield from admitted(caller, "enrol", said, judge, {Authority: (enrolment.authority,)})
         chain, certificate = yield from recorded(caller, "enrol", said, self.certify(enrolment))
-        committed: list[Committed[Client]] = yield [
-            Act(
-                actor=INIT if caller is None else caller.client.id,
-                decide=decide,
-                refuse=refuse(caller, "enrol", said),
-                reads={Authority: (enrolment.authority,)} if caller is None else client_reads(caller),
-            )
-        ]
+        client = yield from decided(caller, "enrol", said, decide, {Authority: (enrolment.authority,)})
         return Enrolled(
-            client=outcomes(committed)[0],
+            client=client,
             certificate=certificate,
             chain=tuple(authority.der for authority in chain[:-1]),
         )
@@ -216,15 +200,7 @@ class Authorise:
             said = {"client": client, "reason": reason, "certificates": serials}
             return Decision(revoked, [("client-revoked", said | {"revocation_reason": str(because)})])
 
-        committed: list[Committed[Client]] = yield [
-            Act(
-                actor=caller.client.id,
-                decide=decide,
-                refuse=refuse(caller, "revoke-client", {"client": client[:100]}),
-                reads=client_reads(caller),
-            )
-        ]
-        return outcomes(committed)[0]
+        return (yield from decided(caller, "revoke-client", {"client": client[:100]}, decide, {}))
 
     def change(
         self, caller: Caller, authority: str, status: AuthorityStatus, reason: str
@@ -245,15 +221,7 @@ class Authorise:
                 )
             return put_changed(facts, authority, status, reason)
 
-        committed: list[Committed[Authority]] = yield [
-            Act(
-                actor=caller.client.id,
-                decide=decide,
-                refuse=refuse(caller, "change-authority", {"authority": authority[:100]}),
-                reads=client_reads(caller),
-            )
-        ]
-        return outcomes(committed)[0]
+        return (yield from decided(caller, "change-authority", {"authority": authority[:100]}, decide, {}))
 
 
 def put_changed(facts: Facts, authority: str, status: AuthorityStatus, reason: str) -> Decision[Authority]:

@@ -34,8 +34,8 @@ from birthmark.floor.clients import Capability
 from birthmark.ledger.checkpoint import NOTE_LIMIT, Checkpoint, VerifierKey, decode_base64, open_note
 from birthmark.ledger.entry import canonical, parse, parse_time, time_text
 from birthmark.ledger.merkle import Edge, Frontier, leaf_hash
-from birthmark.ports import Act, Decision, Facts, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.ports import Decision, Facts, UseCase
+from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.entry_fields import number_of, text_of
 
 __all__ = [
@@ -547,14 +547,5 @@ def record_restore(caller: Caller, restored: Restored) -> UseCase[int]:
             raise errors.IllegalTransition("somebody wrote to the log before its restore was on record")
         return Decision(facts.next_leaf, [("log-restored", fields)])
 
-    committed = yield [
-        Act(
-            actor=caller.client.id,
-            seq=caller.seq,
-            decide=decide,
-            refuse=refuse(caller, "restore", {"backup_sha256": restored.backup_sha256}),
-            reads=client_reads(caller),
-        )
-    ]
-    (index,) = outcomes(committed)
-    return int(index)
+    said = {"backup_sha256": restored.backup_sha256}
+    return (yield from decided(caller, "restore", said, decide, {}))

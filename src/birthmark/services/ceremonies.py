@@ -45,19 +45,10 @@ from birthmark.pki.issuance import serial_number, sign_certificate
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.lint import permit
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Scan, UseCase
+from birthmark.ports import Clock, Decision, Entropy, Facts, KeyStore, Scan, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services import ceremony_file
-from birthmark.services.acts import (
-    INIT,
-    Caller,
-    admitted,
-    client_reads,
-    live_client,
-    outcomes,
-    recorded,
-    refuse,
-)
+from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_handover import handover_event
 from birthmark.services.ceremony_record import Record
@@ -469,16 +460,8 @@ def commit(caller: Caller | None, progress: Progress, record: Record, service: s
         entries += _changes(facts, progress)
         return Decision(Performed(row=row, authorities=progress.established), entries)
 
-    reads = {} if caller is None else dict(client_reads(caller))
-    committed: list[Committed[Performed]] = yield [
-        Act(
-            actor=INIT if caller is None else caller.client.id,
-            decide=decide,
-            refuse=refuse(caller, _REQUEST, {"ceremony": ceremony.id}),
-            reads=reads | {CeremonyRecord: (ceremony.id,)},
-        )
-    ]
-    return outcomes(committed)[0]
+    said = {"ceremony": ceremony.id}
+    return (yield from decided(caller, _REQUEST, said, decide, {CeremonyRecord: (ceremony.id,)}))
 
 
 def establish(facts: Facts, authority: Authority, at: datetime) -> Mapping[str, Any]:

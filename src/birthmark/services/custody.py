@@ -34,17 +34,8 @@ from birthmark.ledger.entry import time_text
 from birthmark.pki.attributes import SecretKind
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.possession import verify_proof
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, Store, UseCase
-from birthmark.services.acts import (
-    INIT,
-    Caller,
-    admitted,
-    client_reads,
-    live_client,
-    outcomes,
-    recorded,
-    refuse,
-)
+from birthmark.ports import Clock, Decision, Entropy, Facts, KeyStore, Look, Store, UseCase
+from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 
 __all__ = ["KeyCustody", "check_keys"]
 
@@ -398,15 +389,7 @@ def _commit(
     labels: Sequence[str],
     decide: Callable[[Facts, datetime], Decision[T]],
 ) -> UseCase[T]:
-    committed: list[Committed[T]] = yield [
-        Act(
-            actor=INIT if caller is None else caller.client.id,
-            decide=decide,
-            refuse=refuse(caller, request, said),
-            reads={KeyAsset: labels, **({} if caller is None else client_reads(caller))},
-        )
-    ]
-    return outcomes(committed)[0]
+    return (yield from decided(caller, request, said, decide, {KeyAsset: labels}))
 
 
 def _admitted(caller: Caller | None, request: str, said: Mapping[str, Any]) -> UseCase[None]:

@@ -23,16 +23,8 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.runs import Run, require_station
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Committed, Decision, Facts, UseCase
-from birthmark.services.acts import (
-    Caller,
-    answer_key,
-    client_reads,
-    earlier_answer,
-    live_client,
-    outcomes,
-    refuse,
-)
+from birthmark.ports import Decision, Facts, UseCase
+from birthmark.services.acts import Caller, answer_key, decided, earlier_answer, live_client
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import verified_licence
 
@@ -75,17 +67,9 @@ def dispose(caller: Caller, device: str, event: DeviceEvent, *, reason: str, key
         raise ValueError(f"{event} is not a disposition")
     digest = sha256(repr((str(event), device, reason)).encode()).hexdigest()
     fields: dict[str, Any] = {"hardware_id": device[:100], "reason": reason[:200]}
-    committed: list[Committed[Disposed]] = yield [
-        Act(
-            actor=caller.client.id,
-            seq=caller.seq,
-            operator=caller.operator,
-            decide=partial(_decide, caller, device, event, reason, key, digest),
-            refuse=refuse(caller, str(event), fields, key=key, request_sha256=digest),
-            reads=client_reads(caller) | {Answer: (answer_key(caller, key),), Device: (device,)},
-        )
-    ]
-    return outcomes(committed)[0]
+    decide = partial(_decide, caller, device, event, reason, key, digest)
+    reads = {Answer: (answer_key(caller, key),), Device: (device,)}
+    return (yield from decided(caller, str(event), fields, decide, reads, key=key, request_sha256=digest))
 
 
 def _decide(

@@ -12,8 +12,8 @@ from birthmark.floor.clients import Capability, Client
 from birthmark.floor.exposure import Exposed, Exposure, parse_exposure
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import time_text
-from birthmark.ports import Act, Committed, Decision, Facts, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.ports import Decision, Facts, UseCase
+from birthmark.services.acts import Caller, decided, live_client
 
 __all__ = ["clear_exposure", "close_now", "set_exposure"]
 
@@ -102,18 +102,7 @@ def _put(
         facts.put(exposure)
         return Decision(exposure, [(kind, said | _times(exposure))])
 
-    reads = client_reads(caller)
-    reads[Exposure] = [*reads.get(Exposure, ()), what]
-    committed: list[Committed[Exposure]] = yield [
-        Act(
-            actor=caller.client.id,
-            seq=caller.seq,
-            decide=decide,
-            refuse=refuse(caller, "set-exposure", said),
-            reads=reads,
-        )
-    ]
-    return outcomes(committed)[0]
+    return (yield from decided(caller, "set-exposure", said, decide, {Exposure: (what,)}))
 
 
 def _times(exposure: Exposure) -> dict[str, Any]:

@@ -31,15 +31,7 @@ from birthmark.pki.csr import vet
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import (
-    ANONYMOUS,
-    Caller,
-    client_reads,
-    live_client,
-    outcomes,
-    record_refusal,
-    refuse,
-)
+from birthmark.services.acts import ANONYMOUS, Caller, decided, live_client, outcomes, record_refusal, refuse
 from birthmark.services.authorise import Authorise, Enrolled, Enrolment, judge_enrolment, put_enrolled
 from birthmark.services.runs import authority_chain
 
@@ -136,16 +128,8 @@ class Invitations:
             entry = {"invitation": invitation.id, **said, "expires_at": time_text(invitation.expires_at)}
             return Decision(invitation, [("station-invited", entry)])
 
-        committed: list[Committed[Invitation]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=decide,
-                refuse=refuse(caller, "invite", said),
-                reads={**client_reads(caller), Authority: (guest.authority,)},
-            )
-        ]
-        return code, outcomes(committed)[0]
+        invitation = yield from decided(caller, "invite", said, decide, {Authority: (guest.authority,)})
+        return code, invitation
 
     def join(self, code: SecretBytes, csr: bytes, address: str) -> UseCase[Enrolled]:
         """Let the station in that a code invites, or answer it once more.

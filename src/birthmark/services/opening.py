@@ -31,8 +31,8 @@ from birthmark.ledger.entry import ENTRY_LIMIT, canonical, time_text
 from birthmark.pki.articles import article, subject_algorithms
 from birthmark.pki.constraints import Constraint, NegativeTest, check, negative_tests
 from birthmark.pki.profiles import Profile, ProfileKind
-from birthmark.ports import Act, Committed, Decision, Facts, Inspector, KeyStore, Look, Scan, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.ports import Decision, Facts, Inspector, KeyStore, Look, Scan, UseCase
+from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.dialogues import check_objects, labels_of, object_variables, rehearse, require_assets
 from birthmark.services.inspection import RULE, inspect_article
 from birthmark.services.runs import (
@@ -115,16 +115,9 @@ class OpenRuns:
             ready = yield from self._judge(licence, sample)
         except errors.Refusal as refusal:
             ready = refusal
-        committed: list[Committed[Run]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(_decide_open, caller, licence, proposed, ready),
-                refuse=refuse(caller, "open-run", {"run": licence.id}),
-                reads=_reads(caller, licence, ready),
-            )
-        ]
-        return outcomes(committed)[0]
+        decide = partial(_decide_open, caller, licence, proposed, ready)
+        reads = _reads(licence.id, licence, ready)
+        return (yield from decided(caller, "open-run", {"run": licence.id}, decide, reads))
 
     def approve(
         self, caller: Caller, run: str, signature: bytes, *, sample: str | None = None
@@ -156,16 +149,9 @@ class OpenRuns:
             ready = yield from self._judge(licence, sample)
         except errors.Refusal as refusal:
             ready = refusal
-        committed: list[Committed[Run]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(_decide_approve, caller, run, licence, signature, ready),
-                refuse=refuse(caller, "approve-run", {"run": run[:64]}),
-                reads=_reads(caller, licence, ready) | {Run: (run,)},
-            )
-        ]
-        return outcomes(committed)[0]
+        decide = partial(_decide_approve, caller, run, licence, signature, ready)
+        reads = _reads(run, licence, ready)
+        return (yield from decided(caller, "approve-run", {"run": run[:64]}, decide, reads))
 
     def _judge(self, licence: RunLicence, sample: str | None) -> UseCase[_Judged]:
         """Refuse a licence that cannot work, and return what shows that this one can."""
@@ -405,12 +391,11 @@ def _told(constraints: Sequence[Constraint], tests: Sequence[NegativeTest]) -> d
 
 
 def _reads(
-    caller: Caller, licence: RunLicence | None, ready: _Judged | errors.Refusal
+    run: str, licence: RunLicence | None, ready: _Judged | errors.Refusal
 ) -> dict[type, Sequence[str]]:
-    reads = client_reads(caller)
+    reads: dict[type, Sequence[str]] = {Run: (run,)}
     if licence is not None:
-        reads[Client] = [*reads[Client], licence.opened_by, *_stations(licence)]
-        reads[Run] = (licence.id,)
+        reads[Client] = (licence.opened_by, *_stations(licence))
     if isinstance(ready, _Judged):
         reads[Authority] = ready.authorities
     return reads

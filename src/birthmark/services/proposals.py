@@ -28,17 +28,8 @@ from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Realm
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki.certificates import Certificate
-from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, Scan, UseCase
-from birthmark.services.acts import (
-    Caller,
-    admitted,
-    client_reads,
-    live_client,
-    outcomes,
-    recorded,
-    refuse,
-    together,
-)
+from birthmark.ports import Decision, Entropy, Facts, Look, Scan, UseCase
+from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.authorise import Authorise, Enrolment, put_changed, put_enrolled
 from birthmark.services.two_people import require_second, require_two, verify_approval, verify_signed
 
@@ -350,16 +341,8 @@ class Proposals:
 def _act(
     caller: Caller, request: str, subject: str, decide: Callable[[Facts, datetime], Decision[T]]
 ) -> UseCase[T]:
-    committed: list[Committed[T]] = yield [
-        Act(
-            actor=caller.client.id,
-            seq=caller.seq,
-            decide=decide,
-            refuse=refuse(caller, request, {"subject": subject[:64]}),
-            reads=together(client_reads(caller), {Proposal: (subject,)}),
-        )
-    ]
-    return outcomes(committed)[0]
+    said = {"subject": subject[:64]}
+    return (yield from decided(caller, request, said, decide, {Proposal: (subject,)}))
 
 
 def _require_sense(facts: Facts, motion: Motion) -> None:

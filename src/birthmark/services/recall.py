@@ -33,8 +33,8 @@ from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import Run
 from birthmark.ledger.entry import time_text
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, Log, Look, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, record_refusal, refuse
+from birthmark.ports import Clock, Decision, Entropy, Facts, Log, Look, UseCase
+from birthmark.services.acts import Caller, decided, live_client, record_refusal
 from birthmark.services.blastradius import (
     Chosen,
     Preview,
@@ -181,16 +181,9 @@ class Recalls:
                 yield from _require_unchanged(chosen, order, None)
         except errors.Refusal as refusal:
             unready = refusal
-        committed: list[Committed[Recall]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(self._decide_propose, caller, order, signature, unready),
-                refuse=refuse(caller, "propose-recall", {"recall": order.id[:64]}),
-                reads=client_reads(caller) | {Recall: (order.id,)},
-            )
-        ]
-        return outcomes(committed)[0]
+        decide = partial(self._decide_propose, caller, order, signature, unready)
+        said = {"recall": order.id[:64]}
+        return (yield from decided(caller, "propose-recall", said, decide, {Recall: (order.id,)}))
 
     def approve(self, caller: Caller, recall: str, approval: bytes, told: Told = _silent) -> UseCase[Recall]:
         """Sign an order as the second person, and carry it out.
@@ -220,20 +213,13 @@ class Recalls:
                 yield from _require_unchanged(chosen, order, row.proposed_at)
         except errors.Refusal as refusal:
             unready = refusal
-        reads = client_reads(caller) | {Recall: (recall,)}
+        reads: dict[type, Sequence[str]] = {Recall: (recall,)}
         if chosen is not None:
             authorities = {chosen.runs[name].authority for name in chosen.issuing}
             reads |= {Run: chosen.issuing, Authority: sorted(authorities)}
-        committed: list[Committed[Recall]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(self._decide_approve, caller, recall, approval, chosen, unready),
-                refuse=refuse(caller, "approve-recall", {"recall": recall[:64]}),
-                reads=reads,
-            )
-        ]
-        return (yield from self._carry_out(caller, outcomes(committed)[0], told))
+        decide = partial(self._decide_approve, caller, recall, approval, chosen, unready)
+        row = yield from decided(caller, "approve-recall", {"recall": recall[:64]}, decide, reads)
+        return (yield from self._carry_out(caller, row, told))
 
     def resume(self, caller: Caller, recall: str, told: Told = _silent) -> UseCase[Recall]:
         """Go on with an approved recall that was broken off; what is done is not done again.
@@ -243,16 +229,9 @@ class Recalls:
             errors.IllegalTransition: it is not approved, or withdrawn.
             errors.IntegrityFailure: it is not what two people signed.
         """
-        committed: list[Committed[Recall]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(_decide_resume, caller, recall),
-                refuse=refuse(caller, "resume-recall", {"recall": recall[:64]}),
-                reads=client_reads(caller) | {Recall: (recall,)},
-            )
-        ]
-        return (yield from self._carry_out(caller, outcomes(committed)[0], told))
+        decide, said = partial(_decide_resume, caller, recall), {"recall": recall[:64]}
+        row = yield from decided(caller, "resume-recall", said, decide, {Recall: (recall,)})
+        return (yield from self._carry_out(caller, row, told))
 
     def withdraw(self, caller: Caller, recall: str, reason: str) -> UseCase[Recall]:
         """Take a proposal back before anybody approved it.
@@ -269,16 +248,8 @@ class Recalls:
             facts.put(withdrawn)
             return Decision(withdrawn, [("recall-withdrawn", {"recall": recall, "reason": reason})])
 
-        committed: list[Committed[Recall]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=decide,
-                refuse=refuse(caller, "withdraw-recall", {"recall": recall[:64]}),
-                reads=client_reads(caller) | {Recall: (recall,)},
-            )
-        ]
-        return outcomes(committed)[0]
+        said = {"recall": recall[:64]}
+        return (yield from decided(caller, "withdraw-recall", said, decide, {Recall: (recall,)}))
 
     def _decide_propose(
         self,
@@ -393,7 +364,7 @@ class Recalls:
         chosen: Chosen = yield from choose(order.selection, self._listed)
         told(row.changed, order.previewed)
         while row.status is RecallStatus.APPROVED:
-            reads = client_reads(caller) | {Recall: (row.id,)}
+            reads: dict[type, Sequence[str]] = {Recall: (row.id,)}
             if chosen.authority is not None:
                 lines = [line_of(chosen.authority)]
                 reads[Authority] = [chosen.authority.id, *(one.id for one in chosen.below)]
@@ -403,15 +374,8 @@ class Recalls:
                 certificates, cursor = page or ([], row.cursor)
                 lines = [line_of(one) for one in certificates]
                 decide = partial(_decide_page, caller, row, order, certificates, cursor)
-            committed: list[Committed[Recall]] = yield [
-                Act(
-                    actor=caller.client.id,
-                    decide=decide,
-                    refuse=refuse(caller, "carry-out-recall", {"recall": row.id}),
-                    reads=reads | {Revocation: [line.id for line in lines]},
-                )
-            ]
-            row = outcomes(committed)[0]
+            reads |= {Revocation: [line.id for line in lines]}
+            row = yield from decided(caller, "carry-out-recall", {"recall": row.id}, decide, reads)
             told(row.changed, max(order.previewed, row.changed))
         return row
 

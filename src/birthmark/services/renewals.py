@@ -15,8 +15,8 @@ from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.csr import vet
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Act, Clock, Committed, Decision, Facts, Look, UseCase
-from birthmark.services.acts import Caller, admitted, client_reads, live_client, outcomes, recorded, refuse
+from birthmark.ports import Clock, Decision, Facts, Look, UseCase
+from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.authorise import Authorise, Enrolled, Enrolment, judge_enrolment, put_enrolled
 
 __all__ = ["Renewals"]
@@ -67,18 +67,9 @@ class Renewals:
             judge_enrolment(facts, enrolment, at)
             return put_enrolled(facts, enrolment, certificate, at)
 
-        committed: list[Committed[Client]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                operator=caller.operator,
-                decide=decide,
-                refuse=refuse(caller, _REQUEST, said),
-                reads=client_reads(caller) | {Authority: (enrolment.authority,)},
-            )
-        ]
+        client = yield from decided(caller, _REQUEST, said, decide, {Authority: (enrolment.authority,)})
         return Enrolled(
-            client=outcomes(committed)[0],
+            client=client,
             certificate=certificate,
             chain=tuple(authority.der for authority in chain[:-1]),
         )

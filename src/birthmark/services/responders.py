@@ -43,15 +43,7 @@ from birthmark.ports import (
     UseCase,
     carry,
 )
-from birthmark.services.acts import (
-    Caller,
-    admitted,
-    client_reads,
-    live_client,
-    outcomes,
-    recorded,
-    refuse,
-)
+from birthmark.services.acts import Caller, admitted, decided, live_client, outcomes, recorded, refuse
 from birthmark.services.publication_alarms import PUBLICATION
 from birthmark.services.revocations import line_of
 from birthmark.services.runs import authority_chain, issuer_of
@@ -111,15 +103,8 @@ class Responders:
         yield from admitted(caller, "enrol", said, judge, {Authority: (authority,)})
         certifying = self._certify(name, authority, subject_public_key_info)
         certificate = yield from recorded(caller, "enrol", said, certifying)
-        committed: list[Committed[Certificate]] = yield [
-            Act(
-                actor=caller.client.id,
-                decide=partial(_decide, caller, name, authority, certificate),
-                refuse=refuse(caller, "enrol", said),
-                reads=client_reads(caller),
-            )
-        ]
-        return outcomes(committed)[0]
+        decide = partial(_decide, caller, name, authority, certificate)
+        return (yield from decided(caller, "enrol", said, decide, {}))
 
     def renew(self, store: Store, publication: Publication) -> int:
         """Renew what is in the last third of its life, and publish what is not published; return how many.

@@ -36,8 +36,8 @@ from birthmark.pki.issuance import Template, compile_template
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Catalogue, Profile
-from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.ports import Decision, Facts, Look, UseCase
+from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.two_people import require_two, verify_signed
 
 __all__ = [
@@ -458,16 +458,8 @@ class Runs:
             end = start + IMPORT_CHUNK
             keys = [AllowedDevice.key(allow_list, device) for device in unique[start:end]]
             entries = [("hardware-ids-imported", imported)] if end >= len(unique) else []
-            committed: list[Committed[None]] = yield [
-                Act(
-                    actor=caller.client.id,
-                    seq=caller.seq,
-                    decide=partial(_decide_import, caller, keys, entries),
-                    refuse=refuse(caller, "import-list", imported),
-                    reads=client_reads(caller) | {AllowedDevice: keys},
-                )
-            ]
-            outcomes(committed)
+            decide = partial(_decide_import, caller, keys, entries)
+            yield from decided(caller, "import-list", imported, decide, {AllowedDevice: keys})
         return allow_list
 
     def close(self, caller: Caller, run: str, reason: str) -> UseCase[Run]:
@@ -495,16 +487,7 @@ class Runs:
             }
             return Decision(closed, [("run-closed", {"run": run, "reason": reason, **counts})])
 
-        committed: list[Committed[Run]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=decide,
-                refuse=refuse(caller, "close-run", {"run": run[:64]}),
-                reads=client_reads(caller) | {Run: (run,)},
-            )
-        ]
-        return outcomes(committed)[0]
+        return (yield from decided(caller, "close-run", {"run": run[:64]}, decide, {Run: (run,)}))
 
 
 def _decide_import(

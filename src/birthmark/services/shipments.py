@@ -15,8 +15,8 @@ from birthmark import errors
 from birthmark.floor.clients import Capability
 from birthmark.floor.devices import Device, DeviceState
 from birthmark.floor.shipments import Shipped
-from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
-from birthmark.services.acts import Caller, client_reads, live_client, outcomes, refuse
+from birthmark.ports import Decision, Facts, Look, UseCase
+from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.blastradius import Told
 
 __all__ = ["Recorded", "record_shipment"]
@@ -62,18 +62,12 @@ def record_shipment(
     """
     unique = sorted(set(devices))
     unready = yield from _judge(consignment, unique)
+    said = {"consignment": consignment[:100]}
     new = known = elsewhere = done = 0
     for chunk in _chunks(unique) if unready is None else iter([()]):
-        committed: list[Committed[Recorded]] = yield [
-            Act(
-                actor=caller.client.id,
-                seq=caller.seq,
-                decide=partial(_decide, caller, consignment, chunk, unready),
-                refuse=refuse(caller, "record-shipment", {"consignment": consignment[:100]}),
-                reads=client_reads(caller) | {Device: chunk, Shipped: chunk},
-            )
-        ]
-        recorded = outcomes(committed)[0]
+        decide = partial(_decide, caller, consignment, chunk, unready)
+        reads = {Device: chunk, Shipped: chunk}
+        recorded = yield from decided(caller, "record-shipment", said, decide, reads)
         new, known = new + recorded.new, known + recorded.known
         elsewhere, done = elsewhere + recorded.elsewhere, done + len(chunk)
         told(done, len(unique))
