@@ -24,6 +24,7 @@ from birthmark.adapters.publication import PublicationDirectory, PublishedAnswer
 from birthmark.adapters.sql.database import Database
 from birthmark.adapters.sql.engines import open_database
 from birthmark.adapters.sql.realm import read_realm
+from birthmark.adapters.sql.schema import require_schema
 from birthmark.adapters.sql.servertime import agreement
 from birthmark.adapters.sql.store import SQLStore
 from birthmark.edge.application import Application, PublicApplication
@@ -371,6 +372,7 @@ def _sign_nothing(_body: bytes) -> bytes:
 
 
 def _realm(settings: Settings, database: Database) -> Realm:
+    require_schema(database.query, settings.database.url)
     realm = read_realm(database)
     if (realm.name, realm.environment) != (settings.realm.name, settings.realm.environment):
         raise errors.IntegrityFailure(

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -24,14 +24,14 @@ from birthmark import app
 from birthmark.ledger.proof import decode
 from birthmark.ports import carry
 from birthmark.services.acts import recognise
-from birthmark.services.backup import Manifest, open_backup
+from birthmark.services.backup import Manifest, describe, open_backup, write_backup
 from birthmark.services.issue import Issued, IssueRequest
 from birthmark.services.prove import Released
 from birthmark.settings import load
 from tests.edge.cli.command import Place, Said
 from tests.edge.cli.command import done as succeeded
 from tests.support.postgresql import LocalPostgreSQL
-from tests.support.realm import libpq, proof, workpiece
+from tests.support.realm import START, libpq, proof, workpiece
 
 _numbers = itertools.count(1)
 
@@ -255,8 +255,12 @@ def forged(
     database: Callable[[sqlite3.Connection], object] | None = None,
     manifest: dict[str, object] | None = None,
     honest: bool = True,
+    bare: bool = False,
 ) -> Path:
-    """Write another backup: the database changed past its triggers; the manifest agrees if ``honest``."""
+    """Write another backup: the database changed past its triggers; the manifest agrees if ``honest``.
+
+    Its triggers are there again afterwards, unless it is ``bare``.
+    """
     path = backup.with_name(f"forged{next(_numbers)}")
     with zipfile.ZipFile(backup) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -264,9 +268,12 @@ def forged(
         copy = path.with_suffix(".db")
         copy.write_bytes(members["database"])
         with closing(sqlite3.connect(copy, isolation_level=None)) as db:
-            for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+            for name, _ in triggers:
                 db.execute(f"DROP TRIGGER {name}")
             database(db)
+            for _, statement in [] if bare else triggers:
+                db.execute(statement)
         members["database"] = copy.read_bytes()
     said = json.loads(members["manifest.json"]) | (manifest or {})
     if database is not None and honest:
@@ -279,6 +286,7 @@ def forged(
     return path
 
 
+PROMOTING = "CREATE TRIGGER later AFTER INSERT ON checkpoint BEGIN UPDATE client SET role = 'officer'; END"
 FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
     "an entry": (
         {"database": lambda db: db.execute("UPDATE leaf SET entry = x'7b7d' WHERE idx = 3")},
@@ -306,6 +314,23 @@ FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
         {"database": lambda db: db.execute("UPDATE alembic_version SET version_num = '0001'")},
         "another schema",
     ),
+    "all triggers": ({"database": lambda db: None, "bare": True}, "trigger leaf_no_delete is missing"),
+    "a trigger more": (
+        {"database": lambda db: db.execute(PROMOTING)},
+        "trigger later is there, which no migration makes",
+    ),
+    "an index": (
+        {
+            "database": lambda db: (
+                db.execute("PRAGMA writable_schema = ON"),
+                db.execute(
+                    "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master"
+                    " WHERE name = 'sqlite_autoindex_client_1') WHERE name = 'sqlite_autoindex_credential_1'"
+                ),
+            )
+        },
+        "SQLite finds it damaged",
+    ),
     "the size": ({"manifest": {"log_size": 3}}, "not of the manifest's log, size and root"),
     "the root": (
         {"manifest": {"log_root": base64.b64encode(bytes(32)).decode()}},
@@ -322,10 +347,13 @@ def test_a_backup_that_was_changed_is_found_out(made: Plant, backup: Path, what:
     assert re.search(words, said.out + said.err), said
 
 
-def test_a_backup_that_was_changed_is_not_restored(made: Plant, backup: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["the last entry", "all triggers", "a trigger more"])
+def test_a_backup_that_was_changed_is_not_restored(
+    made: Plant, backup: Path, tmp_path: Path, what: str
+) -> None:
     shutil.copytree(made.directory, tmp_path / "nord")
     elsewhere = Plant(tmp_path / "nord", "sqlite", None).elsewhere()
-    said = elsewhere("restore", forged(backup, **FORGERIES["the last entry"][0]), "--accept-loss")
+    said = elsewhere("restore", forged(backup, **FORGERIES[what][0]), "--accept-loss")
     assert (said.code, "not to be trusted" in said.err) == (70, True), said
     assert not (elsewhere.directory / "birthmark.db").exists()
 
@@ -334,6 +362,81 @@ def test_a_backup_whose_parts_are_not_what_its_manifest_says_is_refused(made: Pl
     file = forged(backup, database=lambda db: db.execute("UPDATE head SET at = at + 1"), honest=False)
     said = made("backup", "verify", file, "--vkey", made.vkey)
     assert (said.code, "not what its manifest says" in said.err) == (70, True), said
+
+
+def test_a_postgresql_database_whose_schema_was_changed_is_no_backup_and_not_restored(
+    postgresql: LocalPostgreSQL, tmp_path: Path
+) -> None:
+    plant = make_plant(tmp_path, postgresql)
+    clean, file = plant.elsewhere(), tmp_path / "changed.backup"
+    settings = load(plant.settings).database
+    copies = app.copies(settings)
+    copies.copy(tmp_path / "before", lambda _done, _total: None)
+    with postgresql.connect(settings.url.rpartition("/")[2]) as db:
+        db.execute("DROP TRIGGER leaf_no_delete ON leaf")
+        db.execute("CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN END $$")
+        db.execute("CREATE TRIGGER later AFTER INSERT ON checkpoint EXECUTE FUNCTION later()")
+    refused = plant("backup", "create", "--out", file)
+    assert (refused.code, "trigger leaf leaf_no_delete is missing" in refused.err) == (70, True), refused
+    copies.copy(tmp_path / "copy", lambda _done, _total: None)
+    with (tmp_path / "copy").open("rb") as database, file.open("wb") as out:
+        reader = app.read_copy(copies.engine, tmp_path / "copy")
+        manifest, note = describe(reader, database, copies.engine, program="1", made_at=START)
+        database.seek(0)
+        write_backup(out, manifest, note, database)
+    verified = plant("backup", "verify", file)
+    assert verified.code == 1
+    for words in (
+        "leaf_no_delete is missing",
+        "trigger checkpoint later is there",
+        "function later() is there",
+    ):
+        assert words in verified.out, verified
+    said = clean("restore", file, "--accept-loss")
+    assert (said.code, "not to be trusted" in said.err) == (70, True), said
+    said = plant("check")
+    assert (said.code, "its schema was changed: trigger leaf.leaf_no_delete is missing" in said.err) == (
+        70,
+        True,
+    )
+
+
+def test_a_restore_that_ends_with_findings_leaves_nothing_in_place(either: Plant, tmp_path: Path) -> None:
+    file, change = tmp_path / "now.backup", "UPDATE client SET site = 'elsewhere'"
+    if either.cluster is None:
+        with closing(sqlite3.connect(either.directory / "birthmark.db", isolation_level=None)) as db:
+            db.execute(change)
+    else:
+        with either.cluster.connect(load(either.settings).database.url.rpartition("/")[2]) as server:
+            server.execute(change.encode())
+    either.done("backup", "create", "--out", file)
+    elsewhere = either.elsewhere()
+    for number in (1, 2):
+        said = elsewhere("restore", file, "--accept-loss", "--json")
+        assert (said.code, "nothing is in place" in said.err) == (1, True), said
+        assert said.document["check_findings"]
+        assert said.document["set_aside"].endswith(f"refused{'-' if either.cluster is None else '_'}{number}")
+        assert elsewhere("check").code in (66, 70), "nothing can be served"
+    if either.cluster is None:
+        (aside,) = elsewhere.directory.glob("birthmark.db.refused-1")
+        aside.rename(elsewhere.directory / "birthmark.db")
+        said = elsewhere("check")
+        assert (said.code, "log-restored" in json.dumps(elsewhere.entries())) == (1, True), said
+
+
+@pytest.mark.parametrize("members", [["database", "database"], ["extra"], []])
+def test_an_archive_with_other_members_is_no_backup(made: Plant, backup: Path, members: list[str]) -> None:
+    path = backup.with_name("more.backup")
+    with zipfile.ZipFile(backup) as archive, zipfile.ZipFile(path, "w") as more:
+        for name in archive.namelist():
+            if members or name != "README.txt":
+                more.writestr(name, archive.read(name))
+        for name in members:
+            twice = name in more.namelist()
+            with pytest.warns(UserWarning, match="Duplicate name") if twice else nullcontext():
+                more.writestr(name, b"something")
+    said = made("backup", "verify", path, "--vkey", made.vkey)
+    assert (said.code, "its members are not" in said.err) == (65, True), said
 
 
 def test_a_backup_of_another_log_is_not_ours(made: Plant, other: Plant, backup: Path, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ __all__ = [
 
 FORMAT = "birthmark-backup/v1"
 MANIFEST_LIMIT = 65_536
+MEMBERS = ("README.txt", "manifest.json", "checkpoint", "database")
 _CHUNK = 1 << 20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PROGRESS_EVERY = 4096
@@ -104,6 +105,10 @@ class CopyReader(Protocol):
         """Iterate over all checkpoints that are stored: (size, signed note)."""
         ...
 
+    def deviations(self) -> list[str]:
+        """Return how its schema differs from what the migrations make, and what its engine finds damaged."""
+        ...
+
 
 class DatabaseCopies(Protocol):
     """Copies a database while it is in use, and puts a copy back.
@@ -132,6 +137,9 @@ class DatabaseCopies(Protocol):
     def put_back(self, copy: Path, schema: str) -> None:
         """Make an empty database what the copy is, wholly or not at all; durable on return.
 
+        Nothing in the copy is run, and its schema is what the migrations make, provided that
+        ``CopyReader.deviations`` found nothing.
+
         Raises:
             errors.IllegalTransition: it is not empty.
             errors.MalformedRequest: the copy is none, or of a schema that this program does not know.
@@ -140,6 +148,10 @@ class DatabaseCopies(Protocol):
 
     def take_back(self) -> None:
         """Empty the database again that ``put_back`` filled."""
+        ...
+
+    def set_aside(self) -> str:
+        """Keep what ``put_back`` filled where no settings look for it; return where."""
         ...
 
 
@@ -319,6 +331,12 @@ def open_backup(source: BinaryIO) -> Iterator[Backup]:
     with _reading():
         archive = zipfile.ZipFile(source)
     with archive:
+        if sorted(names := archive.namelist()) != sorted(MEMBERS):
+            strange = [name for name in names if name not in MEMBERS or names.count(name) > 1]
+            raise errors.MalformedRequest(
+                f"the file is no backup of ours: its members are not {', '.join(MEMBERS)}"
+                + (f", as {strange[0][:40]!r} is there" if strange else "")
+            )
         manifest = Manifest.decode(_small(archive, "manifest.json", MANIFEST_LIMIT))
         checkpoint = _small(archive, "checkpoint", NOTE_LIMIT)
         if sha256(checkpoint).hexdigest() != manifest.checkpoint_sha256:
@@ -387,7 +405,8 @@ def verify(
     """Hold a backup against the log's key and what others hold of the log.
 
     1. Its key is the trusted one, and signed a checkpoint of the manifest's size and root.
-    2. The database is of the realm, schema and log that the manifest says.
+    2. The database is of the realm, schema and log that the manifest says, and its schema is what this
+       program's migrations make: no trigger less, and nothing that runs more.
     3. The tree over its leaves is the signed one.
     4. Every checkpoint in it, and every one from outside that is not newer, is a prefix of that tree.
 
@@ -412,6 +431,7 @@ def verify(
         report.findings.append("the database is of another realm than the manifest says")
     if reader.schema() != manifest.schema:
         report.findings.append("the database has another schema than the manifest says")
+    report.findings += reader.deviations()
     expected, outsiders = _expected(report, reader, key, outside)
     tree = Frontier()
     for index, digest, entry in reader.leaves():

@@ -53,6 +53,7 @@ def archive() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
         for name, data in (
+            ("README.txt", b""),
             ("manifest.json", MANIFEST.encode()),
             ("checkpoint", b"note"),
             ("database", b"12345"),

@@ -3,17 +3,24 @@
 SQLite's backup interface copies the file as of one moment while others write; ``pg_dump`` does the same for
 PostgreSQL, in its custom format, and ``pg_restore`` reads that.  Both programs are PostgreSQL's own and have
 to be installed; no password is in their arguments.
+
+Nothing that a copy of a PostgreSQL database says is run: the migrations make the schema, and only the rows of
+the tables that they make are taken over.  A copy of a SQLite database is put back as it is, after its schema
+was held against what the migrations make.
 """
 
 import io
+import itertools
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psycopg
 from alembic.config import Config
@@ -23,19 +30,25 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from birthmark import errors
-from birthmark.adapters.sql.database import failure_of
+from birthmark.adapters.sql.database import Broken, failure_of
 from birthmark.adapters.sql.log import CHECKPOINT, HEAD, LEAF
+from birthmark.adapters.sql.migrate import migrate
 from birthmark.adapters.sql.postgresql import connection_parameters
+from birthmark.adapters.sql.schema import deviations, parts_of_dump, parts_of_sqlite
 from birthmark.adapters.sql.tables import METADATA
 from birthmark.secret import SecretBytes
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
 
-__all__ = ["copies_of", "read_copy"]
+__all__ = ["copies_of", "dumped_schema", "read_copy"]
 
 _PAGES = 2048
 """How much of a SQLite file is copied at a time."""
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _PRESENT = "SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace"
+_COLUMNS = (
+    "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
+    " AND table_name <> 'alembic_version'"
+)
 
 
 def copies_of(url: str, password: SecretBytes | None = None) -> DatabaseCopies:
@@ -129,6 +142,19 @@ class _SQLiteCopies:
             for name in (self._path, *self._remains()):
                 name.unlink(missing_ok=True)
 
+    def set_aside(self) -> str:
+        with _disk(self._path):
+            aside = next(name for name in map(self._aside, itertools.count(1)) if not name.exists())
+            self._path.rename(aside)
+            for name in self._remains():
+                if name.exists():
+                    name.rename(f"{aside}{str(name).removeprefix(str(self._path))}")
+            _synchronise(self._path.parent)
+        return str(aside)
+
+    def _aside(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.refused-{number}")
+
 
 def _synchronise(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
@@ -178,6 +204,12 @@ class _SQLiteReader:
         for row in self._rows("SELECT size, note FROM checkpoint ORDER BY size"):
             yield _typed(row, int, str)
 
+    def deviations(self) -> list[str]:
+        found = deviations("sqlite", parts_of_sqlite(self._rows), self.schema())
+        # An index that does not hold what its table does answers a look-up by key with nothing.
+        said = [str(row[0]) for row in self._rows("PRAGMA integrity_check(3)")]
+        return found if said == ["ok"] else [*found, *(f"SQLite finds it damaged: {one}" for one in said)]
+
 
 def _typed(row: tuple[Any, ...], *types: type) -> tuple[Any, ...]:
     """Return a row whose values are of these types: a copy may come from anybody."""
@@ -200,14 +232,14 @@ class _PostgreSQLCopies:
     engine = Engine.POSTGRESQL
 
     def __init__(self, url: str, password: SecretBytes | None) -> None:
+        self._url = url
         self._parameters = connection_parameters(url)
         self._password = password
 
     def copy(self, out: Path, told: Callable[[int, int], None]) -> None:
         told(0, 1)
-        self._run(
-            "pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--file={out}", self._target()
-        )
+        options = ("--format=custom", "--encoding=UTF8", "--no-owner", "--no-privileges")
+        self._run("pg_dump", *options, f"--file={out}", self._target())
         told(1, 1)
 
     def require_empty(self) -> None:
@@ -221,15 +253,56 @@ class _PostgreSQLCopies:
     def put_back(self, copy: Path, schema: str) -> None:
         _require_known(schema)
         self.require_empty()
-        options = ("--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges")
-        self._run("pg_restore", *options, self._target(), str(copy))
+        try:
+            migrate(self._url, self._password, revision=schema)
+            with self._connected() as db, db.transaction():
+                db.execute("SET LOCAL client_encoding = 'UTF8'")
+                self._load(db, copy)
+        except BaseException:
+            self.take_back()
+            raise
+
+    def _load(self, db: psycopg.Connection[Any], copy: Path) -> None:
+        columns: dict[str, set[str]] = defaultdict(set)
+        for table, column in db.execute(_COLUMNS.encode()):
+            columns[table].add(column)
+        with _printed("--data-only", str(copy)) as script:
+            missing = set(columns)
+            for table, named in _blocks(script, columns):
+                if table not in missing:
+                    raise errors.MalformedRequest(f"the copy of the database has table {table} twice")
+                missing.remove(table)
+                try:
+                    with db.cursor().copy(_copy_statement(table, named)) as into:
+                        for piece in _pieces(script):
+                            into.write(piece)
+                except psycopg.Error as cause:
+                    meant = failure_of(cause)
+                    if isinstance(meant, Broken):
+                        raise errors.MalformedRequest(
+                            f"table {table} in the copy is not fit: {meant}"
+                        ) from cause
+                    raise meant from cause
+        if missing:
+            raise errors.MalformedRequest(f"the copy of the database lacks table {min(missing)}")
 
     def take_back(self) -> None:
-        names = [*(table.name for table in METADATA.sorted_tables), "alembic_version"]
         with self._connected() as db, db.transaction():
-            for name in names:
-                db.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(sql.Identifier(name)))
-            db.execute("DROP FUNCTION IF EXISTS append_only() CASCADE")
+            for name in _TABLES:
+                db.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(sql.Identifier("public", name)))
+            db.execute("DROP FUNCTION IF EXISTS public.append_only() CASCADE")
+
+    def set_aside(self) -> str:
+        with self._connected() as db, db.transaction():
+            schemas = {name for (name,) in db.execute("SELECT nspname FROM pg_catalog.pg_namespace")}
+            aside = next(name for name in map("refused_{}".format, itertools.count(1)) if name not in schemas)
+            to = sql.Identifier(aside)
+            db.execute(sql.SQL("CREATE SCHEMA {}").format(to))
+            for name in _TABLES:
+                table = sql.Identifier("public", name)
+                db.execute(sql.SQL("ALTER TABLE IF EXISTS {} SET SCHEMA {}").format(table, to))
+            db.execute(sql.SQL("ALTER FUNCTION public.append_only() SET SCHEMA {}").format(to))
+        return f"schema {aside}"
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -262,6 +335,77 @@ class _PostgreSQLCopies:
 def _said(output: bytes) -> str:
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
     return lines[0].removeprefix("pg_dump: ").removeprefix("pg_restore: ") if lines else "it does not say why"
+
+
+_TABLES = (*(table.name for table in METADATA.sorted_tables), "alembic_version")
+_BLOCK = re.compile(rb'COPY public\."?(\w+)"? \(([\w", ]+)\) FROM stdin;\n')
+
+
+@contextmanager
+def _printed(*arguments: str) -> Iterator[IO[bytes]]:
+    """Yield what ``pg_restore`` makes of a copy: SQL, which nobody here runs.
+
+    Raises:
+        errors.MalformedRequest: it is no copy, or damaged; not before all was read.
+    """
+    with subprocess.Popen(  # noqa: S603  # PostgreSQL's own program, found on PATH
+        [_program("pg_restore"), "--no-owner", "--no-privileges", "--file=-", *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            if process.stdout is None:
+                raise RuntimeError("its output was asked for")
+            yield process.stdout
+            if process.stdout.read(1) or process.wait() != 0:
+                raise errors.MalformedRequest("the copy of the database cannot be read")
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+def dumped_schema(copy: Path) -> Iterator[str]:
+    """Iterate over the lines of the schema in what ``pg_dump`` wrote.
+
+    Raises:
+        errors.MalformedRequest: it is none.
+    """
+    with _printed("--schema-only", str(copy)) as script:
+        text = io.TextIOWrapper(script, encoding="utf-8", errors="backslashreplace", newline="\n")
+        yield from (line.rstrip("\n") for line in _lines(text))
+
+
+def _blocks(script: IO[bytes], columns: Mapping[str, set[str]]) -> Iterator[tuple[str, list[str]]]:
+    """Iterate over the tables of these names; rows have to be read before the next one is asked for."""
+    while line := script.readline(_LONGEST_ROW):
+        block = _BLOCK.fullmatch(line)
+        table = "" if block is None else block[1].decode("ascii", "replace")
+        if block is not None and table in columns:
+            named = [name.strip('" ') for name in block[2].decode("ascii", "replace").split(",")]
+            if sorted(named) != sorted(columns[table]):
+                raise errors.MalformedRequest(
+                    f"table {table} in the copy has other columns than it must have"
+                )
+            yield table, named
+        elif line.startswith(b"COPY "):  # a table that somebody added
+            for _ in _pieces(script):
+                pass
+
+
+def _pieces(script: IO[bytes]) -> Iterator[bytes]:
+    """Iterate over the rows of a block, long ones in pieces."""
+    begins = True
+    while piece := script.readline(_LONGEST_ROW):
+        if begins and piece == b"\\.\n":
+            return
+        yield piece
+        begins = piece.endswith(b"\n")
+    raise errors.MalformedRequest("the copy of the database is cut off")
+
+
+def _copy_statement(table: str, columns: list[str]) -> sql.Composed:
+    return sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier("public", table), sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
 
 
 _LONGEST_ROW = 1 << 20
@@ -334,6 +478,9 @@ class _PostgreSQLReader:
     def checkpoints(self) -> Iterator[tuple[int, str]]:
         for size, note in self._rows(CHECKPOINT.table, "size", "note"):
             yield _integer(size), note
+
+    def deviations(self) -> list[str]:
+        return deviations("dump", parts_of_dump(dumped_schema(self._path)), self.schema())
 
 
 def _size(leaf: tuple[int, bytes, bytes]) -> int:

@@ -49,8 +49,8 @@ def _failures() -> Iterator[None]:
         raise meant from cause
 
 
-def migrate(url: str, password: SecretBytes | None = None) -> None:
-    """Run all migrations that the database has not seen.
+def migrate(url: str, password: SecretBytes | None = None, *, revision: str = "head") -> None:
+    """Run all migrations that the database has not seen, up to this one.
 
     Raises:
         errors.MalformedRequest: the url is none.
@@ -62,7 +62,7 @@ def migrate(url: str, password: SecretBytes | None = None) -> None:
     try:
         with _failures(), _engine(url, password).connect() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             connection.commit()
     except CommandError as cause:
         raise errors.IntegrityFailure(f"database: the schema is not one of ours: {cause}") from cause

@@ -2,7 +2,7 @@
 
 ``verify`` needs no database.  A restore is refused if the backup contradicts itself or what others hold, if
 anything is there already, or if entries are missing and nobody said that this is accepted; until the restored
-log has said so itself, it is undone when anything goes wrong.
+log has said so itself, it is undone when anything goes wrong, and what has findings is not left in place.
 """
 
 import os
@@ -192,41 +192,51 @@ def restore(
         missing=verified.missing,
     )
     undo = _Undo(session=session, settings=settings, as_directory=as_directory, copies=copies)
-    index, report = undo.unless_recorded(loaded, restored)
+    index, report, aside = undo.unless_proved(loaded, restored)
     told: dict[str, object] = {
         **_shown(manifest),
         **_told(verified),
         "backup_sha256": digest,
         "log_restored": index,
         "check_findings": report.findings,
+        **({} if aside is None else {"set_aside": aside}),
         "ok": report.ok,
     }
     _show(told, as_json=as_json)
+    if aside is not None:
+        printing.warn(f"nothing is in place: what was restored has findings, and was set aside: {aside}")
     raise typer.Exit(0 if report.ok else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Undo:
-    """What was put back goes again, unless its own log says that it was restored."""
+    """What was put back goes again, unless its log says so; and is not left in place unless all agrees."""
 
     session: Session
     settings: Path
     as_directory: Path | None
     copies: DatabaseCopies
 
-    def unless_recorded(self, loaded: Settings, restored: Restored) -> tuple[int, Report]:
-        """Bring what was put back to this program's schema and on record; return the entry and the check."""
+    def unless_proved(self, loaded: Settings, restored: Restored) -> tuple[int, Report, str | None]:
+        """Bring what was put back to this program's schema and on record, and check it.
+
+        Returns:
+            the entry, what the check found, and where what has findings lies now.
+        """
         recorded = False
         try:
             self.session.factory().migrate(loaded.database)
             with self.session.acting(self.settings, self.as_directory) as (application, operator):
                 index = carry(application.store, record_restore(operator.caller, restored))
                 recorded = True
-                return index, _checked(application)
+                report = _checked(application)
         except BaseException:
-            if not recorded:
+            if recorded:
+                self.copies.set_aside()
+            else:
                 self.copies.take_back()
             raise
+        return index, report, None if report.ok else self.copies.set_aside()
 
 
 def _checked(application: Application) -> Report:
