@@ -68,7 +68,8 @@ def test_a_role_may_do_what_the_table_says_and_nothing_else(role: Role, capabili
     if capability in CAPABILITIES[role]:
         require(client, CREDENTIAL, capability)
         return
-    with pytest.raises(errors.NotPermitted, match=f"may not {capability}: a {role} does not have it"):
+    article = "an" if role in (Role.OPERATOR, Role.OFFICER, Role.AUDITOR) else "a"
+    with pytest.raises(errors.NotPermitted, match=f"may not {capability}: {article} {role} does not have it"):
         require(client, CREDENTIAL, capability)
 
 

@@ -36,6 +36,12 @@ def test_what_is_refused_says_when_there_will_be_a_token_and_then_there_is_one()
     take(bucket, NAME, slow, START + timedelta(seconds=30))
 
 
+def test_one_request_is_one() -> None:
+    slow = Rate(per_minute=1, burst=1)
+    with pytest.raises(errors.RateLimited, match="station:ST01 may make 1 request a minute, 1 at once"):
+        take(spent(None, slow, START, 1), NAME, slow, START)
+
+
 def test_time_that_goes_back_gives_nothing() -> None:
     bucket = spent(None, RATE, START, 3)
     with pytest.raises(errors.RateLimited):

@@ -301,6 +301,17 @@ def test_a_renewed_certificate_is_as_long_as_the_one_before_and_for_a_new_key(ga
     assert gate.findings() == []
 
 
+def test_the_key_of_another_client_is_no_new_key(gate: Gate) -> None:
+    """One key under two names is one holder under two names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    gate.join(gate.invite(), csr(key))
+    other = gate.line.service.carry(recognise(gate.join(gate.invite("ST06")).certificate.der))
+    with pytest.raises(errors.PolicyRefused, match="a key that another client has") as refused:
+        gate.renew(other, csr(key))
+    assert refused.value.rule == "new-key"
+    assert gate.line.entries()[-1]["kind"] == "refused"
+
+
 def test_the_key_that_a_client_has_is_no_new_key(gate: Gate) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     caller = gate.line.service.carry(recognise(gate.join(gate.invite(), csr(key)).certificate.der))

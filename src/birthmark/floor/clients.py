@@ -229,7 +229,10 @@ def require(client: Client, credential: Credential, capability: Capability) -> N
     if client.status is not ClientStatus.ACTIVE or credential.status is not ClientStatus.ACTIVE:
         raise errors.Unauthenticated(f"{client.id} was revoked")
     if capability not in CAPABILITIES[client.role]:
-        raise errors.NotPermitted(f"{client.id} may not {capability}: a {client.role} does not have it")
+        article = "an" if client.role[0] in "aeiou" else "a"
+        raise errors.NotPermitted(
+            f"{client.id} may not {capability}: {article} {client.role} does not have it"
+        )
 
 
 def check_name(what: str, name: str, *, longest: int = 64) -> str:

@@ -65,7 +65,8 @@ def take(bucket: Bucket | None, name: str, rate: Rate, at: datetime) -> Bucket:
         missing = _WHOLE - left
         seconds = -(-missing * 60 // (rate.per_minute * _WHOLE))
         raise errors.RateLimited(
-            f"{name.partition('/')[2]} may make {rate.per_minute} requests a minute, {rate.burst} at once",
+            f"{name.partition('/')[2]} may make {rate.per_minute} request{'s'[: rate.per_minute != 1]}"
+            f" a minute, {rate.burst} at once",
             retry_after=seconds,
         )
     return Bucket(id=name, thousandths=left - _WHOLE, at=at)

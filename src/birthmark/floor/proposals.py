@@ -113,7 +113,8 @@ def require_fresh(proposed_at: datetime | None, at: datetime, what: str) -> None
     Raises:
         errors.IllegalTransition: it ended.
     """
+    said = what if what.startswith("proposal ") else f"the proposal of {what}"
     if proposed_at is not None and at >= proposed_at + PROPOSAL_LIFE:
         raise errors.IllegalTransition(
-            f"the proposal of {what} ended at {time_text(proposed_at + PROPOSAL_LIFE)}: propose it again"
+            f"{said} ended at {time_text(proposed_at + PROPOSAL_LIFE)}: propose it again"
         )

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
-from birthmark.floor.clients import Capability, Client
+from birthmark.floor.clients import Capability, Client, Credential
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.csr import vet
 from birthmark.pki.profiles import Catalogue
-from birthmark.ports import Clock, Decision, Facts, Look, UseCase
+from birthmark.ports import Clock, Decision, Facts, Look, Scan, UseCase
 from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.authorise import Authorise, Enrolled, Enrolment, judge_enrolment, put_enrolled
 
@@ -46,7 +46,8 @@ class Renewals:
         Raises:
             errors.MalformedRequest: it is no request.
             errors.NotPermitted: the caller's role may not.
-            errors.PolicyRefused: the key is not a new one (rule ``new-key``), or none the profile allows.
+            errors.PolicyRefused: the key is not a new one, or another client's (rule ``new-key``), or none
+                the profile allows.
             errors.RateLimited: it renews too often.
         """
         said = {"client": caller.client.id}
@@ -83,6 +84,9 @@ class Renewals:
             raise errors.PolicyRefused(
                 "new-key", "the request is for the key that the client has: make a new one"
             )
+        others: list[Credential] = yield Scan(kind=Credential, where={})
+        if any(spki in one.der for one in others if one.client != client.id):
+            raise errors.PolicyRefused("new-key", "the request is for a key that another client has")
         life = current.not_after - current.not_before
         whole = profile.validity
         ends = None if whole is None or life >= whole - timedelta(seconds=1) else self._clock.now() + life

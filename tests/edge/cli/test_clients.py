@@ -236,3 +236,18 @@ def test_an_authority_is_suspended_resumed_and_retired(realm: Place) -> None:
     realm.done("authority", "retire", "issuing-1", "--reason", "old")
     assert realm("authority", "resume", "issuing-1", "--reason", "no").code == 1
     assert realm("authority", "show", "none").code == 66
+
+
+def test_who_has_a_request_and_no_certificate_is_told_to_fetch_it(realm: Place, tmp_path: Path) -> None:
+    out = tmp_path / "lena"
+    done("operator", "request", "lena", "--out", out)
+    said = realm("station", "revoke", "ST01", "--reason", "x", "--as", out)
+    assert said.code == 66
+    assert f"fetch the certificate first (birthmark operator fetch lena --out {out})" in said.err
+
+
+def test_a_time_with_too_many_digits_is_called_too_long(realm: Place) -> None:
+    what = ("exposure", "open", "station:ST01", "--reason", "x", "--for")
+    said = realm(*what, "99999999h")
+    assert said.code == 65
+    assert "99999999h is too long" in said.err

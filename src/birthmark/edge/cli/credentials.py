@@ -30,6 +30,7 @@ from birthmark.services.authorise import Enrolled
 __all__ = [
     "DIRECTORY_MODE",
     "PRIVATE_MODE",
+    "REQUEST",
     "Credential",
     "PrivateKey",
     "Service",
@@ -47,6 +48,8 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PRIVATE_MODE = 0o400
 """Of a file that holds a secret."""
 PUBLIC_MODE = 0o644
+REQUEST = "request.csr"
+"""What a person who was not let in yet has beside the key."""
 DIRECTORY_MODE = 0o700
 
 
@@ -99,7 +102,15 @@ def read(directory: Path) -> Credential:
         errors.NotPermitted: others than its owner can read the private key.
         errors.MalformedRequest: a file is not what it should be.
     """
-    found = read_station_directory(directory)
+    try:
+        found = read_station_directory(directory)
+    except errors.NotFound as missing:
+        if not (directory / REQUEST).is_file():
+            raise
+        raise errors.NotFound(
+            f"{directory} has a request and no certificate yet: fetch the certificate first"
+            f" (birthmark operator fetch {directory.name} --out {directory})"
+        ) from missing
     passphrase = None if found.passphrase is None else found.passphrase.reveal()
     key = load_pem_private_key(found.private_key.reveal(), passphrase)
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):

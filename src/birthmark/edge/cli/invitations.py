@@ -32,6 +32,8 @@ from birthmark.settings import Settings
 __all__ = ["duration", "stations"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LONGEST = 6
+"""Digits of a number of them."""
 
 
 def duration(text: str) -> timedelta:
@@ -40,9 +42,11 @@ def duration(text: str) -> timedelta:
     Raises:
         errors.MalformedRequest: it is not that.
     """
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    found = re.fullmatch(r"([0-9]+)([smhd])", text)
     if found is None:
         raise errors.MalformedRequest(f"how long is written like 30m, 8h or 2d, not {text[:50]!r}")
+    if len(found[1]) > _LONGEST:
+        raise errors.MalformedRequest(f"{text[:50]} is too long: at most {_LONGEST} digits and a unit")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 

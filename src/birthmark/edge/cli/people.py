@@ -41,8 +41,6 @@ from birthmark.services.runs import authority_chain
 
 __all__ = ["operators"]
 
-REQUEST = "request.csr"
-
 
 def _person(text: str) -> Role:
     if text not in PEOPLE:
@@ -200,8 +198,8 @@ def request(name: Name, *, out: Out) -> None:
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     out.mkdir(mode=credentials.DIRECTORY_MODE, exist_ok=True)
     credentials.write_new_file(out / "station.key", credentials.private_pem(key), credentials.PRIVATE_MODE)
-    credentials.write_new_file(out / REQUEST, csr.public_bytes(Encoding.PEM).decode("ascii"))
-    printing.line(f"send {out / REQUEST} to an officer; {out / 'station.key'} stays here")
+    credentials.write_new_file(out / credentials.REQUEST, csr.public_bytes(Encoding.PEM).decode("ascii"))
+    printing.line(f"send {out / credentials.REQUEST} to an officer; {out / 'station.key'} stays here")
 
 
 @operators.command()
