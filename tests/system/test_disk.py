@@ -134,6 +134,38 @@ def test_a_disk_that_fails_while_a_service_works_is_told_to_every_client(tmp_pat
         realm.check()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_service_that_starts_on_a_full_disk_says_so_and_begins_when_there_is_room(
+    tmp_path: Path, processes: int
+) -> None:
+    copied = copy_realm(tmp_path / "realm")
+    with small_disk("8m") as disk:
+        (disk.path / "line.db").write_bytes((copied.path / "birthmark.db").read_bytes())
+        realm = copied.listening_on(free_port(), url=f'"sqlite:///{disk.path}/line.db"')
+        server = Server(realm=realm, processes=processes)
+
+        def held() -> int:
+            return sum("held from the start: database: " in event["event"] for event in server.events())
+
+        try:
+            with disk.full():
+                server.start(ready=False)
+                assert until(lambda: held() == processes, 60), server.told()
+                assert server.stop() == 0, "told to stop it does"
+                server.start(ready=False)
+                assert until(lambda: held() == 2 * processes, 60), server.told()
+            server.wait_ready()
+            assert "died" not in server.told()
+            with Http(server.address, tls_context(realm.station())) as station:
+                key, body = asked("ROOM-1")
+                issued = station.post(ISSUE, body).json
+                assert station.post("/v1/prove", signed(issued, key)).status == 200
+            assert server.stop() == 0
+        finally:
+            server.kill()
+        realm.check()
+
+
 # --- PostgreSQL ---
 
 

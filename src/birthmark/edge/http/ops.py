@@ -114,8 +114,11 @@ def readiness(board: Board, table: OpsPlane, now: float) -> Readiness:
     parts: dict[str, str] = {}
     processes = []
     for desk in board.desks:
-        why = _silent(desk, table)
-        noted = desk.noted() if desk in stations else None
+        noted = desk.noted()
+        # A process that waits for its database has not looked, and has left only what it waits for.
+        waits = "" if noted is None else noted.get("waits", "")
+        why = waits or _silent(desk, table)
+        noted = noted if desk in stations and not waits else None
         if desk in stations and desk.pid:
             unseen, part = _unseen(desk, table, noted, now)
             if part:
@@ -184,7 +187,7 @@ def _processes(board: Board) -> Iterator[Family]:
 
 def _latest(board: Board) -> dict[str, Any] | None:
     """Return what the process that looked last has found."""
-    found = [noted for desk in board.desks if (noted := desk.noted()) is not None]
+    found = [noted for desk in board.desks if (noted := desk.noted()) is not None and "waits" not in noted]
     return max(found, key=lambda noted: noted["monotonic"], default=None)
 
 

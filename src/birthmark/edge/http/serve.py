@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import uvicorn
 
 from birthmark import errors
 from birthmark.edge import hardening
-from birthmark.edge.application import Application, Factory
+from birthmark.edge.application import Application, Factory, PublicApplication
 from birthmark.edge.http.board import Board, Desk
 from birthmark.edge.http.direct import public_protocol
 from birthmark.edge.http.enrolment import anonymous_context, create_enrolment_app
@@ -53,10 +53,13 @@ log = logging.getLogger(__name__)
 
 _Seen = tuple[type[errors.Refusal], str, bytes]
 """Class and text of a refusal, and the certificate (DER) of who got it."""
+_Built = TypeVar("_Built", Application, PublicApplication)
 BACKLOG = 512
 DISTINCT_REFUSALS = 100
 FLUSH_SECONDS = 1.0
 RESTART_SECONDS = 0.5
+RETRY_SECONDS = 2.0
+"""How often a process that begins tries again what is away: its database, say."""
 HASTY_SECONDS = 10.0
 """A process that gives up sooner after its start has not served."""
 BEAT_TICKS = 10
@@ -127,7 +130,8 @@ def serve(
         public=Plane.PUBLIC in served,
     )
     if len(begun) == 1 and not isinstance(settings.key_store_table, TokenKeys):
-        begun[0]()
+        with suppress(KeyboardInterrupt):  # told to stop before it could listen for that
+            begun[0]()
         return 0
     # A process whose token never comes back from a call ends, and somebody has to start another.
     return _supervise(begun)
@@ -162,12 +166,35 @@ def _start(
     if (why_not := hardening.lock()) is not None:
         log.warning("%s", why_not)
     desk.take()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server takes its signals itself
     spans = _spans(settings)
     try:
         run(factory(), settings, listener, Meter(desk, spans))
     finally:
         if spans is not None:
             spans.close()
+
+
+def _when_it_can(build: Callable[[], _Built], meter: Meter) -> _Built:
+    """Build an application as soon as what it needs is there; until then the line is held.
+
+    A disk that is full, a database server that is away: the same, and said in the same words, as when it
+    happens later.  Nothing is listened to meanwhile; who connects waits.
+
+    Raises:
+        errors.Refusal: it cannot be built, and waiting does not mend it.
+    """
+    told = ""
+    while True:
+        try:
+            return build()
+        except errors.Unavailable as away:
+            meter.desk.beat()
+            meter.desk.note({"waits": str(away)})
+            if str(away) != told:
+                told = str(away)
+                log.error("the line is held from the start: %s", told)  # noqa: TRY400  # told, not traced
+        time.sleep(RETRY_SECONDS)
 
 
 def _spans(settings: Settings) -> "Tracing | None":
@@ -203,7 +230,7 @@ def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: M
     """Build the application and serve it on the socket until told to stop."""
     plane = settings.station_plane
     allow_descriptors(plane.max_connections)
-    application = factory.build(settings, observer=meter)
+    application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
     _require_log_key(application)
     application.watch_keys()
     refusals, note_refused = _refused_handshakes(application, meter)
@@ -252,7 +279,7 @@ def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket
     """Build the application and let stations in on the socket until told to stop."""
     table, plane = settings.enrolment_plane, settings.station_plane
     allow_descriptors(table.max_connections)
-    application = factory.build(settings, observer=meter)
+    application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
     _require_log_key(application)
     application.watch_keys()
     refusals, note_refused = _refused_handshakes(application, meter)
@@ -290,7 +317,7 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket, m
     """Build what the public plane needs and serve it on the socket until told to stop."""
     table = settings.public_plane
     allow_descriptors(table.max_connections)
-    application = factory.build_public(settings)
+    application = _when_it_can(lambda: factory.build_public(settings), meter)
     limits = Limits(
         connections=table.max_connections,
         per_address=table.max_connections_per_address,
