@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.support.checkers.running import ROOT, ask_peer
 from tests.support.programs import missing, need
-from tests.support.server import Http, RealmDirectory, Server, copy_realm, tls_context, until
+from tests.support.server import Http, RealmDirectory, Server, copy_realm, free_port, tls_context, until
 from tests.system.test_flood import MOST_THREADS, kilobytes, line, sockets, threads
 
 SUITES = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
@@ -36,10 +36,35 @@ def realm(tmp_path_factory: pytest.TempPathFactory) -> RealmDirectory:
     return copy_realm(tmp_path_factory.mktemp("tls") / "realm")
 
 
+ENROLMENT = free_port()
+"""Where the enrolment plane is; the ops plane and the public one speak no TLS."""
+
+
 @pytest.fixture(scope="module")
 def server(realm: RealmDirectory) -> Iterator[Server]:
+    with realm.settings.open("a", encoding="utf-8") as settings:
+        settings.write(f"\n[enrolment-plane]\nport = {ENROLMENT}\n")
     with Server(realm=realm) as running:
         yield running
+
+
+@pytest.fixture(params=["station", "enrolment"])
+def scanned(server: Server, request: pytest.FixtureRequest) -> int:
+    """Return the port of a plane; the enrolment plane finishes handshakes only while somebody is invited."""
+    if request.param == "station":
+        return server.realm.port
+    server.realm.run("station", "invite", "ST60", "--site", "Graz", "--line", "L1", "--for", "1h")
+    context = tls_context(None, root=server.realm.path / "root.crt")
+
+    def opens() -> bool:
+        try:
+            with Http(("127.0.0.1", ENROLMENT), context) as client:
+                return client.get("/v1/root").status != 0
+        except OSError:
+            return False
+
+    assert until(opens, 30)
+    return ENROLMENT
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +91,9 @@ def refused(realm: RealmDirectory) -> int:
 # --- scanners -----------------------------------------------------------------------------------------------
 
 
-def test_sslyze_finds_tls_1_3_with_its_aead_suites_and_nothing_else(server: Server, tmp_path: Path) -> None:
+def test_sslyze_finds_tls_1_3_with_its_aead_suites_and_nothing_else(
+    server: Server, scanned: int, tmp_path: Path
+) -> None:
     """It shows a station's certificate, so it sees what a station sees.
 
     SSL 2 it does not try: it calls a server that answers with an alert a fault of its own.
@@ -79,7 +106,7 @@ def test_sslyze_finds_tls_1_3_with_its_aead_suites_and_nothing_else(server: Serv
         "--certinfo", "--certinfo_ca_file", str(home / "root.crt"),
         "--sslv3", "--tlsv1", "--tlsv1_1", "--tlsv1_2",
         "--tlsv1_3", "--early_data", "--resum", "--compression", "--heartbleed", "--openssl_ccs", "--robot",
-        "--elliptic_curves", "--json_out", str(found), f"127.0.0.1:{server.realm.port}",
+        "--elliptic_curves", "--json_out", str(found), f"127.0.0.1:{scanned}",
     ]  # fmt: skip
     subprocess.run(command, check=False, capture_output=True, timeout=100)
     (scan,) = json.loads(found.read_text(encoding="utf-8"))["server_scan_results"]
@@ -109,14 +136,14 @@ def test_sslyze_finds_tls_1_3_with_its_aead_suites_and_nothing_else(server: Serv
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_testssl_finds_nothing_worse_than_what_a_private_authority_has(
-    server: Server, tmp_path: Path
+    server: Server, scanned: int, tmp_path: Path
 ) -> None:
     """It has no certificate to show: it sees what anybody sees up to the point where one is demanded."""
     program, found = need("testssl", "testssl.sh"), tmp_path / "found.json"
     command = [
         program, "--nodns", "none", "--quiet", "--warnings", "off", "--color", "0", "--add-ca",
         str(server.realm.station() / "root.crt"), "--jsonfile", str(found),
-        "-p", "-f", "-P", "-S", "-s", "-U", f"127.0.0.1:{server.realm.port}",
+        "-p", "-f", "-P", "-S", "-s", "-U", f"127.0.0.1:{scanned}",
     ]  # fmt: skip
     environment = {**os.environ, "TERM": "dumb"}
     subprocess.run(
