@@ -515,6 +515,7 @@ def test_what_no_entry_speaks_of_cannot_be_found(tmp_path: Path) -> None:
         line.url,
         ("UPDATE attempt SET challenge = zeroblob(32)", ()),
         ("DELETE FROM answer", ()),
+        ("INSERT INTO bucket VALUES ('run/R1', 1000000, 0)", ()),
         ("UPDATE authority SET key_label = 'other' WHERE id = 'issuing-1'", ()),
         ("UPDATE client SET last_seq = 99 WHERE id = 'station:ST01'", ()),
         ("INSERT INTO allowed_device VALUES ('stray/serial:D9')", ()),

@@ -6,10 +6,11 @@ by field.  What does not agree is a *finding*; what an auditor should ask about 
 numbers) is a *note*.
 
 No entry speaks of these, so a change to them alone is not found: the challenge of an attempt before its
-release, the answers kept under idempotency keys, an authority's key label, the lines of a list of hardware
-ids that no run names and no finished import left, a client's last request number when it is too high, and
-the hashes of the log's edge beside its head (what is signed over changed ones contradicts the log).  Somebody
-who also holds the log's key can write another history: what contradicts that are the checkpoints of others.
+release, the answers kept under idempotency keys, the buckets of rates, an authority's key label, the lines of
+a list of hardware ids that no run names and no finished import left, a client's last request number when it
+is too high, and the hashes of the log's edge beside its head (what is signed over changed ones contradicts
+the log).  Somebody who also holds the log's key can write another history: what contradicts that are the
+checkpoints of others.
 """
 
 import json

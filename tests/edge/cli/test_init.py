@@ -1,6 +1,7 @@
 """A realm is made whole or not at all (SPEC A1, A2, B1, B2, H6)."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -147,7 +148,8 @@ def test_the_authorities_of_a_test_realm_say_so_and_production_does_not(
 ) -> None:
     production = tmp_path / "real"
     papers = papers_of(tmp_path)
-    done("init", production, *NAMES, "--environment", "production", "--development-keys", *papers)
+    made = done("init", production, *NAMES, "--environment", "production", "--development-keys", *papers)
+    assert re.search(r"birthmark run open .* --as operators/\w+$", made.out, re.MULTILINE)
     assert "TEST" in subject(made_realm / "root.crt")
     assert "TEST" in Place(made_realm).done("authority", "show", "issuing-1").out
     assert "TEST" not in subject(production / "root.crt")

@@ -284,6 +284,7 @@ def _say(made: Made, *, own_root: bool, generated_root: bool) -> None:
     if not own_root:
         root = "Lock the offline key folders away again; the service never needs them."
     station = f" --station {made.stations[0]}" if made.stations else " --bootstrap-only"
+    who = f" --as operators/{made.operators[0]}" if len(made.operators) > 1 else ""
     printing.line(
         f"""
 Next:
@@ -291,6 +292,6 @@ Next:
   2. Keep the log's key ({place / "log.vkey"}) with somebody else than this machine: an auditor brings it.
   3. cd {place}
      birthmark config check
-     birthmark run open RUN-1 --product PRODUCT --quantity 10{station} --hardware-id-kind vin --hours 8
+     birthmark run open RUN-1 --product PRODUCT --quantity 10{station} --hardware-id-kind vin --hours 8{who}
      birthmark serve"""
     )
