@@ -88,6 +88,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "edge/cli/hierarchy.py:only_authority",
         "edge/station/ownkeys.py:public_key_info",
         "edge/station/ownkeys.py:request_for",
+        "edge/station/bodies.py:segment",
     ),
     _PORT: (
         "adapters/failover.py:FailoverKeyStore.unwrap",
@@ -142,8 +143,10 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "services/element_testimony.py:ElementsSaid.take_released",
         "services/key_testimony.py:KeysSaid.take_ceremony",
         "services/status.py:delegate",
+        "services/two_people.py:verify_approval",
     ),
     _CHIP: (
+        "adapters/sql/copies.py:dumped_schema",
         "adapters/tokenattributes.py:read_attributes",
         "adapters/tokenkeys.py:accept_secret",
         "adapters/tokenkeys.py:unwrap_private",

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from birthmark import errors
+from birthmark.adapters.sql.schema import deviations, newest, parts_of_dump
 from birthmark.edge.cli.invitations import duration
 from birthmark.pki.envelope import NONCE_SIZE, open_envelope, recipient_of, seal
 from birthmark.pki.keys import KeyAlgorithm
@@ -79,6 +80,24 @@ def _backup_seeds() -> Iterator[bytes]:
     yield out.getvalue()
 
 
+def _schema_dump(data: bytes) -> None:
+    deviations("dump", parts_of_dump(data.decode("utf-8", "backslashreplace").split("\n")), newest())
+
+
+_DUMPED = b"""--
+-- Name: leaf; Type: TABLE; Schema: public; Owner: owner
+--
+CREATE TABLE public.leaf (
+    idx bigint NOT NULL
+);
+-- Name: seen(); Type: FUNCTION; Schema: elsewhere; Owner: owner
+CREATE FUNCTION elsewhere.seen() RETURNS integer LANGUAGE sql AS $$SELECT 1$$;
+--
+-- PostgreSQL database dump complete
+--
+"""
+
+
 SEALED_TARGETS = (
     Target(name="envelope", run=_envelope, seeds=_envelope_seeds, shape=Shape.DER),
     Target(
@@ -102,5 +121,6 @@ SEALED_TARGETS = (
         seeds=lambda: [manifest(b"rows").encode()],
         shape=Shape.JSON,
     ),
+    Target(name="schema-dump", run=_schema_dump, seeds=lambda: [_DUMPED]),
     Target(name="duration", run=text(duration), seeds=lambda: [b"30m", b"2d"]),
 )

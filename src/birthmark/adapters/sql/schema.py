@@ -253,8 +253,10 @@ def parts_of_postgresql(query: Callable[[str], Iterable[Row]]) -> list[Part]:
 # --- what pg_dump writes ------------------------------------------------------------------------------------
 
 _ENTRY = re.compile(
-    r"^-- (?:Data for )?Name: (?P<name>.*); Type: (?P<kind>[A-Z ]+); Schema: (?P<schema>.*); Owner: .*$"
+    r"^-- (?:Data for )?Name: (?P<name>.{0,1000}); Type: (?P<kind>[A-Z ]{1,40}); Schema: (?P<schema>.{0,200})"
+    r"; Owner: "
 )
+"""Bounded, because a hostile copy writes what it likes."""
 _IDLE = frozenset(
     {
         "TABLE", "VIEW", "MATERIALIZED VIEW", "INDEX", "CONSTRAINT", "FK CONSTRAINT", "SEQUENCE", "DEFAULT",
