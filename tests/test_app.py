@@ -11,6 +11,7 @@ from birthmark.edge.cli.main import run
 from birthmark.floor.authorities import Authority
 from birthmark.services.acts import ANONYMOUS, record_refusal
 from birthmark.settings import Settings, load
+from tests.support.realm import tamper
 from tests.support.softhsm import softhsm_token
 
 
@@ -57,12 +58,8 @@ def test_closing_commits_what_waits_and_lets_go_of_everything(tmp_path: Path) ->
 def say_another_log_key(directory: Path, vkey: str) -> str:
     """Change the log's key in the database, past its triggers, and return the one that was there."""
     with closing(sqlite3.connect(directory / "birthmark.db")) as db:
-        guards = db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'realm'")
-        for (name,) in guards.fetchall():
-            db.execute(f'DROP TRIGGER "{name}"')
         (before,) = db.execute("SELECT vkey FROM realm").fetchone()
-        db.execute("UPDATE realm SET vkey = ?", (vkey,))
-        db.commit()
+    tamper(f"sqlite:///{directory / 'birthmark.db'}", ("UPDATE realm SET vkey = %s", (vkey,)))
     return str(before)
 
 

@@ -150,15 +150,31 @@ def order(plant: People, selection: Selection, **fields: Any) -> RecallOrder:
         ({RUN: "W2"}, 0, 4, ["B2", "C1", "C2"]),
         ({FIRMWARE: "bms-4.2.1 sha256:00"}, 2, 3, ["C1", "C2"]),
         ({AUTHORITY: "issuing-1"}, 1, 2, ["B1", "B2"]),
-        ({AUTHORITY: "issuing-9"}, 0, 4, []),
-        ({ELEMENT: "acme-ecu"}, 0, 4, []),
-        ({FIRMWARE: "bms-4.2.2"}, 0, 4, []),
+        ({RUN: "W2"}, 0, 1, []),
     ],
 )
 def test_what_the_criteria_choose_is_listed_and_nothing_else(
     still: People, criteria: Mapping[Criterion, str], since: float, until: float, expected: list[str]
 ) -> None:
     assert devices(found(still, criteria, since, until)) == expected
+
+
+@pytest.mark.parametrize(
+    ("criteria", "named"),
+    [
+        ({STATION: "NOPE"}, "station 'NOPE'"),
+        ({OPERATOR: "an"}, "operator 'an'"),
+        ({RUN: "W"}, "run 'W'"),
+        ({AUTHORITY: "issuing-9", STATION: "ST01"}, "authority 'issuing-9'"),
+        ({ELEMENT: "acme-ecu"}, "element 'acme-ecu'"),
+        ({FIRMWARE: "bms-4.2.2"}, "firmware 'bms-4.2.2'"),
+    ],
+)
+def test_a_name_that_the_log_never_has_is_refused_instead_of_found_innocent(
+    still: People, criteria: Mapping[Criterion, str], named: str
+) -> None:
+    with pytest.raises(errors.MalformedRequest, match=f"the log never names {named}: look"):
+        found(still, criteria)
 
 
 def test_the_first_instant_counts_and_the_last_does_not(still: People) -> None:

@@ -306,7 +306,10 @@ def proof(
 
 
 def tamper(url: str, *statements: tuple[str, Sequence[Any]]) -> None:
-    """Write past the product and its triggers, as whoever owns the database can; placeholders are ``%s``."""
+    """Write past the product and its triggers, as whoever owns the database can; placeholders are ``%s``.
+
+    The triggers are there again afterwards: a database without them is refused whole.
+    """
     url = libpq(url)
     if not url.startswith("sqlite:"):
         with psycopg.connect(url, autocommit=True) as server:
@@ -315,10 +318,13 @@ def tamper(url: str, *statements: tuple[str, Sequence[Any]]) -> None:
                 server.execute(statement.encode(), parameters)
         return
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as file:
-        for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        triggers = file.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
             file.execute(f"DROP TRIGGER {name}")
         for statement, parameters in statements:
             file.execute(statement.replace("%s", "?"), parameters)
+        for _, text in triggers:
+            file.execute(text)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -169,10 +169,14 @@ def incident(copy: LogCopy, selection: Selection, told: Told = lambda _done, _si
 
     Raises:
         errors.IntegrityFailure: the log is not what its checkpoint signs, or an entry is none of ours.
+        errors.MalformedRequest: it never names one of those whose acts are asked for.
     """
     acts = _Acts(selection)
     first = walk(copy, acts.take, told)
     acts.require_read()
+    if acts.unheard:
+        names = ", ".join(sorted(f"{name} {selection.criteria[name]!r}" for name in acts.unheard))
+        raise errors.MalformedRequest(f"the log never names {names}: look how it is spelled")
     after = _Aftermath(acts.touched, time_text(_bound(selection.until)))
     walk(copy, after.take, told)
     after.require_read()
@@ -210,6 +214,15 @@ def _bound(moment: datetime | None) -> datetime:
     if moment is None:
         raise errors.MalformedRequest("an incident's window has a beginning and an end")
     return moment
+
+
+def _names(licence: RunLicence) -> Mapping[Criterion, str | None]:
+    return {
+        Criterion.RUN: licence.id,
+        Criterion.AUTHORITY: licence.authority,
+        Criterion.FIRMWARE: licence.firmware,
+        Criterion.ELEMENT: licence.element,
+    }
 
 
 class _Reading:
@@ -252,6 +265,8 @@ class _Acts(_Reading):
         self.operators: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self._criteria = selection.criteria
+        self.unheard = set(selection.criteria)
+        """Criteria with a value that no entry has named, in the window or outside."""
         self._since, self._until = time_text(_bound(selection.since)), time_text(_bound(selection.until))
         self._licences: dict[str, RunLicence] = {}
         self._of_run = not selection.criteria.keys() <= _WHO
@@ -260,7 +275,11 @@ class _Acts(_Reading):
         entry = skim(raw)
         kind: str = entry["kind"]
         if kind in ("run-proposed", "run-opened"):
-            self._licences[text_of(entry, "run")] = RunLicence.decode(text_of(entry, "licence").encode())
+            licence = RunLicence.decode(text_of(entry, "licence").encode())
+            self._licences[text_of(entry, "run")] = licence
+            self._hear(_names(licence))
+        if self.unheard:
+            self._hear_acting(entry)
         if not self._since <= entry["at"] < self._until or not self._is_theirs(entry):
             return
         if kind in _ACTS:
@@ -273,6 +292,16 @@ class _Acts(_Reading):
                 self._take_other(index, raw)
         elif not self._of_run or self._fits(entry.get("run")):
             self._count(kind, entry)
+
+    def _hear(self, named: Mapping[Criterion, str | None]) -> None:
+        self.unheard -= {one for one in self.unheard if named.get(one) == self._criteria[one]}
+
+    def _hear_acting(self, entry: Entry) -> None:
+        self._hear({Criterion.OPERATOR: entry.get("operator"), Criterion.AUTHORITY: entry.get("authority")})
+        for client in (entry["actor"], entry.get("client")):
+            kind, _, name = client.partition(":") if isinstance(client, str) else ("", "", "")
+            self._hear({Criterion.STATION: name} if kind == "station" else {})
+            self._hear({Criterion.OPERATOR: name} if kind == PERSON else {})
 
     def _is_theirs(self, entry: Entry) -> bool:
         station, operator = (self._criteria.get(one) for one in (Criterion.STATION, Criterion.OPERATOR))
@@ -289,12 +318,7 @@ class _Acts(_Reading):
         licence = self._licences.get(run) if isinstance(run, str) else None
         if licence is None:
             return False
-        found = {
-            Criterion.RUN: licence.id,
-            Criterion.AUTHORITY: licence.authority,
-            Criterion.FIRMWARE: licence.firmware,
-            Criterion.ELEMENT: licence.element,
-        }
+        found = _names(licence)
         return all(found.get(name, value) == value for name, value in self._criteria.items())
 
     def _fits_other(self, entry: Entry) -> bool:
