@@ -464,7 +464,13 @@ SCENARIOS: Mapping[str, Scenario] = {
         request=lambda place, prepared: place.carry(place.service.runs.close(*prepared)),
     ),
     "enrol a station": Scenario(
-        covers=("authorise.Authorise.enrol", "acts.admitted", "acts.recorded", "authorise.Authorise.certify"),
+        covers=(
+            "authorise.Authorise.enrol",
+            "acts.admitted",
+            "acts.decided",
+            "acts.recorded",
+            "authorise.Authorise.certify",
+        ),
         prepare=_enrolment,
         request=lambda place, prepared: place.carry(place.authorise.enrol(*prepared)),
     ),

@@ -18,7 +18,7 @@ from tests.support.realm import Line, make_line
 STEPS = Path(__file__).parent / "steps.toml"
 EXPECTED = tomllib.loads(STEPS.read_text(encoding="utf-8")) if STEPS.exists() else {}
 LOOK = "look: python -m tests.faults.show | diff tests/faults/steps.toml -"
-_WRITE = {"Act", "record_refusal", "admitted", "recorded", "outcomes"}
+_WRITE = {"Act", "record_refusal", "admitted", "decided", "recorded", "outcomes"}
 
 
 Base = Callable[[str, Environment], tuple[Ground, Line, Path]]

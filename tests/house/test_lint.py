@@ -72,6 +72,7 @@ def test_the_adapters_may_ask_the_machine(name: str) -> None:
             "import birthmark.ports",
             "a station carries the client kit without the server BROKEN",
         ),
+        ("edge/http/bad.py", "import birthmark.edge.cli", "the planes do without the command BROKEN"),
         ("ledger/verify.py", "import birthmark.secret", "an auditor can carry the verifier away BROKEN"),
         ("ledger/entry.py", "import birthmark.secret", "an auditor can carry the verifier away BROKEN"),
         ("ledger/verify.py", "import birthmark.errors", ""),
@@ -83,7 +84,8 @@ def test_an_import_against_the_rule_breaks_a_contract(
 ) -> None:
     """On a tree of empty modules."""
     package = tmp_path / "birthmark"
-    for folder in ("", "pki", "ledger", "floor", "services", "adapters", "edge", "edge/http", "edge/station"):
+    planes = ("edge", "edge/http", "edge/station", "edge/cli")
+    for folder in ("", "pki", "ledger", "floor", "services", "adapters", *planes):
         (package / folder).mkdir(exist_ok=True)
         (package / folder / "__init__.py").touch()
     for module in ("errors", "secret", "ports"):
@@ -101,7 +103,7 @@ def test_an_import_against_the_rule_breaks_a_contract(
         assert broken in done.stdout or "not listed as layers" in done.stdout
     else:
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "Contracts: 3 kept, 0 broken." in done.stdout
+        assert "Contracts: 4 kept, 0 broken." in done.stdout
 
 
 def test_the_shell_scripts_pass_shellcheck() -> None:

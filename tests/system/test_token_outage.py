@@ -37,6 +37,7 @@ from tests.support.server import (
 from tests.support.tokenprocess import TokenProcess, cloned, token_process
 
 GONE = "token 'floor' cannot be reached: token not present"
+DOCTOR = "birthmark.adapters.doctor"
 _numbers = itertools.count(1)
 
 
@@ -205,7 +206,10 @@ def test_a_token_that_is_killed_holds_the_line_with_one_reason_and_nobody_restar
             "the log's key cannot sign",
         }
         assert server.workers() == workers
-        assert errors_told(server) == [GONE] * 2
+        # A device may meet an outage that is over before the doctor looks; then he tells it afterwards.
+        told = [event["event"] for event in server.events() if event["logger"] == DOCTOR]
+        assert len([one for one in told if one == GONE or "was down for a moment" in one]) == 2, told
+        assert set(errors_told(server)) <= {GONE}
         assert server.stop() == 0
 
 
