@@ -4,6 +4,8 @@ import base64
 import os
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -295,25 +297,32 @@ def test_a_secret_on_a_read_only_mount_is_taken_with_the_mode_it_has(tmp_path: P
         subprocess.run([umount, str(tmp_path)], check=True)
 
 
-def test_a_read_only_mount_of_the_root_file_system_excuses_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def on_root() -> Iterator[Path]:
+    """A directory on the root file system, wherever temporary files lie."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # noqa: S108  # a folder of its own below it
+        if Path(name).stat().st_dev != Path("/").stat().st_dev:
+            pytest.skip("/var/tmp is on a file system of its own")
+        yield Path(name)
+
+
+def test_a_read_only_mount_of_the_root_file_system_excuses_nothing(on_root: Path) -> None:
     """What is no mount of its own was not handed over: a root file system may well be read-only."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
-    if tmp_path.stat().st_dev != Path("/").stat().st_dev:
-        pytest.skip("the tests' directory is on a file system of its own")
     mount, umount = need("mount"), need("umount")
-    secret = tmp_path / "passphrase"
+    secret = on_root / "passphrase"
     secret.write_text("correct horse\n")
     secret.chmod(0o444)
-    done = subprocess.run([mount, "--bind", str(tmp_path), str(tmp_path)], check=False, capture_output=True)
+    done = subprocess.run([mount, "--bind", str(on_root), str(on_root)], check=False, capture_output=True)
     if done.returncode != 0:
         pytest.skip("this user may not mount here")
     try:
-        subprocess.run([mount, "-o", "remount,bind,ro", str(tmp_path)], check=True)
+        subprocess.run([mount, "-o", "remount,bind,ro", str(on_root)], check=True)
         with pytest.raises(errors.NotPermitted, match="open to group or others"):
             read_passphrase_file(secret)
     finally:
-        subprocess.run([umount, str(tmp_path)], check=True)
+        subprocess.run([umount, str(on_root)], check=True)
 
 
 def test_no_secret_key_shows_itself_on_its_way() -> None:
