@@ -300,9 +300,9 @@ def test_a_secret_on_a_read_only_mount_is_taken_with_the_mode_it_has(tmp_path: P
 @pytest.fixture
 def on_root() -> Iterator[Path]:
     """A directory on the root file system, wherever temporary files lie."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # noqa: S108  # a folder of its own below it
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         if Path(name).stat().st_dev != Path("/").stat().st_dev:
-            pytest.skip("/var/tmp is on a file system of its own")
+            pytest.skip("temporary files that outlive a boot are on a file system of their own")
         yield Path(name)
 
 
