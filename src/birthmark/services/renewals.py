@@ -18,6 +18,7 @@ from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Clock, Decision, Facts, Look, Scan, UseCase
 from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.authorise import Authorise, Enrolled, Enrolment, judge_enrolment, put_enrolled
+from birthmark.services.blastradius import PAGE
 
 __all__ = ["Renewals"]
 
@@ -84,9 +85,7 @@ class Renewals:
             raise errors.PolicyRefused(
                 "new-key", "the request is for the key that the client has: make a new one"
             )
-        others: list[Credential] = yield Scan(kind=Credential, where={})
-        if any(spki in one.der for one in others if one.client != client.id):
-            raise errors.PolicyRefused("new-key", "the request is for a key that another client has")
+        yield from _require_nobody_elses(client, spki)
         life = current.not_after - current.not_before
         whole = profile.validity
         ends = None if whole is None or life >= whole - timedelta(seconds=1) else self._clock.now() + life
@@ -102,6 +101,22 @@ class Renewals:
             not_after=ends,
             renew=True,
         )
+
+
+def _require_nobody_elses(client: Client, spki: bytes) -> UseCase[None]:
+    """Refuse a key that another client has a certificate for; reads all of them, page by page.
+
+    Raises:
+        errors.PolicyRefused: somebody has (rule ``new-key``).
+    """
+    page: list[Credential] = []
+    while True:
+        after = page[-1].serial if page else ""
+        page = yield Scan(kind=Credential, where={}, after=after, limit=PAGE)
+        if any(spki in one.der for one in page if one.client != client.id):
+            raise errors.PolicyRefused("new-key", "the request is for a key that another client has")
+        if len(page) < PAGE:
+            return
 
 
 def _successor(authority: str) -> UseCase[str]:

@@ -334,10 +334,12 @@ class StationPlane:
         self, results: Sequence[Released | errors.Refusal], since: int | None
     ) -> Mapping[str, list[models.Consistency]]:
         """Prove that the log only grew, up to the newest checkpoint of these tokens; by one of its tokens."""
+        if since is None:
+            return {}
         sizes = {
             one.token: _size(one.token.partition("\n\n")[2]) for one in results if isinstance(one, Released)
         }
-        if since is None or not sizes:
+        if not sizes:
             return {}
         newest = max(sizes, key=sizes.__getitem__)
         return {newest: await self.border.read(self._consistency, (since,), sizes[newest])}
