@@ -45,18 +45,22 @@ def test_the_table_of_capabilities_is_the_one_that_was_agreed() -> None:
     assert shown == {
         "station": "hold issue prove read renew-self",
         "bootstrap": "issue prove",
+        "shared": "issue",
+        "device": "enrol-self prove",
         "operator": "hold read renew-self",
         "line-lead": (
-            "close-run enrol-station hold read record-shipment renew-self revoke-client rework scrap"
-            " set-exposure"
+            "approve-enrolment close-run enrol-station hold meet-devices read record-shipment renew-self"
+            " revoke-client rework scrap set-exposure"
         ),
         "officer": (
-            "approve-authority approve-recall approve-roles approve-run change-authority change-roles"
-            " close-run enrol-service enrol-station hold keep-keys open-run propose-recall read"
-            " record-shipment renew-self revoke-client revoke-person rework scrap set-exposure"
+            "approve-authority approve-enrolment approve-fleet approve-recall approve-roles approve-run"
+            " approve-shared change-authority change-fleet change-roles close-run enrol-service enrol-station"
+            " hold keep-keys meet-devices open-run propose-recall read record-shipment renew-self"
+            " revoke-client revoke-person rework scrap set-exposure share-credential"
         ),
         "auditor": "read renew-self",
         "custodian": "attend-ceremony",
+        "proxy": "ask-device renew-self",
         "responder": "",
         "server": "",
     }

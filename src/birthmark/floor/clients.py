@@ -1,6 +1,6 @@
 """Who may talk to the line, and what each may do.
 
-A client is a station, a person, a device holding a bootstrap certificate, or the server itself.  A client has
+A client is a station, a person, a device, or whoever serves.  A client has
 credentials, each one certificate; it is recognised by the certificate it shows, compared byte for byte with
 the one on record, never by a name in it.  ``CAPABILITIES`` is the whole of who may do what, and
 ``TWO_PERSON`` of what nobody does alone.
@@ -46,6 +46,10 @@ class Role(StrEnum):
     STATION = "station"
     BOOTSTRAP = "bootstrap"
     """A device, or the one who installs it, that fetches its own identity."""
+    SHARED = "shared"
+    """Baked into an image that many devices carry, until each has its own certificate (``floor.shared``)."""
+    DEVICE = "device"
+    """A device by a certificate of its own; it stands in the table of devices, not in that of clients."""
     OPERATOR = "operator"
     """Works at the line: may stop a device, not let it go on."""
     LINE_LEAD = "line-lead"
@@ -57,6 +61,8 @@ class Role(StrEnum):
     CUSTODIAN = "custodian"
     """Attends ceremonies, with a key that the ceremony's file names; is no client and connects to nothing."""
     SERVER = "server"
+    PROXY = "proxy"
+    """Ends the TLS of devices in the gateway's place, and asks it about each certificate."""
     RESPONDER = "responder"
     """Signs OCSP answers for an authority; connects to nothing."""
 
@@ -101,6 +107,20 @@ class Capability(StrEnum):
     PROPOSE_RECALL = "propose-recall"
     APPROVE_RECALL = "approve-recall"
     RECORD_SHIPMENT = "record-shipment"
+    ENROL_SELF = "enrol-self"
+    """Have certificates for where it works, besides its identity."""
+    ASK_DEVICE = "ask-device"
+    """Ask whether the device of a certificate is accepted."""
+    APPROVE_ENROLMENT = "approve-enrolment"
+    """Let a request for a certificate go on that waits for a person, or refuse it."""
+    CHANGE_FLEET = "change-fleet"
+    """Register the authorities of other fleets, and change what is agreed for them."""
+    APPROVE_FLEET = "approve-fleet"
+    MEET_DEVICES = "meet-devices"
+    """Hold a device in the field, or let it go on."""
+    SHARE_CREDENTIAL = "share-credential"
+    """Make a credential that many devices share."""
+    APPROVE_SHARED = "approve-shared"
     SET_EXPOSURE = "set-exposure"
     """Open and close planes, runs and stations for a time."""
     READ = "read"
@@ -116,6 +136,8 @@ _LINE_LEAD = _OPERATOR | {
     Capability.REVOKE_CLIENT,
     Capability.RECORD_SHIPMENT,
     Capability.SET_EXPOSURE,
+    Capability.APPROVE_ENROLMENT,
+    Capability.MEET_DEVICES,
 }
 _OFFICER = _LINE_LEAD | {
     Capability.OPEN_RUN,
@@ -129,17 +151,24 @@ _OFFICER = _LINE_LEAD | {
     Capability.KEEP_KEYS,
     Capability.PROPOSE_RECALL,
     Capability.APPROVE_RECALL,
+    Capability.CHANGE_FLEET,
+    Capability.APPROVE_FLEET,
+    Capability.SHARE_CREDENTIAL,
+    Capability.APPROVE_SHARED,
 }
 
 CAPABILITIES: Mapping[Role, frozenset[Capability]] = {
     Role.STATION: _READER | {Capability.ISSUE, Capability.PROVE, Capability.HOLD, Capability.RENEW_SELF},
     Role.BOOTSTRAP: frozenset({Capability.ISSUE, Capability.PROVE}),
+    Role.SHARED: frozenset({Capability.ISSUE}),
+    Role.DEVICE: frozenset({Capability.PROVE, Capability.ENROL_SELF}),
     Role.OPERATOR: _OPERATOR,
     Role.LINE_LEAD: _LINE_LEAD,
     Role.OFFICER: _OFFICER,
     Role.AUDITOR: _READER | {Capability.RENEW_SELF},
     Role.CUSTODIAN: frozenset({Capability.ATTEND_CEREMONY}),
     Role.SERVER: frozenset(),
+    Role.PROXY: frozenset({Capability.ASK_DEVICE, Capability.RENEW_SELF}),
     Role.RESPONDER: frozenset(),
 }
 
@@ -148,6 +177,8 @@ TWO_PERSON: Mapping[Capability, Capability] = {
     Capability.OPEN_RUN: Capability.APPROVE_RUN,
     Capability.CHANGE_AUTHORITY: Capability.APPROVE_AUTHORITY,
     Capability.CHANGE_ROLES: Capability.APPROVE_ROLES,
+    Capability.CHANGE_FLEET: Capability.APPROVE_FLEET,
+    Capability.SHARE_CREDENTIAL: Capability.APPROVE_SHARED,
 }
 """Acts that take two people (SPEC K1): what the first may do, and what the second must be allowed to.
 

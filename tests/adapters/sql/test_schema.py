@@ -23,7 +23,22 @@ from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import DeviceEvent, IdentityRecord
 from birthmark.floor.elements import ElementUse, fresh
+from birthmark.floor.enrolments import (
+    CMPStatus,
+    CMPTransaction,
+    LocalIdentity,
+    WaitingEnrolment,
+    WaitingStatus,
+)
 from birthmark.floor.exposure import Exposure
+from birthmark.floor.fleet import (
+    FieldDevice,
+    FieldStatus,
+    FleetAuthority,
+    FleetPolicy,
+    FleetStatus,
+    ForeignCRL,
+)
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
 from birthmark.floor.limits import Bucket
@@ -32,6 +47,7 @@ from birthmark.floor.realm import Environment, Realm
 from birthmark.floor.recalls import Recall, RecallStatus
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice
+from birthmark.floor.shared import SharedCredential
 from birthmark.floor.shipments import Shipped
 from birthmark.pki.revocation import ReasonCode
 from tests.support.acts import note, put
@@ -59,8 +75,17 @@ FROZEN = {
     "key_asset": "fingerprint",
     "proposal": "document",
     "invitation": "client",
+    "local_identity": "device",
+    "waiting_enrolment": "request_sha256",
+    "cmp_transaction": "request",
+    "shared_credential": "quantity",
+    "fleet_authority": "der",
+    "field_device": "first_seen_leaf",
 }
+NUMBERS = ("quantity", "first_seen_leaf")
+TEXTS = ("client", "device", "fingerprint", "request_sha256")
 KEPT = (
+    "foreign_crl",
     "bucket",
     "exposure",
     "head",
@@ -97,6 +122,51 @@ REST = (
         invited_by="operator:anna",
         expires_at=START,
         certificate=None,
+    ),
+    LocalIdentity(id="d/r", device="d", run="r", attempt="a", attempts=1, certificate=None),
+    WaitingEnrolment(
+        id="c/k",
+        device="d",
+        run="r",
+        client="c",
+        request_sha256="0",
+        spki_sha256="1",
+        status=WaitingStatus.WAITING,
+        asked_at=START,
+    ),
+    CMPTransaction(
+        id="c/t",
+        client="c",
+        run="r",
+        body="ir",
+        request=b"0",
+        request_id=0,
+        key="k",
+        status=CMPStatus.WAITING,
+        expires_at=START,
+    ),
+    SharedCredential(id="shared:s", quantity=2, used=1, networks=""),
+    FleetAuthority(
+        id="f",
+        der=b"0",
+        policy=FleetPolicy().encode(),
+        status=FleetStatus.CHALLENGED,
+        nonce="00",
+        asked_at=START,
+    ),
+    ForeignCRL(id="f", der=b"0", this_update=START, next_update=START),
+    FieldDevice(
+        id="fleet:f/d",
+        authority="f",
+        certificate="00",
+        status=FieldStatus.ACTIVE,
+        reason=None,
+        place="127.0.0.1",
+        moved_at=START,
+        moves=0,
+        counted_from=START,
+        first_seen_at=START,
+        first_seen_leaf=0,
     ),
     Bucket(id="client/station:ST01", thousandths=1, at=START),
     Exposure(id="station:ST01", opens_at=START, closes_at=None),
@@ -182,7 +252,7 @@ def test_the_migrations_arrive_at_the_tables(database_url: str) -> None:
             version = (
                 connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalars().all()
             )
-        assert version == ["0004"]
+        assert version == ["0005"]
         wanted = {
             table.name: (
                 [
@@ -266,11 +336,12 @@ def test_what_is_written_once_cannot_be_changed_or_removed(tmp_path: Path, datab
             f"UPDATE {table} SET {column.name} = {column.name}" for column in METADATA.tables[table].columns
         ]
     for table, column in FROZEN.items():
-        other = (
-            f"{column} || 'x'"
-            if column in ("client", "device", "fingerprint")
-            else ("'\\x00'::bytea" if postgresql else "x'00'")
-        )
+        if column in NUMBERS:
+            other = f"{column} + 1"
+        elif column in TEXTS:
+            other = f"{column} || 'x'"
+        else:
+            other = "'\\x00'::bytea" if postgresql else "x'00'"
         attempts.append(f"UPDATE {table} SET {column} = {other}")
     with connected(database_url) as connection:
         for table in everything:

@@ -19,7 +19,9 @@ from birthmark.floor.ceremonies import CeremonyRecord
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
 from birthmark.floor.elements import ElementJournal, ElementUse
+from birthmark.floor.enrolments import CMPTransaction, LocalIdentity, WaitingEnrolment
 from birthmark.floor.exposure import Exposure
+from birthmark.floor.fleet import FieldDevice, FleetAuthority, ForeignCRL
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.limits import Bucket
@@ -27,6 +29,7 @@ from birthmark.floor.proposals import Proposal
 from birthmark.floor.recalls import Recall
 from birthmark.floor.revocations import Revocation
 from birthmark.floor.runs import AllowedDevice, Run
+from birthmark.floor.shared import SharedCredential
 from birthmark.floor.shipments import Shipped
 
 __all__ = ["MAPPINGS", "Mapping", "milliseconds", "moment"]
@@ -127,6 +130,13 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (Shipped, "shipped"),
         (CeremonyRecord, "ceremony"),
         (KeyAsset, "key_asset"),
+        (LocalIdentity, "local_identity"),
+        (WaitingEnrolment, "waiting_enrolment"),
+        (CMPTransaction, "cmp_transaction"),
+        (SharedCredential, "shared_credential"),
+        (FleetAuthority, "fleet_authority"),
+        (ForeignCRL, "foreign_crl"),
+        (FieldDevice, "field_device"),
     )
 }
 """The mapping of each kind of value."""

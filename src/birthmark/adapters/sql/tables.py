@@ -325,6 +325,73 @@ Table(
     _text("further"),
 )
 Table(
+    "local_identity",
+    METADATA,
+    _key("id"),
+    _text("device"),
+    _text("run"),
+    _text("attempt"),
+    _integer("attempts"),
+    _text("certificate", null=True),
+)
+Table(
+    "waiting_enrolment",
+    METADATA,
+    _key("id"),
+    _text("device"),
+    _text("run"),
+    _text("client"),
+    _text("request_sha256"),
+    _text("spki_sha256"),
+    _text("status"),
+    _integer("asked_at"),
+    _text("decided_by", null=True),
+    _text("reason", null=True),
+)
+Table(
+    "cmp_transaction",
+    METADATA,
+    _key("id"),
+    _text("client"),
+    _text("run"),
+    _text("body"),
+    _bytes("request"),
+    _integer("request_id"),
+    _text("key"),
+    _text("status"),
+    _integer("expires_at"),
+    _text("attempt", null=True),
+    _text("certificate", null=True),
+)
+Table("shared_credential", METADATA, _key("id"), _integer("quantity"), _integer("used"), _text("networks"))
+Table(
+    "fleet_authority",
+    METADATA,
+    _key("id"),
+    _bytes("der"),
+    _text("policy"),
+    _text("status"),
+    _text("nonce"),
+    _integer("asked_at"),
+    _bytes("verification", null=True),
+)
+Table("foreign_crl", METADATA, _key("id"), _bytes("der"), _integer("this_update"), _integer("next_update"))
+Table(
+    "field_device",
+    METADATA,
+    _key("id"),
+    _text("authority"),
+    _text("certificate"),
+    _text("status"),
+    _text("reason", null=True),
+    _text("place"),
+    _integer("moved_at"),
+    _integer("moves"),
+    _integer("counted_from"),
+    _integer("first_seen_at"),
+    _integer("first_seen_leaf"),
+)
+Table(
     "answer",
     METADATA,
     _key("id"),

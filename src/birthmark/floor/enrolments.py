@@ -1,0 +1,117 @@
+"""What a device has besides its identity: certificates for where it works (SPEC H1, H2).
+
+A run whose licence is ``operational`` admits nothing: it certifies devices that have their identity already.
+What a device has from such a run is its ``LocalIdentity`` (IEEE 802.1AR: the LDevID).  Each certificate is an
+``Attempt`` like those of the line; the one before stays good until the device has proved the new one.
+
+Where the licence says that a person looks at each request, it waits as a ``WaitingEnrolment``.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+__all__ = [
+    "CONFIRM_WITHIN",
+    "WAITING_LIFE",
+    "CMPStatus",
+    "CMPTransaction",
+    "LocalIdentity",
+    "WaitingEnrolment",
+    "WaitingStatus",
+    "local_identity_id",
+    "waiting_id",
+]
+
+CONFIRM_WITHIN = timedelta(minutes=10)
+"""How long a CMP client may take to confirm a certificate; one that is not confirmed is revoked."""
+WAITING_LIFE = timedelta(days=7)
+"""How long a request waits for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalIdentity:
+    """What one device has from one operational run."""
+
+    id: str
+    """Device and run, joined by ``/``: see ``local_identity_id``."""
+    device: str
+    run: str
+    attempt: str
+    """Id of the newest attempt; it is proved if it is RELEASED."""
+    attempts: int
+    certificate: str | None
+    """Serial number of the certificate that was proved last (hex), which is good until another is proved."""
+
+
+def local_identity_id(device: str, run: str) -> str:
+    """Return the id of what a device has from a run."""
+    return f"{device}/{run}"
+
+
+class WaitingStatus(StrEnum):
+    """What became of a request that a person looks at."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingEnrolment:
+    """A request for a certificate that waits for a person."""
+
+    id: str
+    """Client, and idempotency key of the request: see ``waiting_id``."""
+    device: str
+    run: str
+    client: str
+    request_sha256: str
+    """What tells it from another request under the same key (hex)."""
+    spki_sha256: str
+    """Fingerprint of the key to be certified (hex); empty for one that is to be delivered."""
+    status: WaitingStatus
+    asked_at: datetime
+    decided_by: str | None = None
+    reason: str | None = None
+
+
+def waiting_id(client: str, key: str) -> str:
+    """Return the id of a client's request."""
+    return f"{client}/{key}"
+
+
+class CMPStatus(StrEnum):
+    """Where a CMP transaction stands."""
+
+    WAITING = "waiting"
+    """For a person: the client polls."""
+    ISSUED = "issued"
+    """The certificate was sent; the client has to confirm it."""
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+    """The client did not take the certificate, or did not confirm it in time: it is revoked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CMPTransaction:
+    """A transaction that began and must survive a restart (RFC 9810 section 5.1.1)."""
+
+    id: str
+    """Client, and transactionID (hex), joined by ``/``."""
+    client: str
+    run: str
+    body: str
+    """Kind of the body that began it: ``ir``, ``cr``, ``p10cr``, ``kur``."""
+    request: bytes
+    """The certification request (DER) as it came, for when it is issued after waiting."""
+    request_id: int
+    """Its certReqId."""
+    key: str
+    """Idempotency key under which the certificate is issued."""
+    status: CMPStatus
+    expires_at: datetime
+    """Until when the client may confirm, or poll."""
+    attempt: str | None = None
+    certificate: str | None = None
+    """Serial number of what was issued (hex)."""

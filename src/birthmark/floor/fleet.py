@@ -1,0 +1,226 @@
+"""The fleet: whose devices the gateway accepts, and which it has met (SPEC H3, H5).
+
+A fleet authority is a certificate that devices chain to.  This realm's own root is one without being
+registered; a foreign one is registered once its owner has shown to hold the key.  Its policy says how a
+device is named by its certificate, whether the first contact registers it, and where its revocations are.
+
+A device is at one place at a time.  A request on a connection that is older than the device's last move comes
+from where it is not any more: two have its key, nobody knows which is the clone, and both are held.
+"""
+
+import re
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from birthmark import errors
+from birthmark.ledger.entry import canonical, parse
+
+__all__ = [
+    "MOST_MOVES",
+    "MOVES_WITHIN",
+    "DeviceNaming",
+    "FieldDevice",
+    "FieldStatus",
+    "FirstContact",
+    "FleetAuthority",
+    "FleetPolicy",
+    "FleetStatus",
+    "ForeignCRL",
+    "RevocationRule",
+    "moved",
+]
+
+MOST_MOVES = 20
+MOVES_WITHIN = timedelta(minutes=10)
+"""A device that changes its place more often than that is two."""
+_TYPE = "birthmark/fleet-policy/v1"
+
+
+class DeviceNaming(StrEnum):
+    """Which part of a certificate is the device's id."""
+
+    COMMON_NAME = "common-name"
+    SERIAL_NUMBER = "serial-number"
+    """The subject's serialNumber attribute (IEEE 802.1AR)."""
+    DNS_NAME = "dns-name"
+    """The only dNSName of the subjectAltName."""
+    URI = "uri"
+    """The only uniformResourceIdentifier of the subjectAltName."""
+    HARDWARE_MODULE = "hardware-module"
+    """hwSerialNum of the hardwareModuleName (RFC 4108), if it is printable."""
+
+
+class FirstContact(StrEnum):
+    """What the first contact of an unknown device does."""
+
+    REGISTER = "register"
+    LISTED = "listed"
+    """Registers it if its id is on an imported list of hardware ids."""
+    REFUSE = "refuse"
+
+
+class RevocationRule(StrEnum):
+    """What is asked about a foreign certificate before its device is accepted."""
+
+    REQUIRED = "required"
+    """A fresh CRL or OCSP answer must say that it is good; without one the device is refused."""
+    NONE = "none"
+    """Its authority revokes nothing; only we do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPolicy:
+    """What is agreed with whoever owns a fleet authority."""
+
+    naming: DeviceNaming = DeviceNaming.COMMON_NAME
+    pattern: str = "[A-Za-z0-9._:-]{1,64}"
+    """Regular expression that the whole id must match."""
+    first_contact: FirstContact = FirstContact.REFUSE
+    allow_list: str = ""
+    """Hash of the list for ``listed``: see ``floor.runs.AllowList``."""
+    revocation: RevocationRule = RevocationRule.REQUIRED
+    crl_url: str = ""
+    """Where its CRL is fetched; empty if it is imported by hand."""
+    ocsp_url: str = ""
+    """Where it answers about one certificate; empty for nowhere."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        try:
+            re.compile(self.pattern)
+        except re.error as cause:
+            raise errors.MalformedRequest(f"the pattern of ids is no regular expression: {cause}") from cause
+        if (self.first_contact is FirstContact.LISTED) != bool(self.allow_list):
+            raise errors.MalformedRequest(
+                "a list of hardware ids goes with first contact `listed`, and only then"
+            )
+        for url in filter(None, (self.crl_url, self.ocsp_url)):
+            if urlsplit(url).scheme != "http" or not urlsplit(url).hostname:
+                raise errors.MalformedRequest(f"revocations are fetched by http://, not from {url[:200]!r}")
+
+    def encode(self) -> str:
+        """Return the canonical JSON (RFC 8785)."""
+        said = {one.name: str(getattr(self, one.name)) for one in fields(self)}
+        return canonical({"type": _TYPE, **said}).decode()
+
+    @classmethod
+    def decode(cls, document: str) -> Self:
+        """Read one back.
+
+        Raises:
+            errors.MalformedRequest: this is no such policy.
+        """
+        try:
+            said: dict[str, Any] = parse(document.encode())
+            if said.pop("type") != _TYPE:
+                raise errors.MalformedRequest(f"not a {_TYPE} document")
+            said["naming"] = DeviceNaming(said["naming"])
+            said["first_contact"] = FirstContact(said["first_contact"])
+            said["revocation"] = RevocationRule(said["revocation"])
+            if not all(isinstance(value, str) for value in said.values()):
+                raise errors.MalformedRequest("not a fleet policy: a field is of the wrong type")
+            return cls(**said)
+        except (AttributeError, KeyError, TypeError, ValueError) as cause:
+            raise errors.MalformedRequest("not a fleet policy") from cause
+
+
+class FleetStatus(StrEnum):
+    """Where a fleet authority stands."""
+
+    CHALLENGED = "challenged"
+    """Its owner was given a nonce and has not shown the key yet."""
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetAuthority:
+    """A foreign certificate that devices chain to."""
+
+    id: str
+    """See ``floor.clients.check_name``."""
+    der: bytes
+    policy: str
+    """``FleetPolicy``, encoded."""
+    status: FleetStatus
+    nonce: str
+    """What its owner has certified to show that they hold the key (hex)."""
+    asked_at: datetime
+    """When the nonce was given."""
+    verification: bytes | None = None
+    """The verification certificate (DER); None until it was shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignCRL:
+    """The newest CRL of a fleet authority that was fetched or imported, its signature verified."""
+
+    id: str
+    """The fleet authority."""
+    der: bytes
+    this_update: datetime
+    next_update: datetime
+
+
+class FieldStatus(StrEnum):
+    """Whether a device in the field is accepted, apart from its certificate."""
+
+    ACTIVE = "active"
+    HELD = "held"
+    """Seen at two places at once, or turned away by a person; a person decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldDevice:
+    """A device that the gateway has met."""
+
+    id: str
+    """The device id for this realm's own; ``fleet:AUTHORITY/ID`` for another's."""
+    authority: str
+    """The fleet authority; empty for this realm's own."""
+    certificate: str
+    """Fingerprint (SHA-256, hex) of the certificate it showed last."""
+    status: FieldStatus
+    reason: str | None
+    place: str
+    """The address, or IPv6 network of 64 bits, it was at last."""
+    moved_at: datetime
+    """When it came there."""
+    moves: int
+    """How often it moved since ``counted_from``."""
+    counted_from: datetime
+    first_seen_at: datetime
+    first_seen_leaf: int
+    """Index of the log entry of its first contact."""
+
+
+def moved(device: FieldDevice, place: str, connected_at: datetime, at: datetime) -> FieldDevice:
+    """Return where the device is after a request from a place.
+
+    Args:
+        device: as it was.
+        place: where the request comes from.
+        connected_at: when its connection was opened.
+        at: now.
+
+    Raises:
+        errors.NotPermitted: it is at two places at once.
+    """
+    if place == device.place:
+        return device
+    if connected_at < device.moved_at:
+        raise errors.NotPermitted(
+            f"{device.id} speaks from {place} while it is at {device.place}: one is a clone"
+        )
+    fresh = at - device.counted_from > MOVES_WITHIN
+    moves = 1 if fresh else device.moves + 1
+    if moves > MOST_MOVES:
+        raise errors.NotPermitted(
+            f"{device.id} moved {moves} times within {MOVES_WITHIN}: it is more than one"
+        )
+    counted_from = at if fresh else device.counted_from
+    return replace(device, place=place, moved_at=at, moves=moves, counted_from=counted_from)
