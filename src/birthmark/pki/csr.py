@@ -28,7 +28,16 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import Attribute, attribute_values
 from birthmark.pki.rsakeys import weakness
 
-__all__ = ["PUBLICLY_KNOWN", "SMALL_ORDER", "SMALL_ORDER_448", "VettedRequest", "vet"]
+__all__ = [
+    "PUBLICLY_KNOWN",
+    "SMALL_ORDER",
+    "SMALL_ORDER_448",
+    "VettedRequest",
+    "request_der",
+    "vet",
+    "vet_key",
+    "vetted_request",
+]
 
 PUBLICLY_KNOWN = frozenset(
     {
@@ -126,7 +135,7 @@ def vet(
     """
     if len(csr_bytes) > max_size:
         raise TooLarge(f"the request has {len(csr_bytes)} octets, the limit is {max_size}")
-    octets = _der(csr_bytes)
+    octets = request_der(csr_bytes)
     try:
         request = x509.load_der_x509_csr(octets)
     except (ValueError, TypeError, x509.InvalidVersion) as error:
@@ -136,30 +145,67 @@ def vet(
     info, algorithm, _ = der.children(octets, content, end)
     _, subject, key, *_ = der.children(octets, *info[2:])
     spki = octets[key[1] : key[3]]
-    spki_sha256 = sha256(spki).hexdigest()
-    key_algorithm = _key_algorithm(spki, allowed)
-    _refuse_known(spki_sha256, blocked_spki)
-    _refuse_weak(spki, key_algorithm)
+    key_algorithm = vet_key(spki, allowed=allowed, blocked_spki=blocked_spki)
     _refuse_signature_algorithm(octets[algorithm[1] : algorithm[3]], key_algorithm)
-    name = octets[subject[1] : subject[3]]
-    common_names = attribute_values(name, Attribute.CN)
-    serial_numbers = attribute_values(name, Attribute.SERIAL_NUMBER)
+    vetted = vetted_request(spki, key_algorithm, octets[subject[1] : subject[3]])
     try:
         possessed = request.is_signature_valid
     except (ValueError, UnsupportedAlgorithm) as error:
         raise PolicyRefused("weak-key", f"the {key_algorithm} key is no point of its curve") from error
     if not possessed:
         raise PolicyRefused("proof-of-possession", "the request is not signed with the key it carries")
+    return vetted
+
+
+def vet_key(
+    spki: bytes, *, allowed: Collection[KeyAlgorithm], blocked_spki: Collection[str] = ()
+) -> KeyAlgorithm:
+    """Return the algorithm of a key that may be certified, whatever the form of the request it came in.
+
+    Args:
+        spki: SubjectPublicKeyInfo (DER).
+        allowed: the key algorithms that may pass.
+        blocked_spki: SHA-256 (lower-case hex) of further keys to refuse.
+
+    Raises:
+        PolicyRefused: the key is of a kind not allowed ("key-algorithm"), known to others ("known-key"), of
+            small order or a bad RSA modulus ("weak-key").  Whether it is a point of its curve shows when a
+            signature is verified with it.
+    """
+    algorithm = _key_algorithm(spki, allowed)
+    _refuse_known(sha256(spki).hexdigest(), blocked_spki)
+    _refuse_weak(spki, algorithm)
+    return algorithm
+
+
+def vetted_request(spki: bytes, key_algorithm: KeyAlgorithm, subject: bytes) -> VettedRequest:
+    """Return what is known of a request whose sender has proved possession of its key.
+
+    Args:
+        spki: SubjectPublicKeyInfo (DER).
+        key_algorithm: from ``vet_key``.
+        subject: Name (DER) that the request is for.
+
+    Raises:
+        MalformedRequest: the subject is no name.
+    """
+    common_names = attribute_values(subject, Attribute.CN)
+    serial_numbers = attribute_values(subject, Attribute.SERIAL_NUMBER)
     return VettedRequest(
         subject_public_key_info=spki,
-        spki_sha256=spki_sha256,
+        spki_sha256=sha256(spki).hexdigest(),
         key_algorithm=key_algorithm,
         subject_common_name=common_names[0] if len(common_names) == 1 else None,
         subject_serial_number=serial_numbers[0] if len(serial_numbers) == 1 else None,
     )
 
 
-def _der(csr_bytes: bytes) -> bytes:
+def request_der(csr_bytes: bytes) -> bytes:
+    """Return a request without its PEM, if it has one; whether it is a request is not looked at.
+
+    Raises:
+        MalformedRequest: it is PEM with not exactly one request.
+    """
     if not csr_bytes.lstrip().startswith(b"-----BEGIN "):
         return csr_bytes
     try:
