@@ -68,8 +68,8 @@ class WaitingEnrolment:
     client: str
     request_sha256: str
     """What tells it from another request under the same key (hex)."""
-    spki_sha256: str
-    """Fingerprint of the key to be certified (hex); empty for one that is to be delivered."""
+    csr_sha256: str
+    """SHA-256 of the certification request (hex), to compare with the device's; empty for a delivered key."""
     status: WaitingStatus
     asked_at: datetime
     decided_by: str | None = None

@@ -8,7 +8,6 @@ A device is at one place at a time.  A request on a connection that is older tha
 from where it is not any more: two have its key, nobody knows which is the clone, and both are held.
 """
 
-import re
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,11 +15,14 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from birthmark import errors
+from birthmark.floor.hardware_ids import check_pattern
 from birthmark.ledger.entry import canonical, parse
 
 __all__ = [
+    "CHALLENGE_LIFE",
     "MOST_MOVES",
     "MOVES_WITHIN",
+    "NONCE_OCTETS",
     "DeviceNaming",
     "FieldDevice",
     "FieldStatus",
@@ -29,14 +31,42 @@ __all__ = [
     "FleetPolicy",
     "FleetStatus",
     "ForeignCRL",
+    "ForeignCRLOctets",
     "RevocationRule",
+    "check_url",
+    "crl_id",
+    "field_id",
     "moved",
+    "owner_id",
+    "require_accepting",
 ]
 
 MOST_MOVES = 20
 MOVES_WITHIN = timedelta(minutes=10)
 """A device that changes its place more often than that is two."""
+NONCE_OCTETS = 32
+CHALLENGE_LIFE = timedelta(hours=24)
+"""How long the owner of a fleet authority has to show the key."""
 _TYPE = "birthmark/fleet-policy/v1"
+_LONGEST_URL = 500
+_FLEET = "fleet"
+
+
+def check_url(url: str) -> str:
+    """Return a place from which revocations can be fetched: what comes from there is signed.
+
+    Raises:
+        errors.MalformedRequest: it is no ``http://HOST…`` of visible ASCII, or has a user or a fragment.
+    """
+    try:
+        parts = urlsplit(url)
+        plain = parts.scheme == "http" and parts.hostname and parts.username is None and parts.port != 0
+    except ValueError:
+        plain = False
+    visible = all("!" <= character <= "~" for character in url) and len(url) <= _LONGEST_URL
+    if not plain or not visible or "#" in url:
+        raise errors.MalformedRequest(f"revocations are fetched by http://HOST/…, not from {url[:200]!r}")
+    return url
 
 
 class DeviceNaming(StrEnum):
@@ -77,7 +107,7 @@ class FleetPolicy:
 
     naming: DeviceNaming = DeviceNaming.COMMON_NAME
     pattern: str = "[A-Za-z0-9._:-]{1,64}"
-    """Regular expression that the whole id must match."""
+    """Regular expression that the whole id must match, of the kind that cannot be slow (``check_pattern``)."""
     first_contact: FirstContact = FirstContact.REFUSE
     allow_list: str = ""
     """Hash of the list for ``listed``: see ``floor.runs.AllowList``."""
@@ -89,17 +119,15 @@ class FleetPolicy:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        try:
-            re.compile(self.pattern)
-        except re.error as cause:
-            raise errors.MalformedRequest(f"the pattern of ids is no regular expression: {cause}") from cause
+        check_pattern(self.pattern)
         if (self.first_contact is FirstContact.LISTED) != bool(self.allow_list):
             raise errors.MalformedRequest(
                 "a list of hardware ids goes with first contact `listed`, and only then"
             )
         for url in filter(None, (self.crl_url, self.ocsp_url)):
-            if urlsplit(url).scheme != "http" or not urlsplit(url).hostname:
-                raise errors.MalformedRequest(f"revocations are fetched by http://, not from {url[:200]!r}")
+            check_url(url)
+        if self.revocation is RevocationRule.NONE and (self.crl_url or self.ocsp_url):
+            raise errors.MalformedRequest("an authority that revokes nothing has no place for revocations")
 
     def encode(self) -> str:
         """Return the canonical JSON (RFC 8785)."""
@@ -155,15 +183,77 @@ class FleetAuthority:
     """The verification certificate (DER); None until it was shown."""
 
 
+def require_accepting(authority: FleetAuthority) -> None:
+    """Refuse the devices of an authority that is not accepted now.
+
+    Raises:
+        errors.NotPermitted: it is not registered, suspended or retired.
+    """
+    if authority.status is not FleetStatus.ACTIVE:
+        said = "not registered" if authority.status is FleetStatus.CHALLENGED else authority.status
+        raise errors.NotPermitted(f"fleet authority {authority.id} is {said}")
+
+
+def owner_id(authority: str) -> str:
+    """Return as whose an authority's key is kept: no device and no other authority may have it."""
+    return f"{_FLEET}:{authority}"
+
+
+def field_id(authority: str, name: str) -> str:
+    """Return the id of another fleet's device."""
+    return f"{_FLEET}:{authority}/{name}"
+
+
+def crl_id(authority: str, intermediate: str = "") -> str:
+    """Return the id of a CRL: the authority's own, or that of one below it.
+
+    Args:
+        authority: the fleet authority.
+        intermediate: fingerprint (SHA-256, hex) of the certificate of the one below; empty for its own.
+    """
+    return f"{authority}/{intermediate}" if intermediate else authority
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignCRL:
-    """The newest CRL of a fleet authority that was fetched or imported, its signature verified."""
+    """The newest CRL of a fleet authority, or of one below it, that was fetched or imported and verified.
+
+    Its octets can be many megabytes and stand in ``ForeignCRLOctets``: who asks at every contact whether
+    there is a newer one reads this.
+    """
 
     id: str
-    """The fleet authority."""
-    der: bytes
+    """See ``crl_id``."""
+    issuer: bytes | None
+    """The certificate (DER) of the authority below whose CRL it is; None for the fleet authority's own."""
+    url: str
+    """Where the next one of an authority below is fetched; empty if it is imported by hand.
+
+    Where the fleet authority's own is fetched says its policy.
+    """
+    number: str
+    """CRLNumber (hex); never goes back."""
+    sha256: str
+    """Of the octets (hex)."""
+    entries: int
+    """How many certificates it revokes."""
     this_update: datetime
     next_update: datetime
+
+    @property
+    def authority(self) -> str:
+        """The fleet authority."""
+        return self.id.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignCRLOctets:
+    """The octets of a ``ForeignCRL``."""
+
+    id: str
+    """The same."""
+    sha256: str
+    der: bytes
 
 
 class FieldStatus(StrEnum):

@@ -14,7 +14,14 @@ from enum import StrEnum
 
 from birthmark.errors import MalformedRequest, PolicyRefused
 
-__all__ = ["HardwareId", "HardwareIdKind", "HardwareIdRule", "eid_check_digits", "vin_check_digit"]
+__all__ = [
+    "HardwareId",
+    "HardwareIdKind",
+    "HardwareIdRule",
+    "check_pattern",
+    "eid_check_digits",
+    "vin_check_digit",
+]
 
 
 class HardwareIdKind(StrEnum):
@@ -84,7 +91,7 @@ class HardwareIdRule:
             if not _WMI.fullmatch(identifier):
                 raise MalformedRequest(f"wmi {identifier!r} is not three of A-Z and 0-9 without I, O and Q")
         if self.pattern is not None:
-            _check_pattern(self.pattern)
+            check_pattern(self.pattern)
 
     def parse(self, text: str) -> HardwareId:
         """Return the id in its stored spelling.
@@ -247,11 +254,14 @@ _TOKEN = re.compile(
 _MOST_VARIABLE = 3
 
 
-def _check_pattern(pattern: str) -> None:
-    """Accept only what cannot be slow.
+def check_pattern(pattern: str) -> None:
+    """Accept only patterns that cannot be slow.
 
     Backtracking tries at most (length of the serial) to the power of (variable quantifiers) ways when there
     are no groups: 64 to the third here.
+
+    Raises:
+        MalformedRequest: it has groups, alternatives or too many quantifiers, or is no regular expression.
     """
     if not 1 <= len(pattern) <= _LONGEST_PATTERN:
         raise MalformedRequest(f"pattern has {len(pattern)} characters, not 1 to {_LONGEST_PATTERN}")

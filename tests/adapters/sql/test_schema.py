@@ -38,6 +38,7 @@ from birthmark.floor.fleet import (
     FleetPolicy,
     FleetStatus,
     ForeignCRL,
+    ForeignCRLOctets,
 )
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset, KeyPolicy, KeyPurpose, KeyStatus
@@ -86,6 +87,7 @@ NUMBERS = ("quantity", "first_seen_leaf")
 TEXTS = ("client", "device", "fingerprint", "request_sha256")
 KEPT = (
     "foreign_crl",
+    "foreign_crl_octets",
     "bucket",
     "exposure",
     "head",
@@ -130,7 +132,7 @@ REST = (
         run="r",
         client="c",
         request_sha256="0",
-        spki_sha256="1",
+        csr_sha256="1",
         status=WaitingStatus.WAITING,
         asked_at=START,
     ),
@@ -154,7 +156,17 @@ REST = (
         nonce="00",
         asked_at=START,
     ),
-    ForeignCRL(id="f", der=b"0", this_update=START, next_update=START),
+    ForeignCRL(
+        id="f/00",
+        issuer=b"0",
+        url="",
+        number="01",
+        sha256="00",
+        entries=1,
+        this_update=START,
+        next_update=START,
+    ),
+    ForeignCRLOctets(id="f/00", sha256="00", der=b"0"),
     FieldDevice(
         id="fleet:f/d",
         authority="f",

@@ -21,7 +21,7 @@ from birthmark.floor.devices import Attempt, Device, DeviceCertificate, Identity
 from birthmark.floor.elements import ElementJournal, ElementUse
 from birthmark.floor.enrolments import CMPTransaction, LocalIdentity, WaitingEnrolment
 from birthmark.floor.exposure import Exposure
-from birthmark.floor.fleet import FieldDevice, FleetAuthority, ForeignCRL
+from birthmark.floor.fleet import FieldDevice, FleetAuthority, ForeignCRL, ForeignCRLOctets
 from birthmark.floor.invitations import Invitation
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.limits import Bucket
@@ -136,6 +136,7 @@ MAPPINGS: dict[type, Mapping[Any]] = {
         (SharedCredential, "shared_credential"),
         (FleetAuthority, "fleet_authority"),
         (ForeignCRL, "foreign_crl"),
+        (ForeignCRLOctets, "foreign_crl_octets"),
         (FieldDevice, "field_device"),
     )
 }

@@ -342,7 +342,7 @@ Table(
     _text("run"),
     _text("client"),
     _text("request_sha256"),
-    _text("spki_sha256"),
+    _text("csr_sha256"),
     _text("status"),
     _integer("asked_at"),
     _text("decided_by", null=True),
@@ -375,7 +375,19 @@ Table(
     _integer("asked_at"),
     _bytes("verification", null=True),
 )
-Table("foreign_crl", METADATA, _key("id"), _bytes("der"), _integer("this_update"), _integer("next_update"))
+Table(
+    "foreign_crl",
+    METADATA,
+    _key("id"),
+    _bytes("issuer", null=True),
+    _text("url"),
+    _text("number"),
+    _text("sha256"),
+    _integer("entries"),
+    _integer("this_update"),
+    _integer("next_update"),
+)
+Table("foreign_crl_octets", METADATA, _key("id"), _text("sha256"), _bytes("der"))
 Table(
     "field_device",
     METADATA,

@@ -32,7 +32,7 @@ CREATE TABLE local_identity (
     attempts BIGINT NOT NULL CHECK (attempts > 0), certificate TEXT) {keyed};
 CREATE TABLE waiting_enrolment (
     id TEXT NOT NULL PRIMARY KEY, device TEXT NOT NULL, run TEXT NOT NULL, client TEXT NOT NULL,
-    request_sha256 TEXT NOT NULL, spki_sha256 TEXT NOT NULL,
+    request_sha256 TEXT NOT NULL, csr_sha256 TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('waiting', 'approved', 'refused')), asked_at BIGINT NOT NULL,
     decided_by TEXT, reason TEXT, CHECK ((status = 'waiting') = (decided_by IS NULL))) {strict};
 CREATE TABLE cmp_transaction (
@@ -49,8 +49,11 @@ CREATE TABLE fleet_authority (
     nonce TEXT NOT NULL, asked_at BIGINT NOT NULL, verification {bytes},
     CHECK (status = 'challenged' OR verification IS NOT NULL)) {strict};
 CREATE TABLE foreign_crl (
-    id TEXT NOT NULL PRIMARY KEY, der {bytes} NOT NULL, this_update BIGINT NOT NULL,
+    id TEXT NOT NULL PRIMARY KEY, issuer {bytes}, url TEXT NOT NULL, number TEXT NOT NULL,
+    sha256 TEXT NOT NULL, entries BIGINT NOT NULL, this_update BIGINT NOT NULL,
     next_update BIGINT NOT NULL) {strict};
+CREATE TABLE foreign_crl_octets (
+    id TEXT NOT NULL PRIMARY KEY, sha256 TEXT NOT NULL, der {bytes} NOT NULL) {strict};
 CREATE TABLE field_device (
     id TEXT NOT NULL PRIMARY KEY, authority TEXT NOT NULL, certificate TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('active', 'held')), reason TEXT, place TEXT NOT NULL,
@@ -65,7 +68,7 @@ _FROZEN = {
     "fleet_authority": "der",
     "field_device": "first_seen_leaf",
 }
-_KEPT = ("foreign_crl", *_FROZEN)
+_KEPT = ("foreign_crl", "foreign_crl_octets", *_FROZEN)
 
 
 def _refuse(event: str, table: str, column: str = "", *, sqlite: bool) -> str:
@@ -85,7 +88,7 @@ def _refuse(event: str, table: str, column: str = "", *, sqlite: bool) -> str:
 
 
 def upgrade() -> None:
-    """Let clients have more roles, and make seven tables."""
+    """Let clients have more roles, and make eight tables."""
     sqlite = op.get_bind().dialect.name == "sqlite"
     text = _NEW.format(
         bytes="BLOB" if sqlite else "BYTEA",
