@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tests.fuzz.element_targets import ELEMENT_TARGETS
+from tests.fuzz.est_targets import EST_TARGETS
 from tests.fuzz.floor_targets import FLOOR_TARGETS
 from tests.fuzz.ledger_targets import LEDGER_TARGETS
 from tests.fuzz.pki_targets import PKI_TARGETS
@@ -18,6 +19,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         *PLANE_TARGETS,
         *PKI_TARGETS,
+        *EST_TARGETS,
         *ELEMENT_TARGETS,
         *LEDGER_TARGETS,
         *SEALED_TARGETS,

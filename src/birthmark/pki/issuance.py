@@ -47,6 +47,7 @@ __all__ = [
     "build_reference",
     "build_root",
     "compile_template",
+    "constant_extension",
     "serial_number",
     "sign_certificate",
 ]
@@ -57,6 +58,7 @@ NO_WELL_DEFINED_EXPIRY = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _VERSION_3 = bytes.fromhex("a003020102")
 _FIRST_UTC_TIME = 1950
 _FIRST_GENERALIZED_TIME = 2050
+_OF_KEYS = (Extension.SUBJECT_KEY_IDENTIFIER, Extension.AUTHORITY_KEY_IDENTIFIER)
 
 
 def serial_number(entropy: bytes) -> int:
@@ -240,7 +242,7 @@ def compile_template(
     alternative = None if alternative is None else alternative.narrowed(variables)
     extensions: list[bytes | Extension] = []
     for extension in profile.extensions_for(variables):
-        part = _constant_extension(profile, issuer, extension, variables, alternative)
+        part = _constant_extension(profile, issuer, extension, variables)
         if isinstance(part, bytes) and extensions and isinstance(extensions[-1], bytes):
             extensions[-1] += part
         else:
@@ -265,22 +267,32 @@ def _relative_name(attribute: SubjectAttribute, variables: Mapping[str, str]) ->
 
 
 def _constant_extension(
-    profile: Profile,
-    issuer: Issuer,
-    extension: Extension,
-    variables: Mapping[str, str],
-    alternative: SubjectAlternativeName | None,
+    profile: Profile, issuer: Issuer, extension: Extension, variables: Mapping[str, str]
 ) -> bytes | Extension:
-    if extension is Extension.SUBJECT_KEY_IDENTIFIER:
-        return extension
-    if extension is Extension.SUBJECT_ALTERNATIVE_NAME and alternative is not None:
-        needed = frozenset[str]().union(*(template.variables for template in alternative.templates()))
-        if not needed <= variables.keys():
-            return extension
-        return _extension_der(profile, extension, alternative_name_der(alternative, variables))
     if extension is Extension.AUTHORITY_KEY_IDENTIFIER:
         value = der.encode(der.SEQUENCE, der.encode(0x80, issuer.key_identifier))
         return _extension_der(profile, extension, value)
+    found = constant_extension(profile, extension, variables)
+    return extension if found is None else found
+
+
+def constant_extension(profile: Profile, extension: Extension, variables: Mapping[str, str]) -> bytes | None:
+    """Return one Extension (DER; RFC 5280 section 4.1) of all certificates with these variables.
+
+    None where it is another for each of them: it follows from a key, or names what comes with each device.
+
+    Raises:
+        MalformedRequest: a value does not fit its field, or one that all have in common is missing.
+    """
+    if extension in _OF_KEYS:
+        return None
+    alternative = profile.subject_alternative_name
+    if extension is Extension.SUBJECT_ALTERNATIVE_NAME and alternative is not None:
+        alternative = alternative.narrowed(variables)
+        needed = frozenset[str]().union(*(template.variables for template in alternative.templates()))
+        if not needed <= variables.keys():
+            return None
+        return _extension_der(profile, extension, alternative_name_der(alternative, variables))
     return _extension_der(profile, extension, _plain_extension(profile, extension, variables).public_bytes())
 
 
