@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from birthmark import errors
 from birthmark.floor.limits import Rate
 from birthmark.floor.locations import Locations
+from birthmark.settings_gateway import GatewayPlane
+from birthmark.settings_table import Table as _Table
 
 __all__ = [
     "DatabaseSettings",
@@ -34,10 +36,6 @@ __all__ = [
     "check_database_url",
     "load",
 ]
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def check_database_url(url: str) -> None:
@@ -61,16 +59,6 @@ def check_database_url(url: str) -> None:
             "the database url holds a password, which others have seen now: change it, and put the password"
             " into a password-file"
         )
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=_kebab,
-        populate_by_name=True,
-        hide_input_in_errors=True,  # a value that does not belong here may be a secret
-    )
 
 
 class RealmSettings(_Table):
@@ -462,6 +450,7 @@ class Settings(_Table):
     """Likewise, the profiles of secure elements."""
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
     enrolment_table: EnrolmentPlane | None = Field(default=None, alias="enrolment-plane")
+    gateway_table: GatewayPlane | None = Field(default=None, alias="gateway-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")
     ops_table: OpsPlane | None = Field(default=None, alias="ops-plane")
@@ -505,6 +494,11 @@ class Settings(_Table):
     def enrolment_plane(self) -> EnrolmentPlane:
         """The listener for stations that were invited."""
         return _need(self.enrolment_table, "enrolment-plane", "this host lets no stations in by a code")
+
+    @property
+    def gateway_plane(self) -> GatewayPlane:
+        """The listener for devices in the field."""
+        return _need(self.gateway_table, "gateway-plane", "this host meets no devices in the field")
 
     @property
     def publication(self) -> PublicationSettings:
@@ -564,7 +558,9 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         for name in type(table).model_fields:
             value = getattr(table, name)
             if isinstance(value, Path):
-                changes[name] = value if value.is_absolute() else base / value
+                changes[name] = base / value  # which is the value, if it is absolute
+            elif isinstance(value, tuple):
+                changes[name] = tuple(base / one if isinstance(one, Path) else one for one in value)
             elif isinstance(value, _Table):
                 changes[name] = anchor(value)
         return table.model_copy(update=changes)

@@ -9,7 +9,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.limits import Told
 from birthmark.edge.http.peer import Admits, server_context
+from birthmark.edge.http.places import place_of
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.http.screening import ScreenedRoute
 from birthmark.edge.http.translations import csr_octets
@@ -34,8 +34,6 @@ from birthmark.services.authorise import Enrolled
 __all__ = ["EnrolmentApp", "anonymous_context", "create_enrolment_app"]
 
 LARGEST_BODY = 32_768
-_SHARED_V6 = 64
-"""Bits of an IPv6 address that one customer's hosts have in common (RFC 6177)."""
 
 
 def anonymous_context(
@@ -88,16 +86,7 @@ async def _stranger(request: Request) -> Asker:
 
 
 def _network(request: Request) -> str:
-    """Return what is counted as one address."""
-    try:
-        address = ip_address((request.client.host if request.client else "").partition("%")[0])
-    except ValueError:
-        return "unknown"
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ip_network((address, _SHARED_V6), strict=False))
-    return str(address)
+    return place_of(request.client.host if request.client else "")
 
 
 def _json(body: Any) -> Response:

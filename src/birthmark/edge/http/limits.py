@@ -172,7 +172,8 @@ class Door:
     limits: Limits
     told: Told
     """Told of everyone who did not get in."""
-    context: ssl.SSLContext | None = None
+    context: ssl.SSLContext | Callable[[], ssl.SSLContext] | None = None
+    """Of TLS; where it changes while the door is open, what returns that of this moment."""
     _inside: set[_Visitor] = field(init=False, default_factory=set)
     _greeted: dict[bytes, dict[_Visitor, None]] = field(init=False, default_factory=dict)
     """Unfinished handshakes by address, the oldest first."""
@@ -303,7 +304,7 @@ class Door:
                 await loop.connect_accepted_socket(
                     welcome,
                     connection,
-                    ssl=self.context,
+                    ssl=self.context() if callable(self.context) else self.context,
                     ssl_handshake_timeout=limits.handshake_seconds,
                     ssl_shutdown_timeout=limits.shutdown_seconds,
                 )

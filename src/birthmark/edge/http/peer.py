@@ -14,13 +14,14 @@ answers that nobody takes, connections of one certificate.  A refusal ends the c
 answer that is under way: it would be taken for the answer to another request.
 """
 
+import _ssl
 import asyncio
 import http
 import logging
 import re
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -36,10 +37,14 @@ from birthmark.secret import SecretBytes
 
 __all__ = [
     "ABORT_KEY",
+    "OPENED_KEY",
+    "PATH_KEY",
     "SCOPE_KEY",
     "Admits",
     "PeerProtocol",
     "everybody",
+    "opened_seconds_ago",
+    "path_above",
     "peer_certificate",
     "protocol",
     "server_context",
@@ -48,6 +53,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SCOPE_KEY = "birthmark.peer"
+PATH_KEY = "birthmark.path"
+"""Where a listener whose clients have several roots puts the certificates above the client's."""
+OPENED_KEY = "birthmark.opened"
+"""Where it puts when the connection was opened, by the loop's clock."""
 ABORT_KEY = "birthmark.abort"
 """Where a public listener puts what ends a connection at once."""
 Admits = Callable[[bytes | None], errors.Refusal | None]
@@ -72,6 +81,7 @@ _CIPHERS = "DEFAULT:@SECLEVEL=2"
 """Keys and hashes of 112 bits and more, in certificates, too; the suites of TLS 1.3 are another list."""
 
 
+_DER = _ssl.ENCODING_DER
 _AFTERWARDS = frozenset({"APPLICATION_DATA_AFTER_CLOSE_NOTIFY"})
 """What OpenSSL complains of when our farewell crosses a request."""
 _DROPPED = 16
@@ -87,7 +97,7 @@ def server_context(
     certificate: Path,
     key: Path,
     passphrase: SecretBytes,
-    client_ca: Path,
+    client_ca: Path | Sequence[bytes],
     on_refused: Told,
     admits: Admits = everybody,
 ) -> ssl.SSLContext:
@@ -97,7 +107,8 @@ def server_context(
         certificate: the server's certificate and the authorities above it (PEM).
         key: its private key (encrypted PKCS#8 PEM).
         passphrase: of the key.
-        client_ca: the root that clients must chain to (PEM).
+        client_ca: the root that clients must chain to (PEM); or several certificates (DER), each of which is
+            believed, root or not.
         on_refused: told the reason of each failed handshake (and no certificate), on the loop's thread.
         admits: whom to welcome.  A refusal before there is a certificate is the alert access_denied; after
             verification it is 403 and the end of the connection, whatever the client has sent.
@@ -117,11 +128,16 @@ def server_context(
     context.num_tickets = 0
     try:
         context.load_cert_chain(certificate, key, passphrase.reveal)
-        context.load_verify_locations(client_ca)
+        if isinstance(client_ca, Path):
+            context.load_verify_locations(client_ca)
+        elif client_ca:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.load_verify_locations(cadata=b"".join(client_ca))
     except OSError as cause:
         if isinstance(cause, ssl.SSLError):
+            roots = client_ca if isinstance(client_ca, Path) else f"{len(client_ca)} anchors"
             raise errors.MalformedRequest(
-                f"{certificate}, {key}, {client_ca}: no matching certificate, key and root: {cause.reason}"
+                f"{certificate}, {key}, {roots}: no matching certificate, key and root: {cause.reason}"
             ) from None
         raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
     context.sslobject_class = _observed(on_refused, admits)
@@ -263,8 +279,12 @@ class PeerProtocol(HttpToolsProtocol):
     """Connections of one certificate."""
     connected: ClassVar[Counter[bytes]]
     """How many there are, by certificate."""
+    several_roots: ClassVar[bool] = False
+    """Requests are told the certificates above the client's, and when the connection was opened."""
 
     peer: bytes = b""
+    path: tuple[bytes, ...] = ()
+    opened: float = 0.0
     counted: bool = False
     ended: bool = False
     """What comes is not read any more."""
@@ -284,6 +304,8 @@ class PeerProtocol(HttpToolsProtocol):
         self.flow = _BothWays(transport)
         tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
+        if self.several_roots:
+            self.path, self.opened = _verified_path(tls), self.loop.time()
         unwelcome: errors.Refusal | None = getattr(tls, "unwelcome", None)
         if unwelcome is not None:
             self._refuse(_why_unwelcome(unwelcome), unwelcome)
@@ -341,6 +363,9 @@ class PeerProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._await_head()
         self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
+        if self.several_roots:
+            self.scope[PATH_KEY] = self.path  # type: ignore[literal-required]  # likewise
+            self.scope[OPENED_KEY] = self.opened  # type: ignore[literal-required]  # likewise
 
     def on_url(self, url: bytes) -> None:
         """The parser's: a part of the address."""
@@ -470,8 +495,21 @@ class PeerProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+def _verified_path(tls: Any) -> tuple[bytes, ...]:
+    """Return the certificates above the client's (DER) in the path that OpenSSL verified, the anchor last."""
+    # Public as ssl.SSLObject.get_verified_chain since Python 3.13; before that the module only has what it is
+    # made of.  The chain a client sends is no path: it may hold anything.
+    chain = tls._sslobj.get_verified_chain()  # noqa: SLF001  # as said above
+    return tuple(certificate.public_bytes(_DER) for certificate in chain[1:])
+
+
 def protocol(
-    on_refused: Told, request_seconds: float, answer_seconds: float, most_of_one: int
+    on_refused: Told,
+    request_seconds: float,
+    answer_seconds: float,
+    most_of_one: int,
+    *,
+    several_roots: bool = False,
 ) -> type[PeerProtocol]:
     """Return the HTTP protocol that puts the client's certificate (DER) into each request's scope.
 
@@ -480,6 +518,7 @@ def protocol(
         request_seconds: how long line and headers of a request may take to arrive.
         answer_seconds: how long an answer may wait for the client to take it.
         most_of_one: how many connections a certificate may have.
+        several_roots: tell requests by which path the client was verified; see ``path_above``.
     """
 
     class ListenersProtocol(PeerProtocol):
@@ -490,6 +529,7 @@ def protocol(
     ListenersProtocol.answer_seconds = answer_seconds
     ListenersProtocol.most_of_one = most_of_one
     ListenersProtocol.connected = Counter()
+    ListenersProtocol.several_roots = several_roots
     return ListenersProtocol
 
 
@@ -503,3 +543,16 @@ def peer_certificate(scope: Any) -> bytes:
     if not peer:
         raise errors.Unauthenticated("no client certificate")
     return peer
+
+
+def path_above(scope: Any) -> tuple[bytes, ...]:
+    """Return the certificates above the client's (DER), as the handshake verified them, the anchor last."""
+    path: tuple[bytes, ...] = scope.get(PATH_KEY, ())
+    return path
+
+
+def opened_seconds_ago(scope: Any) -> float:
+    """Return for how long the connection of a request has been open; on the loop's thread."""
+    now = asyncio.get_running_loop().time()
+    opened: float = scope.get(OPENED_KEY, now)
+    return max(0.0, now - opened)
