@@ -40,6 +40,7 @@ from birthmark.secret import SecretBytes
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
+from birthmark.services.certifying import Certifier
 from birthmark.services.challenges import Challenges
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.injection import InjectDevices
@@ -261,6 +262,7 @@ def build(
         rate = None if settings.station_table is None else settings.station_table.run_rate
         runs, challenges = Runs(realm, catalogue, elements, rate), Challenges()
         dialogues = Dialogues(keys, entropy)
+        certifier = Certifier(keys, clock, entropy)
         authorise = Authorise(realm, keys, clock, entropy, catalogue)
         return Application(
             settings=settings,
@@ -275,7 +277,7 @@ def build(
             runs=runs,
             opening=OpenRuns(runs, inspector, keys),
             attest=AttestDevices(runs, clock, entropy),
-            issue=IssueDevices(runs, challenges, dialogues, keys, clock, entropy),
+            issue=IssueDevices(runs, challenges, dialogues, certifier, entropy),
             inject=InjectDevices(runs, challenges, dialogues),
             prove=ProveDevices(runs, challenges, dialogues),
             publish=_publish(settings, realm, store, keys, clock),

@@ -61,6 +61,7 @@ from birthmark.services.ceremony_file import parse as parse_ceremony
 from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Progress
 from birthmark.services.ceremony_templates import Head, Issuing, realm_file
+from birthmark.services.certifying import Certifier
 from birthmark.services.challenges import Challenges
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.disposition import Disposed, dispose
@@ -215,7 +216,9 @@ def open_service(
         store=store,
         runs=runs,
         attest=AttestDevices(runs, clock, SystemEntropy()),
-        issue=IssueDevices(runs, challenges, dialogues, keys, clock, SystemEntropy()),
+        issue=IssueDevices(
+            runs, challenges, dialogues, Certifier(keys, clock, SystemEntropy()), SystemEntropy()
+        ),
         inject=InjectDevices(runs, challenges, dialogues),
         prove=ProveDevices(runs, challenges, dialogues),
         authorise=Authorise(store.realm, keys, clock, SystemEntropy(), catalogue),

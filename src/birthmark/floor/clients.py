@@ -238,14 +238,15 @@ class Client:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """One certificate of a client."""
+    """One certificate of a client, or a one-time code (``services.recognition``)."""
 
     serial: str
-    """Serial number, lower-case hex."""
+    """Serial number, lower-case hex; ``code:`` and a name for a code."""
     client: str
     authority: str
     profile: str
     der: bytes
+    """Of a code: the salt it is derived with."""
     not_after: datetime
     status: ClientStatus
 

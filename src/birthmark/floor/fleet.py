@@ -107,7 +107,7 @@ class FleetPolicy:
 
     naming: DeviceNaming = DeviceNaming.COMMON_NAME
     pattern: str = "[A-Za-z0-9._:-]{1,64}"
-    """Regular expression that the whole id must match, of the kind that cannot be slow (``check_pattern``)."""
+    """Regular expression that the whole id must match; of those that cannot be slow (``check_pattern``)."""
     first_contact: FirstContact = FirstContact.REFUSE
     allow_list: str = ""
     """Hash of the list for ``listed``: see ``floor.runs.AllowList``."""

@@ -33,6 +33,7 @@ __all__ = [
     "AllowedDevice",
     "Run",
     "RunLicence",
+    "RunPurpose",
     "RunStatus",
     "admit",
     "allow_list_of",
@@ -71,6 +72,15 @@ class AllowedDevice:
     def key(allow_list: AllowList, device: str) -> str:
         """Return the id under which a device stands in a list."""
         return f"{allow_list.sha256}/{device}"
+
+
+class RunPurpose(StrEnum):
+    """What a run issues for."""
+
+    IDENTITY = "identity"
+    """It admits devices and gives each its identity."""
+    OPERATIONAL = "operational"
+    """It certifies devices that have their identity, for where they work (SPEC H2); it admits nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +132,9 @@ class RunLicence:
 
     Printable ASCII, up to 128.  What it is compared with is for whoever asks: here it is a name (SPEC E6).
     """
+    purpose: RunPurpose = RunPurpose.IDENTITY
+    approval: bool = False
+    """A person looks at each request before it is granted (SPEC H1)."""
 
     def encode(self) -> bytes:
         """Return the canonical JSON (RFC 8785) of the licence: the bytes that are signed."""
@@ -164,6 +177,7 @@ class RunLicence:
             return {}
         element = {"element": self.element, "element_sha256": self.element_sha256}
         firmware = {"firmware": self.firmware}
+        operational = self.purpose is not RunPurpose.IDENTITY
         return {
             "device_class": self.device_class,
             "site": self.site,
@@ -174,6 +188,8 @@ class RunLicence:
             "further_sha256": list(self.further_sha256),
             **(element if any(element.values()) else {}),
             **(firmware if self.firmware else {}),
+            **({"purpose": self.purpose} if operational else {}),
+            **({"approval": True} if self.approval else {}),
         }
 
     @property
@@ -219,6 +235,7 @@ class RunLicence:
                 stations=tuple(fields.pop("stations")),
                 origins=tuple(KeyOrigin(origin) for origin in fields.pop("origins")),
                 partitioning=Partitioning(fields.pop("partitioning", Partitioning.NONE)),
+                purpose=RunPurpose(fields.pop("purpose", RunPurpose.IDENTITY)),
                 further_profiles=tuple(fields.pop("further_profiles", ())),
                 further_sha256=tuple(fields.pop("further_sha256", ())),
                 **fields,
@@ -261,7 +278,7 @@ def _is_typed(licence: RunLicence) -> bool:
     return (
         all(type(text) is str for text in texts)
         and all(type(number) is int for number in numbers)
-        and type(rule.check_digit) is bool
+        and all(type(flag) is bool for flag in (rule.check_digit, licence.approval))
     )
 
 

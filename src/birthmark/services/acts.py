@@ -9,6 +9,7 @@ from cryptography import x509
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
+from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import (
     CAPABILITIES,
     PERSON,
@@ -19,11 +20,13 @@ from birthmark.floor.clients import (
     Role,
     require,
 )
+from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.pki.certificates import serial_hex
 from birthmark.pki.library import UNREADABLE
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
+from birthmark.services.revocations import line_of, status
 
 __all__ = [
     "ANONYMOUS",
@@ -76,6 +79,8 @@ class Caller:
     """The plane it came by; None for somebody at this host's own command line."""
     rate: Rate | None = None
     """How fast it may go; None for as fast as it likes."""
+    address: str = ""
+    """Where it asks from; empty where that decides nothing."""
 
 
 def recognise(peer: bytes, *, seq: int | None = None, operator: str | None = None) -> UseCase[Caller]:
@@ -111,6 +116,9 @@ def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
         reads[Exposure] = exposures_of(caller.plane, caller.client)
     if caller.rate is not None:
         reads[Bucket] = (bucket_of("client", caller.client.id),)
+    if caller.client.role is Role.DEVICE:
+        reads[DeviceCertificate] = (caller.credential.serial,)
+        reads[Authority] = (caller.credential.authority,)
     return reads
 
 
@@ -136,6 +144,8 @@ def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Clie
         errors.Unauthenticated: it was revoked since it connected.
         errors.NotPermitted: its role may not, or the operator it names is none who may work at a line.
     """
+    if caller.client.role is Role.DEVICE:
+        return _live_device(facts, caller, capability)
     client = facts.get(Client, caller.client.id)
     credential = facts.get(Credential, caller.credential.serial)
     if client is None or credential is None:
@@ -150,6 +160,21 @@ def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Clie
         if Capability.HOLD not in CAPABILITIES[operator.role]:
             raise errors.NotPermitted(f"{caller.operator} is an {operator.role} and works at no line")
     return client
+
+
+def _live_device(facts: Facts, caller: Caller, capability: Capability) -> Client:
+    """Return a device that shows a certificate of its own, if that is good: our record says so, not a CRL."""
+    issued = facts.get(DeviceCertificate, caller.credential.serial)
+    if issued is None or issued.der != caller.credential.der:
+        raise errors.Unauthenticated(f"{caller.client.id} is not known")
+    authority = facts.get(Authority, issued.authority)
+    if authority is None or authority.status is AuthorityStatus.REVOKED:
+        raise errors.Unauthenticated(f"authority {issued.authority} of {caller.client.id} is revoked")
+    reason = status(facts, line_of(issued))
+    if reason is not None:
+        raise errors.Unauthenticated(f"certificate {issued.serial} of {issued.device} is revoked ({reason})")
+    require(caller.client, caller.credential, capability)
+    return caller.client
 
 
 def live_client(facts: Facts, caller: Caller, capability: Capability, at: datetime) -> Client:

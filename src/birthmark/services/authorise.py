@@ -33,6 +33,7 @@ from birthmark.pki.profiles import Catalogue
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Clock, Decision, Entropy, Facts, KeyStore, Scan, UseCase
 from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
+from birthmark.services.recognition import is_code
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain, issuer_of
 
@@ -195,7 +196,9 @@ class Authorise:
             serials = [
                 one.serial
                 for one in held
-                if one.not_after > at and revoke(facts, line_of(one), because, at, "client")
+                if one.not_after > at
+                and not is_code(one)
+                and revoke(facts, line_of(one), because, at, "client")
             ]
             said = {"client": client, "reason": reason, "certificates": serials}
             return Decision(revoked, [("client-revoked", said | {"revocation_reason": str(because)})])

@@ -38,6 +38,7 @@ from birthmark.services.ceremony_steps import Loader
 from birthmark.services.check_ceremonies import check_ceremonies
 from birthmark.services.check_certificates import check_certificates, check_hierarchy
 from birthmark.services.check_elements import check_elements
+from birthmark.services.check_enrolments import Local, check_enrolments
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
 from birthmark.services.check_proposals import check_proposals
@@ -76,11 +77,13 @@ def check(
     check_ceremonies(report.find, scan(report, store, CeremonyRecord), said.ceremonies, load)
     check_keys(report, scan(report, store, KeyAsset), said.assets.by_label)
     certificates = check_certificates(report, store, said, told)
-    _check_devices(report, store, said, certificates, told)
+    local = Local(report, store)
+    _check_devices(report, store, said, certificates, local, told)
     _check_records(report, store, said, told)
     check_elements(report, store, said.elements, told)
     check_stations(report, store, said.stations)
-    _check_runs(report, store, realm, said)
+    check_enrolments(report, store, said.enrolments, local)
+    _check_runs(report, store, realm, said, local)
     check_recalls(
         report.find, realm, scan(report, store, Recall), partial(get, store, Credential), said.recalls
     )
@@ -93,10 +96,18 @@ def check(
 
 
 def _check_devices(
-    report: Report, store: Store, said: Said, live: Mapping[str, set[str]], told: Progress
+    report: Report,
+    store: Store,
+    said: Said,
+    live: Mapping[str, set[str]],
+    local: Local,
+    told: Progress,
 ) -> None:
     attempts: dict[str, Attempt] = {attempt.id: attempt for attempt in scan(report, store, Attempt)}
-    of_device: Counter[str] = Counter(attempt.device for attempt in attempts.values())
+    of_device: Counter[str] = Counter(
+        attempt.device for attempt in attempts.values() if attempt.run not in local.runs
+    )
+    local.count(attempts)
     records = {record.attempt: record for record in scan(report, store, IdentityRecord)}
     for number, device in enumerate(scan(report, store, Device), 1):
         report.counts[f"devices {device.state}"] += 1
@@ -108,7 +119,8 @@ def _check_devices(
         if of_device[device.id] != device.attempts:
             report.find(f"{device.id} counts {device.attempts} attempts, {of_device[device.id]} are there")
         released = device.state is DeviceState.RELEASED
-        good, wanted = live.get(device.id, set()), set(attempt.certificates)
+        good = live.get(device.id, set()) - local.certificates[device.id]
+        wanted = set(attempt.certificates)
         if good - wanted:
             report.find(f"{device.id} has two live certificates")
         if released and wanted - good - said.recalled:
@@ -232,8 +244,8 @@ def _check_records(report: Report, store: Store, said: Said, told: Progress) -> 
         report.find(f"the key of {owner} is not kept as its own: it is gone")
 
 
-def _check_runs(report: Report, store: Store, realm: Realm, said: Said) -> None:
-    states: dict[str, Counter[DeviceState]] = defaultdict(Counter)
+def _check_runs(report: Report, store: Store, realm: Realm, said: Said, local: Local) -> None:
+    states: dict[str, Counter[DeviceState]] = defaultdict(Counter, local.counted)
     for device in scan(report, store, Device):
         states[device.run][device.state] += 1
     lists = _check_lists(report, store, said)

@@ -14,6 +14,7 @@ from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Store
 from birthmark.services.check_recalls import EARLIER, Recalled, crl_entry_of
 from birthmark.services.check_report import PROGRESS_EVERY, Progress, Report, scan, time_or_none
+from birthmark.services.recognition import is_code
 from birthmark.services.revocations import line_of
 from birthmark.services.testimony import ClientSaid, Said
 
@@ -40,6 +41,8 @@ def check_hierarchy(report: Report, store: Store, said: Said) -> None:
                 f"credential {credential.serial} belongs to {credential.client}, which does not exist"
             )
         issuer = authorities.get(credential.authority)
+        if is_code(credential):
+            continue
         if issuer is None or not issued_by(credential.der, issuer.der):
             report.find(f"credential {credential.serial} is not signed by {credential.authority}")
     for serial in said.credentials:
@@ -84,9 +87,13 @@ def _check_credential(report: Report, credential: Credential, said: Said) -> Non
         f"credential {credential.serial} of {issued.client}",
         authority=(credential.authority, issued.authority),
         profile=(credential.profile, issued.client.partition(":")[0]),
-        end=(credential.not_after, Certificate.from_der(credential.der).not_after),
+        end=(time_text(credential.not_after), issued.until or _ends(credential)),
         status=(credential.status, ClientStatus.ACTIVE),  # the log revokes clients, not credentials
     )
+
+
+def _ends(credential: Credential) -> str:
+    return "" if is_code(credential) else time_text(Certificate.from_der(credential.der).not_after)
 
 
 def _check_clients(report: Report, clients: Iterable[Client], said: Said) -> None:

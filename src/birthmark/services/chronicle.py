@@ -39,7 +39,7 @@ _DISPOSED = {
     "device-scrapped": DeviceState.SCRAPPED,
 }
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
-_ISSUED = frozenset({"device-issued", "device-reissued"})
+_ISSUED = frozenset({"device-issued", "device-reissued", "local-issued"})
 _KEYS = ("ceremony-performed", "key-recorded", "key-accepted", "key-backed-up", "key-restored")
 _KEPT = ("role", "site", "line", "hardware_id", "run")
 """What entries say of a client, where they do."""
@@ -111,6 +111,7 @@ class Chronicle:
         takers = {
             **dict.fromkeys(_ISSUED, self._take_issued),
             "device-released": self._take_released,
+            "local-proved": self._take_proved,
             **dict.fromkeys(_DISPOSED, self._take_disposed),
             **dict.fromkeys(("client-enrolled", "client-renewed"), self._take_enrolled),
             "authority-established": self._take_established,
@@ -160,13 +161,18 @@ class Chronicle:
     def _take_released(self, index: int, entry: Entry) -> None:
         record, device = object_of(entry, "record"), text_of(entry, "device")
         for one in (record, *objects_of(record, "further")):
-            serial = text_of(one, "certificate")
-            found = self.certificates.get(serial)
-            if found is None or found.phase is not Phase.ISSUED:
-                self._contradict(index, f"certificate {serial} is proved and was not waiting for a proof")
-                continue
-            found.phase, found.since, found.index = Phase.LIVE, entry["at"], index
+            self._prove(index, entry, text_of(one, "certificate"))
         self._move(index, device, DeviceState.RELEASED, entry, None)
+
+    def _take_proved(self, index: int, entry: Entry) -> None:
+        self._prove(index, entry, text_of(entry, "certificate"))
+
+    def _prove(self, index: int, entry: Entry, serial: str) -> None:
+        found = self.certificates.get(serial)
+        if found is None or found.phase is not Phase.ISSUED:
+            self._contradict(index, f"certificate {serial} is proved and was not waiting for a proof")
+            return
+        found.phase, found.since, found.index = Phase.LIVE, entry["at"], index
 
     def _take_disposed(self, index: int, entry: Entry) -> None:
         state = _DISPOSED[entry["kind"]]

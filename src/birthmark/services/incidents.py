@@ -36,6 +36,7 @@ __all__ = ["Incident", "Listed", "Other", "Touched", "incident", "listed_in"]
 _ACTS = {
     "device-issued": "issued",
     "device-reissued": "reissued",
+    "local-issued": "enrolled",
     "device-released": "proved",
     "device-held": "held",
     "device-reworked": "reworked",
@@ -45,7 +46,21 @@ _ACTS = {
     "element-interrupted": "element",
 }
 """Kinds of entry that touch a device, and what each is called."""
-_OTHERS = ("client-", "run-", "recall-", "authority-", "key-", "ceremony-", "exposure-", "proposal-", "role-")
+_OTHERS = (
+    "client-",
+    "run-",
+    "recall-",
+    "authority-",
+    "key-",
+    "ceremony-",
+    "exposure-",
+    "proposal-",
+    "role-",
+    "enrolment-",
+    "fleet-",
+    "foreign-",
+    "field-",
+)
 """Kinds of entry that are listed one by one: few, and each a decision of somebody's."""
 _STATES = {
     "device-issued": "issued",
@@ -389,10 +404,11 @@ class _Aftermath(_Reading):
                 if (gone := self._touched.get(device)) is not None and gone.shipped_at is None:
                     gone.consignment, gone.shipped_at = text_of(entry, "consignment"), entry["at"]
             return
-        if kind in _STATES and (found := self._touched.get(text_of(entry, "device"))) is not None:
+        touching = kind in _STATES or kind == "local-issued"
+        if touching and (found := self._touched.get(text_of(entry, "device"))) is not None:
             decode(raw)
-            found.state = _STATES[kind]
-            if kind in ("device-issued", "device-reissued"):
+            found.state = _STATES.get(kind, found.state)
+            if kind in ("device-issued", "device-reissued", "local-issued"):
                 self._take_issued(found, entry)
         if "revocation_reason" in entry:
             self._take_revoked(index, entry)

@@ -369,7 +369,7 @@ class _Search:
     def _learn(self, entry: Entry) -> None:
         """Note under which other names entries may speak of the subject."""
         kind, found = entry["kind"], set[str]()
-        issued = kind in ("device-issued", "device-reissued")
+        issued = kind in ("device-issued", "device-reissued", "local-issued")
         if self._subject.kind is SubjectKind.DEVICE and issued:
             found |= {text_of(one, "certificate") for one in (entry, *objects_of(entry, "further"))}
         if self._subject.kind is SubjectKind.CERTIFICATE and issued:

@@ -20,8 +20,8 @@ from typing import Any
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.attestations import Attestation
-from birthmark.floor.authorities import Authority, count_issuance
-from birthmark.floor.clients import Capability, Client
+from birthmark.floor.authorities import Authority
+from birthmark.floor.clients import Capability, Client, Role
 from birthmark.floor.devices import (
     Attempt,
     Device,
@@ -33,16 +33,11 @@ from birthmark.floor.devices import (
     move,
 )
 from birthmark.floor.elements import ElementJournal
-from birthmark.floor.hardware_ids import HardwareId
-from birthmark.floor.runs import AllowedDevice, admit
-from birthmark.pki.certificates import Certificate, fingerprint, serial_hex
-from birthmark.pki.csr import vet
-from birthmark.pki.envelope import Recipient
-from birthmark.pki.issuance import Template, serial_number, sign_certificate
-from birthmark.pki.keys import KeyLabel
-from birthmark.pki.lint import permit
+from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
+from birthmark.floor.shared import SharedCredential, require_network, use_once
+from birthmark.pki.certificates import Certificate
 from birthmark.pki.revocation import ReasonCode
-from birthmark.ports import Act, Clock, Committed, Decision, Entropy, Facts, KeyStore, Look, UseCase
+from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services import attestations
 from birthmark.services.acts import (
@@ -54,9 +49,11 @@ from birthmark.services.acts import (
     refuse,
     together,
 )
+from birthmark.services.approvals import require_approved
 from birthmark.services.attestations import Attested, Known
+from birthmark.services.certifying import Certified, Certifier, keep
 from birthmark.services.challenges import Challenged, Challenges, Provable
-from birthmark.services.delivered import Delivered, deliver, recipient_for
+from birthmark.services.delivered import recipient_for
 from birthmark.services.dialogues import Commands, Dialogues, element_of, journal_of
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs, check_scope
@@ -134,37 +131,14 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Certified:
-    """A signed certificate that nobody has seen yet."""
-
-    profile: str
-    certificate: bytes = field(repr=False)
-    serial: str
-    sha256: str
-    spki: bytes = field(repr=False)
-    spki_sha256: str
-    private_key: SecretBytes | None
-    envelope: bytes | None = field(repr=False)
-
-    def said(self) -> dict[str, str]:
-        """Return what the log says of it."""
-        return {
-            "profile": self.profile,
-            "certificate": self.serial,
-            "certificate_sha256": self.sha256,
-            "spki_sha256": self.spki_sha256,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     """All that one device gets."""
 
     device: str
     attempt: str
     challenge: bytes = field(repr=False)
-    first: _Certified
-    further: tuple[_Certified, ...]
+    first: Certified
+    further: tuple[Certified, ...]
     attestation: Attestation | None
     """Of the device's TPM, with its answer."""
     origin: KeyOrigin
@@ -172,7 +146,7 @@ class _Prepared:
     """Serial number (hex) of the certificate whose key opens the keys' envelopes."""
 
     @property
-    def all(self) -> tuple[_Certified, ...]:
+    def all(self) -> tuple[Certified, ...]:
         return (self.first, *self.further)
 
     def issued(self, chain: tuple[bytes, ...], attempt: str) -> Issued:
@@ -204,16 +178,14 @@ class IssueDevices:
         runs: Runs,
         challenges: Challenges,
         dialogues: Dialogues,
-        keys: KeyStore,
-        clock: Clock,
+        certifier: Certifier,
         entropy: Entropy,
     ) -> None:
-        """Issue under the runs' licences, signing with the authorities' keys in ``keys``."""
+        """Issue under the runs' licences."""
         self._runs = runs
         self._challenges = challenges
         self._dialogues = dialogues
-        self._keys = keys
-        self._clock = clock
+        self._certifier = certifier
         self._entropy = entropy
 
     def __call__(
@@ -342,7 +314,7 @@ class IssueDevices:
         attestation = attestations.judged(context, device, request.attested, known)
         keys = attestations.keys_in(attestation, len(templates))
         certified = [
-            self._certify(template, csr, hardware_id, key, recipient)
+            self._certifier.certify(template, csr, hardware_id, wanted=key, recipient=recipient)
             for template, csr, key in zip(templates, csrs, keys, strict=True)
         ]
         if len({one.spki_sha256 for one in certified}) != len(certified):
@@ -357,55 +329,6 @@ class IssueDevices:
             origin=origin,
             enveloped_to=None if recipient is None else caller.credential.serial,
         )
-
-    def _certify(
-        self,
-        template: Template,
-        csr: bytes | None,
-        hardware_id: HardwareId,
-        wanted: bytes | None,
-        recipient: Recipient | None,
-    ) -> _Certified:
-        delivered: Delivered | None = None
-        # First: OpenSSL draws from the same source, and while that fails its tests no key is made.
-        serial = serial_number(self._entropy.token(20))
-        if csr is None:
-            delivered = deliver(template.profile.subject_key_algorithms[0], recipient, self._entropy)
-            spki = delivered.spki
-        else:
-            vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
-            spki = vetted.subject_public_key_info
-            for name in (vetted.subject_common_name, vetted.subject_serial_number):
-                if name is not None and name.upper() != hardware_id.text.upper():
-                    raise errors.PolicyRefused(
-                        "csr-names-the-device",
-                        f"the certification request names {name}, not {hardware_id.text}",
-                    )
-        attestations.require_key(wanted, spki)
-        tbs = template.fill(
-            serial_number=serial,
-            subject_public_key_info=spki,
-            not_before=self._clock.now(),
-            variables={"hardware_id": hardware_id.text},
-        )
-        certificate = sign_certificate(permit(tbs), self._sign)
-        return _Certified(
-            profile=template.profile.name,
-            certificate=certificate,
-            serial=serial_hex(tbs.serial_number),
-            sha256=fingerprint(certificate),
-            spki=spki,
-            spki_sha256=sha256(spki).hexdigest(),
-            private_key=None if delivered is None else delivered.private_key,
-            envelope=None if delivered is None else delivered.envelope,
-        )
-
-    def _sign(self, label: KeyLabel, message: bytes) -> bytes:
-        try:
-            return self._keys.sign(label, message)
-        except errors.Refusal as cause:
-            # Whatever is wrong with the authority's key, the device is not to blame, and may be sent again.
-            raise errors.Unavailable(f"the key {label} cannot sign: {cause}") from cause
 
     def _decide_issue(
         self,
@@ -425,9 +348,13 @@ class IssueDevices:
             raise prepared
         run = self._runs.admitting(facts, context, client, at)
         check_scope(facts, client, context, prepared.device)
+        if context.licence.purpose is not RunPurpose.IDENTITY:
+            raise errors.NotPermitted(f"run {run.id} is for devices that have their identity: enrol there")
+        require_approved(facts, context, caller, key, digest)
         device = facts.get(Device, prepared.device)
         if device is None:
             facts.put(admit(run))
+            _use_shared(facts, caller)
             device = Device(
                 id=prepared.device,
                 state=DeviceState.ADMITTED,
@@ -440,7 +367,7 @@ class IssueDevices:
             raise errors.IllegalTransition(f"{device.id} belongs to run {device.run}: it is {device.state}")
         state = move(device.id, device.state, DeviceEvent.ISSUE)
         attestations.spend(facts, prepared.attestation, at)
-        _certify(facts, context, client, prepared, prepared.attempt, at)
+        keep(facts, context, client.id, prepared.device, prepared.attempt, prepared.all, at)
         facts.put(
             replace(device, state=state, attempt=prepared.attempt, attempts=device.attempts + 1, reason=None)
         )
@@ -520,7 +447,7 @@ class IssueDevices:
         check_scope(facts, client, context, attempt.device)
         because = ReasonCode.SUPERSEDED
         lost = [one.serial for one in held if revoke(facts, line_of(one), because, at, "reissue")]
-        _certify(facts, context, client, prepared, attempt.id, at)
+        keep(facts, context, client.id, prepared.device, attempt.id, prepared.all, at)
         facts.put(
             replace(
                 attempt,
@@ -558,35 +485,17 @@ class IssueDevices:
                 "certificate_sha256": prepared.first.sha256,
                 "spki_sha256": prepared.first.spki_sha256,
                 "origin": str(prepared.origin),
-                "key_store": "development" if self._keys.development else "token",
+                "key_store": self._certifier.key_store,
             }
         )
 
 
-def _certify(
-    facts: Facts, context: RunContext, client: Client, prepared: _Prepared, attempt: str, at: datetime
-) -> None:
-    """Count and keep the certificates, and take their keys for the device."""
-    authority = context.issuing(facts)
-    for one in prepared.all:
-        authority = count_issuance(authority, at)
-        used = facts.get(KeyUse, one.spki_sha256)
-        if used is None:
-            facts.put(KeyUse(spki_sha256=one.spki_sha256, device=prepared.device))
-        elif used.device != prepared.device:
-            raise errors.PolicyRefused("key-is-unique", f"this public key already belongs to {used.device}")
-        facts.put(
-            DeviceCertificate(
-                serial=one.serial,
-                authority=authority.id,
-                device=prepared.device,
-                attempt=attempt,
-                der=one.certificate,
-                sha256=one.sha256,
-                run=context.licence.id,
-                partition=context.licence.partition,
-                client=client.id,
-                issued_at=at,
-            )
-        )
-    facts.put(authority)
+def _use_shared(facts: Facts, caller: Caller) -> None:
+    """Count a device that is brought in by a shared credential (SPEC H4)."""
+    if caller.client.role is not Role.SHARED:
+        return
+    shared = facts.get(SharedCredential, caller.client.id)
+    if shared is None:
+        raise errors.IntegrityFailure(f"the limits of {caller.client.id} are gone")
+    require_network(shared, caller.address)
+    facts.put(use_once(shared))

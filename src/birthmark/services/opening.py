@@ -24,7 +24,7 @@ from birthmark.floor.hardware_ids import HardwareId
 from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.locations import crl_path
 from birthmark.floor.revocations import Partitioning
-from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunStatus, require_authorised
+from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunPurpose, RunStatus, require_authorised
 from birthmark.floor.samples import VARIABLE, sample_hardware_id
 from birthmark.floor.segments import is_segment
 from birthmark.ledger.entry import ENTRY_LIMIT, canonical, time_text
@@ -288,6 +288,8 @@ class OpenRuns:
             raise errors.PolicyRefused("window", "the run ends before it begins")
         if not licence.origins:
             raise errors.PolicyRefused("origins", "the run allows neither born nor delivered keys")
+        if licence.purpose is RunPurpose.OPERATIONAL:
+            _check_operational(licence)
         if licence.allow_list is not None and licence.allow_list.count < licence.quantity:
             raise errors.PolicyRefused(
                 "quantity",
@@ -312,6 +314,20 @@ class OpenRuns:
                     f"the licence is for another profile {profile.name} than the one there is",
                 )
         return profiles
+
+
+def _check_operational(licence: RunLicence) -> None:
+    """Refuse what only the line has: stations, elements, several certificates at once."""
+    for what, there in (
+        ("stations", licence.stations),
+        ("an element", licence.element),
+        ("further profiles", licence.further_profiles),
+    ):
+        if there:
+            raise errors.PolicyRefused(
+                "operational",
+                f"an operational run has no {what.removeprefix('an ')}: devices ask by themselves",
+            )
 
 
 def _check_profile(profile: Profile) -> None:

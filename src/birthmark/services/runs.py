@@ -511,11 +511,15 @@ def check_scope(facts: Facts, client: Client, context: RunContext, device: str) 
         raise errors.PolicyRefused(
             "hardware-id-is-listed", f"{device} is not on the list of run {context.licence.id}"
         )
-    if client.role is not Role.BOOTSTRAP:
+    if client.role not in (Role.BOOTSTRAP, Role.SHARED, Role.DEVICE):
         return
     if client.hardware_id is not None and client.hardware_id != device:
         raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
-    if client.run is not None and (client.run != context.licence.id or allow_list is None):
+    if client.run is None:
+        return
+    # A shared credential brings in so many devices; a bootstrap certificate those that a list names.
+    unlisted = allow_list is None and client.role is Role.BOOTSTRAP
+    if client.run != context.licence.id or unlisted:
         raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
 
 

@@ -18,7 +18,9 @@ from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.check_ceremonies import CeremonySaid
 from birthmark.services.check_proposals import ProposalsSaid
+from birthmark.services.confirmations import LOCAL
 from birthmark.services.element_testimony import ELEMENT_ENTRIES, ElementsSaid
+from birthmark.services.enrolment_testimony import ENROLMENT_ENTRIES, EnrolmentsSaid
 from birthmark.services.entry_fields import (
     Entry,
     known,
@@ -51,11 +53,14 @@ _DISPOSED = {
     "device-scrapped": DeviceState.SCRAPPED,
 }
 _CAUSE = {
+    "device-held": str(DeviceEvent.HOLD),
     "device-reworked": str(DeviceEvent.REWORK),
     "device-scrapped": str(DeviceEvent.SCRAP),
 }
 _OF_MANY = frozenset({"client-revoked", "devices-shipped"} | CARRIED_OUT.keys() | ORDERED)
 """Kinds of entry about many certificates or devices at once."""
+_PARTS = KEY_ENTRIES | ELEMENT_ENTRIES | STATION_ENTRIES | ENROLMENT_ENTRIES
+"""What parts of their own take in."""
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
 
 
@@ -79,11 +84,13 @@ class AuthoritySaid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialSaid:
-    """A client's certificate."""
+    """A client's certificate, or one-time code."""
 
     sha256: str
     client: str
     authority: str
+    until: str = ""
+    """When a code ends; a certificate says so itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +211,7 @@ class Said:
     elements: ElementsSaid = field(default_factory=ElementsSaid)
     proposals: ProposalsSaid = field(default_factory=ProposalsSaid)
     stations: StationsSaid = field(default_factory=StationsSaid)
+    enrolments: EnrolmentsSaid = field(default_factory=EnrolmentsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
     _batches: dict[str, str] = field(default_factory=dict)
@@ -231,8 +239,8 @@ class Said:
             self._take_of_many(entry)
         elif kind in ("ceremony-performed", "authority-established", "authority-succeeded"):
             self._take_hierarchy(index, entry)
-        elif kind in KEY_ENTRIES or kind in ELEMENT_ENTRIES or kind in STATION_ENTRIES:
-            self._take_part(entry)
+        elif kind in _PARTS:
+            self._take_part(index, entry)
         elif kind in _STATUS:
             self.authority_status[text_of(entry, "authority")] = _STATUS[kind]
         elif kind == "hardware-ids-imported":
@@ -240,8 +248,11 @@ class Said:
         elif kind in ("run-proposed", "run-opened", "run-closed"):
             self._take_run(index, entry)
 
-    def _take_part(self, entry: Entry) -> None:
+    def _take_part(self, index: int, entry: Entry) -> None:
         kind = entry["kind"]
+        if kind in ENROLMENT_ENTRIES:
+            self._take_enrolment(index, entry)
+            return
         part: KeysSaid | ElementsSaid | StationsSaid = self.assets if kind in KEY_ENTRIES else self.elements
         (self.stations if kind in STATION_ENTRIES else part).take(entry)
 
@@ -312,6 +323,52 @@ class Said:
             state=DeviceState.ISSUED, run=said.run, attempt=attempt, attempts=said.number
         )
         self.elements.take_issued(entry, said.run, device, attempt)
+
+    def _take_enrolment(self, index: int, entry: Entry) -> None:
+        before = self.attempts.get(self.enrolments.take(entry))
+        kind = entry["kind"]
+        if not kind.startswith("local-"):
+            return
+        name = text_of(entry, "attempt")
+        if kind == "local-issued":
+            if before is not None and before.state is DeviceState.ISSUED:
+                before.state = DeviceState.HELD
+            self._take_local(index, entry, name)
+        attempt = known(self.attempts, "attempt", name)
+        if kind == "local-proved":
+            attempt.state, attempt.release_leaf = DeviceState.RELEASED, index
+            attempt.record = {name: text_of(entry, name) for name in ("challenge", "released_at")}
+        elif kind == "local-rejected":
+            attempt.state = DeviceState.HELD
+        if "certificates" in entry:
+            self._take_revoked(entry, LOCAL)
+
+    def _take_local(self, index: int, entry: Entry, attempt: str) -> None:
+        said = AttemptSaid(
+            device=text_of(entry, "device"),
+            number=number_of(entry, "attempt_number"),
+            run=text_of(entry, "run"),
+            client=entry["actor"],
+            operator=None,
+            origin=text_of(entry, "origin"),
+            certificate=text_of(entry, "certificate"),
+            further="",
+            issued_at=entry["at"],
+            issue_leaf=index,
+        )
+        known(self.devices, "device", said.device)
+        self.attempts[attempt] = said
+        self.keys[text_of(entry, "spki_sha256")] = said.device
+        self.certificates[said.certificate] = CertificateSaid(
+            sha256=text_of(entry, "certificate_sha256"),
+            device=said.device,
+            attempt=attempt,
+            authority=text_of(entry, "authority"),
+            partition=text_of(entry, "partition"),
+            run=said.run,
+            client=said.client,
+            issued_at=said.issued_at,
+        )
 
     def _take_released(self, index: int, entry: Entry) -> None:
         record = entry.get("record")
@@ -420,7 +477,10 @@ class Said:
             self.clients[client] = replace(before, role=text_of(entry, "role"))
             return
         self.credentials[text_of(entry, "certificate")] = CredentialSaid(
-            sha256=text_of(entry, "certificate_sha256"), client=client, authority=text_of(entry, "authority")
+            sha256=text_of(entry, "certificate_sha256"),
+            client=client,
+            authority=text_of(entry, "authority"),
+            until=entry.get("until", ""),
         )
         if entry["kind"] == "client-enrolled":
             kind = client.partition(":")[0]

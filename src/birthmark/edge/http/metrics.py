@@ -84,6 +84,8 @@ _OUTCOMES = {
     "device-held": "held",
     "device-reworked": "reworked",
     "device-scrapped": "scrapped",
+    "local-issued": "enrolled",
+    "local-proved": "proved",
 }
 
 

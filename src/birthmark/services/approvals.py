@@ -1,0 +1,118 @@
+"""Requests for certificates that a person looks at before they are granted (SPEC H1).
+
+What waits is on record with the fingerprint of its request: another request under the same key is another.
+The answer to whoever asks again is what became of it.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.clients import Capability, Role
+from birthmark.floor.enrolments import WAITING_LIFE, WaitingEnrolment, WaitingStatus, waiting_id
+from birthmark.ports import Decision, Facts, UseCase
+from birthmark.services.acts import Caller, decided, live_client
+from birthmark.services.runs import RunContext, check_scope
+
+__all__ = ["RETRY_SECONDS", "Approvals", "require_approved"]
+
+RETRY_SECONDS = 30
+"""After how long it is worth asking again whether somebody has looked."""
+
+
+class Approvals:
+    """The use cases of what waits."""
+
+    def ask(
+        self, caller: Caller, context: RunContext, device: str, key: str, digest: str, csr: bytes | None
+    ) -> UseCase[bool]:
+        """Return whether a request was approved; put it on record if it is new.
+
+        Raises:
+            errors.NotPermitted: it was refused, or waited too long.
+            errors.KeyReused: another request waits under this key.
+        """
+        name, run = waiting_id(caller.client.id, key), context.licence.id
+        said: dict[str, Any] = {"run": run, "device": device}
+        csr_sha256 = "" if csr is None else sha256(csr).hexdigest()
+
+        def decide(facts: Facts, at: datetime) -> Decision[bool]:
+            needed = Capability.ENROL_SELF if caller.client.role is Role.DEVICE else Capability.ISSUE
+            client = live_client(facts, caller, needed, at)
+            check_scope(facts, client, context, device)
+            found = facts.get(WaitingEnrolment, name)
+            if found is not None:
+                return Decision(_is_approved(found, digest, at))
+            waiting = WaitingEnrolment(
+                id=name,
+                device=device,
+                run=run,
+                client=caller.client.id,
+                request_sha256=digest,
+                csr_sha256=csr_sha256,
+                status=WaitingStatus.WAITING,
+                asked_at=at,
+            )
+            facts.put(waiting)
+            entry = {**said, "enrolment": name, "request_sha256": digest, "csr_sha256": csr_sha256}
+            return Decision(False, [("enrolment-waiting", entry)])
+
+        return (yield from decided(caller, "enrol", said, decide, {WaitingEnrolment: (name,)}))
+
+    def settle(
+        self, caller: Caller, enrolment: str, *, approved: bool, reason: str
+    ) -> UseCase[WaitingEnrolment]:
+        """Let what waits go on, or refuse it.
+
+        Raises:
+            errors.NotFound: nothing of that id waits.
+            errors.IllegalTransition: somebody settled it before.
+            errors.NotPermitted: the caller may not.
+        """
+        verdict = WaitingStatus.APPROVED if approved else WaitingStatus.REFUSED
+
+        def decide(facts: Facts, at: datetime) -> Decision[WaitingEnrolment]:
+            live_client(facts, caller, Capability.APPROVE_ENROLMENT, at)
+            found = facts.get(WaitingEnrolment, enrolment)
+            if found is None:
+                raise errors.NotFound(f"no enrolment {enrolment[:100]} waits")
+            if found.status is not WaitingStatus.WAITING:
+                raise errors.IllegalTransition(
+                    f"enrolment {enrolment} is {found.status}, by {found.decided_by}"
+                )
+            settled = replace(found, status=verdict, decided_by=caller.client.id, reason=reason)
+            facts.put(settled)
+            entry = {"enrolment": enrolment, "device": found.device, "run": found.run, "reason": reason}
+            return Decision(settled, [(f"enrolment-{verdict}", entry)])
+
+        said = {"enrolment": enrolment[:100]}
+        return (
+            yield from decided(caller, "settle-enrolment", said, decide, {WaitingEnrolment: (enrolment,)})
+        )
+
+
+def _is_approved(found: WaitingEnrolment, digest: str, at: datetime) -> bool:
+    if found.request_sha256 != digest:
+        raise errors.KeyReused("another request waits under this key")
+    if found.status is WaitingStatus.REFUSED:
+        raise errors.NotPermitted(f"{found.decided_by} refused it: {found.reason}")
+    if at >= found.asked_at + WAITING_LIFE:
+        raise errors.NotPermitted(f"nobody looked at it within {WAITING_LIFE.days} days: ask with a new key")
+    return found.status is WaitingStatus.APPROVED
+
+
+def require_approved(facts: Facts, context: RunContext, caller: Caller, key: str, digest: str) -> None:
+    """Refuse what a person has to approve and did not.
+
+    Raises:
+        errors.NotPermitted: it was not approved.
+    """
+    if not context.licence.approval:
+        return
+    found = facts.get(WaitingEnrolment, waiting_id(caller.client.id, key))
+    if found is None or found.status is not WaitingStatus.APPROVED or found.request_sha256 != digest:
+        raise errors.NotPermitted(
+            f"a person looks at each request of run {context.licence.id}: ask by EST or CMP"
+        )

@@ -1,0 +1,217 @@
+"""What becomes of a certificate that was enrolled for: proved, confirmed, or not taken (SPEC H1, H2).
+
+An operational certificate is proved by the first handshake with it, or confirmed by CMP; then, and not
+before, the one before it is superseded.  What is not taken is revoked, and a device on the line is held.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.clients import Capability, Role
+from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState, move
+from birthmark.floor.enrolments import LocalIdentity, local_identity_id
+from birthmark.floor.runs import Run, RunPurpose
+from birthmark.ledger.entry import time_text
+from birthmark.pki.revocation import ReasonCode
+from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
+from birthmark.services.acts import Caller, decided, live_client, outcomes, refuse
+from birthmark.services.revocations import line_of, revoke, status
+from birthmark.services.runs import RunContext, Runs
+
+__all__ = ["LOCAL", "ConfirmEnrolments", "give_back"]
+
+LOCAL = "local"
+"""What revokes operational certificates here; see ``floor.revocations.Revocation.cause``."""
+
+
+class ConfirmEnrolments:
+    """The use cases after a certificate was sent."""
+
+    def __init__(self, runs: Runs) -> None:
+        """Know the runs of a realm."""
+        self._runs = runs
+
+    def proved_by_use(self, caller: Caller) -> UseCase[bool]:
+        """Take a device's handshake with its newest operational certificate as proof that it holds the key.
+
+        The signature of the handshake is over octets of ours (RFC 8446 section 4.4.3); no connection gets
+        here without it.  Only then is the certificate before it superseded.
+
+        Returns:
+            Whether there was anything to prove.
+
+        Raises:
+            errors.Unauthenticated: the certificate is revoked.
+        """
+        serial = caller.credential.serial
+        facts: Facts = yield Look({DeviceCertificate: (serial,)})
+        shown = facts.get(DeviceCertificate, serial)
+        if caller.client.role is not Role.DEVICE or shown is None:
+            return False
+        facts = yield Look({Attempt: (shown.attempt,)})
+        attempt = facts.get(Attempt, shown.attempt)
+        if attempt is None or attempt.state is not DeviceState.ISSUED:
+            return False
+        context = yield from self._runs.known(shown.run)
+        if context.licence.purpose is not RunPurpose.OPERATIONAL:
+            return False
+        decide = partial(_decide_proved, caller, attempt.id, "handshake")
+        yield from decided(caller, "prove-local", {"attempt": attempt.id}, decide, _local_reads(attempt))
+        return True
+
+    def confirm(self, caller: Caller, attempt: str) -> UseCase[None]:
+        """Take a CMP client's confirmation (RFC 9810 section 5.3.18) of the certificate of an attempt.
+
+        An operational certificate is live from then on; a device on the line still has to pass the gate.
+
+        Raises:
+            errors.NotFound: there is no such attempt.
+            errors.IllegalTransition: it is over.
+        """
+        found, context = yield from self._attempt(attempt)
+        if context.licence.purpose is RunPurpose.IDENTITY:
+            return
+        decide = partial(_decide_proved, caller, attempt, "confirmation")
+        yield from decided(caller, "confirm", {"attempt": attempt}, decide, _local_reads(found))
+
+    def reject(self, caller: Caller, attempt: str, reason: str) -> UseCase[None]:
+        """Revoke the certificate of an attempt that the client did not take; a device on the line is held.
+
+        Raises:
+            errors.NotFound: there is no such attempt.
+            errors.IllegalTransition: it is over.
+        """
+        found, context = yield from self._attempt(attempt)
+        identity = context.licence.purpose is RunPurpose.IDENTITY
+        judge = _decide_held if identity else _decide_rejected
+        decide = partial(judge, attempt, reason)
+        reads = _local_reads(found) | {Run: (found.run,), Device: (found.device,)}
+        committed: list[Committed[None]] = yield [
+            Act(
+                actor=caller.client.id,
+                decide=decide,
+                refuse=refuse(None, "reject", {"attempt": attempt}),
+                reads=reads,
+            )
+        ]
+        outcomes(committed)
+
+    def _attempt(self, attempt: str) -> UseCase[tuple[Attempt, RunContext]]:
+        facts: Facts = yield Look({Attempt: (attempt,)})
+        found = facts.get(Attempt, attempt)
+        if found is None:
+            raise errors.NotFound(f"there is no attempt {attempt[:64]}")
+        return found, (yield from self._runs.known(found.run))
+
+
+def give_back(facts: Facts, serials: Sequence[str], because: ReasonCode, at: datetime) -> list[str]:
+    """Revoke operational certificates; return the serial numbers of those that were good."""
+    found = [facts.get(DeviceCertificate, serial) for serial in serials]
+    return [
+        one.serial for one in found if one is not None and revoke(facts, line_of(one), because, at, LOCAL)
+    ]
+
+
+def _local_reads(attempt: Attempt) -> dict[type, Sequence[str]]:
+    return {
+        Attempt: (attempt.id,),
+        LocalIdentity: (local_identity_id(attempt.device, attempt.run),),
+        Run: (attempt.run,),
+    }
+
+
+def _newest(facts: Facts, attempt_id: str) -> tuple[Attempt, LocalIdentity]:
+    """Return an attempt that waits for its proof."""
+    attempt = facts.get(Attempt, attempt_id)
+    if attempt is None:
+        raise errors.NotFound(f"there is no attempt {attempt_id[:64]}")
+    identity = facts.get(LocalIdentity, local_identity_id(attempt.device, attempt.run))
+    if identity is None:
+        raise errors.IntegrityFailure(f"attempt {attempt_id} is of no operational run")
+    if identity.attempt != attempt.id:
+        raise errors.IllegalTransition(f"attempt {attempt.id} is over: {attempt.device} asked again")
+    return attempt, identity
+
+
+def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: datetime) -> Decision[None]:
+    client = live_client(facts, caller, Capability.ENROL_SELF, at)
+    attempt, identity = _newest(facts, attempt_id)
+    if client.hardware_id != attempt.device:
+        raise errors.NotPermitted(f"{client.id} proves no certificate of {attempt.device}")
+    if attempt.state is DeviceState.RELEASED:
+        return Decision(None)
+    certificate = facts.get(DeviceCertificate, attempt.certificate)
+    if certificate is None or status(facts, line_of(certificate)) is not None:
+        raise errors.IllegalTransition(f"certificate {attempt.certificate} is revoked: enrol again")
+    proved = move(attempt.device, attempt.state, DeviceEvent.PROVE)
+    state = move(attempt.device, proved, DeviceEvent.RELEASE)
+    facts.put(replace(attempt, state=state, released_at=at, release_leaf=facts.next_leaf))
+    superseded: list[str] = []
+    if identity.certificate is None:
+        run = facts.get(Run, attempt.run)
+        if run is None:
+            raise errors.IntegrityFailure(f"run {attempt.run} is gone")
+        facts.put(replace(run, released=run.released + 1))
+    else:
+        superseded = give_back(facts, [identity.certificate], ReasonCode.SUPERSEDED, at)
+    facts.put(replace(identity, certificate=attempt.certificate))
+    entry: dict[str, Any] = {
+        "device": attempt.device,
+        "attempt": attempt.id,
+        "run": attempt.run,
+        "certificate": attempt.certificate,
+        "challenge": attempt.challenge.hex(),
+        "released_at": time_text(at),
+        "by": how,
+    }
+    if superseded:
+        entry |= {"certificates": superseded, "revocation_reason": str(ReasonCode.SUPERSEDED)}
+    return Decision(None, [("local-proved", entry)])
+
+
+def _decide_rejected(attempt_id: str, reason: str, facts: Facts, at: datetime) -> Decision[None]:
+    attempt, _ = _newest(facts, attempt_id)
+    facts.put(replace(attempt, state=move(attempt.device, attempt.state, DeviceEvent.HOLD)))
+    because = ReasonCode.CESSATION_OF_OPERATION
+    entry = {
+        "device": attempt.device,
+        "attempt": attempt.id,
+        "run": attempt.run,
+        "reason": reason,
+        "certificates": give_back(facts, [attempt.certificate], because, at),
+        "revocation_reason": str(because),
+    }
+    return Decision(None, [("local-rejected", entry)])
+
+
+def _decide_held(attempt_id: str, reason: str, facts: Facts, at: datetime) -> Decision[None]:
+    """Hold a device on the line whose certificate was not taken, and revoke that."""
+    attempt = facts.get(Attempt, attempt_id)
+    device = None if attempt is None else facts.get(Device, attempt.device)
+    run = None if attempt is None else facts.get(Run, attempt.run)
+    if attempt is None or device is None or run is None:
+        raise errors.NotFound(f"there is no attempt {attempt_id[:64]}")
+    if device.attempt != attempt.id:
+        raise errors.IllegalTransition(f"attempt {attempt.id} is over: {device.id} is at another")
+    state = move(device.id, device.state, DeviceEvent.HOLD)
+    facts.put(replace(device, state=state, reason=reason))
+    facts.put(replace(attempt, state=state))
+    facts.put(replace(run, held=run.held + 1))
+    because = ReasonCode.CESSATION_OF_OPERATION
+    found = [facts.get(DeviceCertificate, serial) for serial in attempt.certificates]
+    revoked = [
+        one.serial for one in found if one is not None and revoke(facts, line_of(one), because, at, "hold")
+    ]
+    entry = {
+        "device": device.id,
+        "attempt": attempt.id,
+        "run": run.id,
+        "reason": reason,
+        "certificates": revoked,
+        "revocation_reason": str(because),
+    }
+    return Decision(None, [("device-held", entry)])

@@ -1,0 +1,400 @@
+"""Certificates for devices that ask by EST or CMP: their identity, and what they have besides (SPEC H1, H2).
+
+Under a run for identities a request is issued like a station's (``issue``), and the device passes the same
+gate before it is released.  Under an ``operational`` run a released device gets a certificate for where it
+works: its newest one waits until the device has used it, and only then is the one before superseded.  Both
+are counted, logged, and answered the same way when they are asked again.
+
+Where the licence says so a person looks at each request first; until then the answer is ``Waiting``.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from birthmark import errors
+from birthmark.floor.answers import Answer
+from birthmark.floor.authorities import Authority
+from birthmark.floor.clients import Capability, Role
+from birthmark.floor.devices import (
+    Attempt,
+    Device,
+    DeviceCertificate,
+    DeviceEvent,
+    DeviceState,
+    KeyOrigin,
+    KeyUse,
+    move,
+)
+from birthmark.floor.enrolments import LocalIdentity, local_identity_id
+from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
+from birthmark.pki.csr import vet
+from birthmark.pki.revocation import ReasonCode
+from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
+from birthmark.secret import SecretBytes
+from birthmark.services.acts import (
+    Caller,
+    answer_key,
+    client_reads,
+    decided,
+    earlier_answer,
+    live_client,
+    refuse,
+    together,
+)
+from birthmark.services.approvals import RETRY_SECONDS, Approvals, require_approved
+from birthmark.services.certifying import Certified, Certifier, keep
+from birthmark.services.confirmations import give_back
+from birthmark.services.delivered import recipient_for
+from birthmark.services.issue import CHALLENGE_SIZE, IssueDevices, IssueRequest
+from birthmark.services.revocations import line_of, status
+from birthmark.services.runs import RunContext, Runs, check_scope
+
+__all__ = ["EnrolDevices", "Granted", "Waiting"]
+
+_REQUEST = "enrol"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """A certificate that was asked for."""
+
+    device: str
+    run: str
+    attempt: str
+    certificate: bytes = field(repr=False)
+    """DER."""
+    chain: tuple[bytes, ...] = field(repr=False)
+    """The authorities above it (DER), the root not included."""
+    private_key: SecretBytes | None = None
+    """PKCS#8 (DER) of a delivered key: this is the only time it exists outside the device."""
+    envelope: bytes | None = field(default=None, repr=False)
+    """The same in CMS (DER), if that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A person has to look at the request; the same request gets the certificate later."""
+
+    retry_after: int = RETRY_SECONDS
+    """Seconds after which it is worth asking again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    attempt: str
+    challenge: bytes = field(repr=False)
+    certified: Certified
+    origin: KeyOrigin
+
+
+class EnrolDevices:
+    """The use cases behind EST and CMP."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        issue: IssueDevices,
+        certifier: Certifier,
+        entropy: Entropy,
+        default_run: str | None = None,
+    ) -> None:
+        """Enrol under the runs' licences; ``default_run`` is for devices that name none."""
+        self._runs = runs
+        self._issue = issue
+        self._certifier = certifier
+        self._entropy = entropy
+        self._default = default_run
+        self._approvals = Approvals()
+
+    def run_of(self, caller: Caller | None, label: str | None) -> UseCase[RunContext]:
+        """Return the run a request is for: the one it names, its credential's, or that of devices.
+
+        Raises:
+            errors.NotFound: there is no such run, or none is named and none follows.
+        """
+        run = label or (None if caller is None else caller.client.run)
+        if run is None and caller is not None and caller.client.role is Role.DEVICE:
+            serial = caller.credential.serial
+            facts: Facts = yield Look({DeviceCertificate: (serial,)})
+            shown = facts.get(DeviceCertificate, serial)
+            context = None if shown is None else (yield from self._runs.known(shown.run))
+            if context is not None and context.licence.purpose is RunPurpose.OPERATIONAL:
+                run = context.licence.id
+        run = run or self._default
+        if run is None:
+            raise errors.NotFound("no run is named, and none follows from who asks: name one as the label")
+        return (yield from self._runs.context(run))
+
+    def enrol(
+        self, caller: Caller, label: str | None, request: IssueRequest, *, renewal: bool = False
+    ) -> UseCase[Granted | Waiting]:
+        """Certify a device's key.
+
+        Args:
+            caller: whoever asks: the device, by a certificate of its own, a bootstrap or shared credential.
+            label: the run; None for the one that follows from who asks.
+            request: with the key.  Its hardware id is empty where it follows from who asks, or else from the
+                names in the certification request.
+            renewal: the certificate that is shown is of this very run, and to be replaced.
+
+        Raises:
+            errors.Refusal: it is not granted.  It is on record.
+        """
+        try:
+            context = yield from self.run_of(caller, label)
+            named = _named(caller, context, request)
+            if renewal:
+                yield from self._require_renewable(caller, context)
+        except errors.Refusal as refusal:
+            raise (yield from self._recorded(caller, label, request, refusal)) from None
+        if context.licence.approval:
+            device = context.licence.hardware_id.parse(named.hardware_id).device
+            digest = named.digest(context.licence.id)
+            if not (yield from self._approvals.ask(caller, context, device, named.key, digest, named.csr)):
+                return Waiting()
+        if context.licence.purpose is RunPurpose.IDENTITY:
+            (issued,) = yield from self._issue(caller, context.licence.id, [named])
+            if isinstance(issued, errors.Refusal):
+                issued.recorded = True
+                raise issued
+            return Granted(
+                device=issued.device,
+                run=context.licence.id,
+                attempt=issued.attempt,
+                certificate=issued.certificate,
+                chain=issued.chain,
+                private_key=issued.private_key,
+                envelope=issued.envelope,
+            )
+        return (yield from self._enrol_local(caller, context, named))
+
+    def _recorded(
+        self, caller: Caller, label: str | None, request: IssueRequest, refusal: errors.Refusal
+    ) -> UseCase[errors.Refusal]:
+        """Put on record a refusal from before any act, under the idempotency key too."""
+        if refusal.retryable:
+            return refusal
+        fields = {"run": (label or "")[:64], "hardware_id": request.hardware_id[:100]}
+
+        def decide(_facts: Facts, _at: datetime) -> Decision[None]:
+            raise refusal
+
+        committed: list[Committed[None]] = yield [
+            Act(
+                actor=caller.client.id,
+                decide=decide,
+                refuse=refuse(caller, _REQUEST, fields),
+                reads=client_reads(caller),
+            )
+        ]
+        answer = committed[0].answer
+        told = answer if isinstance(answer, errors.Refusal) else refusal
+        told.recorded = True
+        return told
+
+    def _require_renewable(self, caller: Caller, context: RunContext) -> UseCase[None]:
+        serial = caller.credential.serial
+        facts: Facts = yield Look({DeviceCertificate: (serial,)})
+        shown = facts.get(DeviceCertificate, serial)
+        if shown is None or shown.run != context.licence.id:
+            raise errors.NotPermitted(
+                f"only a certificate of run {context.licence.id} is renewed there: enrol for one"
+            )
+
+    # --- operational runs
+
+    def _enrol_local(self, caller: Caller, context: RunContext, request: IssueRequest) -> UseCase[Granted]:
+        licence, run = context.licence, context.licence.id
+        digest = request.digest(run)
+        prepared: _Prepared | errors.Refusal
+        try:
+            prepared = self._prepare(caller, context, request)
+        except errors.Refusal as refusal:
+            prepared = refusal
+        device = caller.client.hardware_id or ""
+        reads = together(client_reads(caller), self._runs.admitting_reads(run))
+        reads |= {
+            Answer: (answer_key(caller, request.key),),
+            Device: (device,),
+            LocalIdentity: (local_identity_id(device, run),),
+        }
+        reads[Authority] = [*reads.get(Authority, ()), *context.authorities]
+        if isinstance(prepared, _Prepared):
+            reads[KeyUse] = (prepared.certified.spki_sha256,)
+        if licence.allow_list is not None:
+            reads[AllowedDevice] = (AllowedDevice.key(licence.allow_list, device),)
+        decide = partial(self._decide_local, caller, context, prepared, request.key, digest)
+        said = {"run": run, "device": device}
+        granted: Granted = yield from decided(
+            caller, _REQUEST, said, decide, reads, key=request.key, request_sha256=digest
+        )
+        return granted
+
+    def _prepare(self, caller: Caller, context: RunContext, request: IssueRequest) -> _Prepared:
+        licence = context.licence
+        if caller.client.role is not Role.DEVICE:
+            raise errors.NotPermitted(
+                f"{caller.client.id} may not enrol under run {licence.id}: devices do, by their certificates"
+            )
+        hardware_id = licence.hardware_id.parse(request.hardware_id)
+        context.judge(hardware_id.text)
+        origin = KeyOrigin.DELIVERED if request.csr is None else KeyOrigin.BORN
+        if origin not in licence.origins:
+            raise errors.NotPermitted(f"run {licence.id} does not allow {origin} keys")
+        born = request.csr is not None
+        recipient = recipient_for(caller.credential, born=born) if request.envelope else None
+        return _Prepared(
+            attempt=self._entropy.token(16).hex(),
+            challenge=self._entropy.token(CHALLENGE_SIZE),
+            certified=self._certifier.certify(
+                context.template, request.csr, hardware_id, recipient=recipient
+            ),
+            origin=origin,
+        )
+
+    def _decide_local(
+        self,
+        caller: Caller,
+        context: RunContext,
+        prepared: _Prepared | errors.Refusal,
+        key: str,
+        digest: str,
+        facts: Facts,
+        at: datetime,
+    ) -> Decision[Granted]:
+        client = live_client(facts, caller, Capability.ENROL_SELF, at)
+        earlier = earlier_answer(facts, caller, key, digest)
+        if earlier is not None and earlier.attempt is not None:
+            attempt = facts.get(Attempt, earlier.attempt)
+            if attempt is not None and attempt.origin is KeyOrigin.BORN:
+                return _again(facts, context, attempt)
+        if isinstance(prepared, errors.Refusal):
+            raise prepared
+        licence, made = context.licence, prepared.certified
+        run = self._runs.admitting(facts, context, client, at)
+        device = facts.get(Device, client.hardware_id or "")
+        if device is None or device.state is not DeviceState.RELEASED:
+            standing = "not known" if device is None else str(device.state)
+            raise errors.IllegalTransition(
+                f"{client.hardware_id} is {standing}: only a released device enrols"
+            )
+        check_scope(facts, client, context, device.id)
+        require_approved(facts, context, caller, key, digest)
+        name = local_identity_id(device.id, licence.id)
+        before = facts.get(LocalIdentity, name)
+        if before is None:
+            facts.put(admit(run))
+        given_up = _give_up(facts, before, at)
+        keep(facts, context, client.id, device.id, prepared.attempt, [made], at)
+        number = 1 if before is None else before.attempts + 1
+        facts.put(
+            LocalIdentity(
+                id=name,
+                device=device.id,
+                run=licence.id,
+                attempt=prepared.attempt,
+                attempts=number,
+                certificate=None if before is None else before.certificate,
+            )
+        )
+        facts.put(
+            Attempt(
+                id=prepared.attempt,
+                device=device.id,
+                number=number,
+                run=licence.id,
+                client=client.id,
+                operator=None,
+                origin=prepared.origin,
+                state=DeviceState.ISSUED,
+                challenge=prepared.challenge,
+                certificate=made.serial,
+                issued_at=at,
+                issue_leaf=facts.next_leaf,
+                proof=None,
+                released_at=None,
+                release_leaf=None,
+            )
+        )
+        facts.put(
+            Answer(
+                id=answer_key(caller, key),
+                request_sha256=digest,
+                attempt=prepared.attempt,
+                refusal=None,
+                detail=None,
+                at=at,
+            )
+        )
+        entry: dict[str, Any] = {
+            "device": device.id,
+            "attempt": prepared.attempt,
+            "attempt_number": number,
+            "run": licence.id,
+            "authority": licence.authority,
+            "partition": licence.partition,
+            "shown": caller.credential.serial,
+            **made.said(),
+            "origin": str(prepared.origin),
+            "key_store": self._certifier.key_store,
+        }
+        if given_up:
+            entry |= {"certificates": given_up, "revocation_reason": str(ReasonCode.SUPERSEDED)}
+        granted = Granted(
+            device=device.id,
+            run=licence.id,
+            attempt=prepared.attempt,
+            certificate=made.certificate,
+            chain=context.chain,
+            private_key=made.private_key,
+            envelope=made.envelope,
+        )
+        return Decision(granted, [("local-issued", entry)])
+
+
+def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueRequest:
+    """Return the request with the hardware id it is for."""
+    known = caller.client.hardware_id
+    if known is not None:
+        return replace(request, hardware_id=known.partition(":")[2])
+    if request.hardware_id or request.csr is None:
+        return request
+    allowed = context.template.profile.subject_key_algorithms
+    vetted = vet(request.csr, allowed=allowed)
+    named = vetted.subject_serial_number or vetted.subject_common_name
+    if named is None:
+        raise errors.PolicyRefused(
+            "csr-names-the-device",
+            "the certification request names no device: give its hardware id as serialNumber or common name",
+        )
+    return replace(request, hardware_id=named)
+
+
+def _again(facts: Facts, context: RunContext, attempt: Attempt) -> Decision[Granted]:
+    held = facts.get(DeviceCertificate, attempt.certificate)
+    if held is None:
+        raise errors.IntegrityFailure(f"the certificate of attempt {attempt.id} is gone")
+    if status(facts, line_of(held)) is not None:
+        raise errors.IllegalTransition(
+            f"what this request got, certificate {held.serial}, is revoked: make a new key, and ask with that"
+        )
+    granted = Granted(
+        device=attempt.device,
+        run=attempt.run,
+        attempt=attempt.id,
+        certificate=held.der,
+        chain=context.chain,
+    )
+    said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": _REQUEST}
+    return Decision(granted, [("answer-repeated", said)])
+
+
+def _give_up(facts: Facts, before: LocalIdentity | None, at: datetime) -> list[str]:
+    """Give up the newest attempt if nobody proved it: its certificate was perhaps never received."""
+    attempt = None if before is None else facts.get(Attempt, before.attempt)
+    if attempt is None or attempt.state is not DeviceState.ISSUED:
+        return []
+    facts.put(replace(attempt, state=move(attempt.device, attempt.state, DeviceEvent.HOLD)))
+    return give_back(facts, [attempt.certificate], ReasonCode.SUPERSEDED, at)
