@@ -42,8 +42,9 @@ _ECDSA: Mapping[bytes, Callable[[], hashes.HashAlgorithm]] = {
     for last, hashed in zip((2, 3, 4), HASHES.values(), strict=True)
 }
 _PKCS1: Mapping[bytes, Callable[[], hashes.HashAlgorithm]] = {
-    der.encode(der.SEQUENCE, der.oid(f"1.2.840.113549.1.1.{last}"), cmp_der.NULL): hashed
+    der.encode(der.SEQUENCE, der.oid(f"1.2.840.113549.1.1.{last}"), null): hashed
     for last, hashed in zip((11, 12, 13), HASHES.values(), strict=True)
+    for null in (cmp_der.NULL, b"")  # OpenSSL leaves it out here, RFC 4055 section 5 demands it
 }
 _PSS: Mapping[bytes, Callable[[], hashes.HashAlgorithm]] = {
     _pss(identifier, hashed().digest_size, null): hashed
