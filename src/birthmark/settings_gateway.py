@@ -1,10 +1,13 @@
 """The part of the settings that is about the gateway; see ``settings``."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from birthmark import errors
 from birthmark.floor.limits import Rate
+from birthmark.pki.keys import check_label
 from birthmark.settings_table import Table
 
 __all__ = ["GatewayPlane"]
@@ -20,7 +23,9 @@ class GatewayPlane(Table):
     key_file: Path
     key_passphrase_file: Path
     next_certificate_file: Path | None = None
-    """The certificate that comes after it (PEM): its pin is told beforehand."""
+    """The certificate that comes after it (PEM): as soon as it is there, its pin is told."""
+    next_key_file: Path | None = None
+    """Its key, under the same passphrase; ``birthmark gateway`` makes both, and puts them in their place."""
     other_realms: tuple[Path, ...] = ()
     """Roots (PEM) of realms whose devices are told from strangers, and refused by name (SPEC H6)."""
     token_keys: tuple[str, ...] = ()
@@ -52,6 +57,17 @@ class GatewayPlane(Table):
     """With one certificate."""
     max_handshakes: int = Field(default=500, ge=1)
     """Not finished at a time; who comes then takes the place of the oldest."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if (self.next_certificate_file is None) != (self.next_key_file is None):
+            raise ValueError("next-certificate-file and next-key-file go together")
+        for label in self.token_keys:
+            try:
+                check_label(label)
+            except errors.MalformedRequest as wrong:
+                raise ValueError(f"token-keys: {wrong}") from wrong
+        return self
 
     @property
     def refusal_rate(self) -> Rate:

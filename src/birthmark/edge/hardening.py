@@ -111,13 +111,14 @@ def _capable(capability: int) -> bool:
     return bool(int(effective.split()[1], 16) >> capability & 1)
 
 
-def give_up_root(settings: Settings, *, station: bool, public: bool) -> None:
+def give_up_root(settings: Settings, *, station: bool, public: bool, gateway: bool = False) -> None:
     """Become the service's user, for good; called when every socket is bound and nothing else is open.
 
     Args:
         settings: of this host.
         station: the station plane is going to be served.
         public: the public plane is.
+        gateway: the gateway is.
 
     Raises:
         errors.NotPermitted: root and nobody to become, in a realm of production whose settings do not allow
@@ -144,7 +145,8 @@ def give_up_root(settings: Settings, *, station: bool, public: bool) -> None:
     if user.pw_uid == 0:
         raise errors.NotPermitted("user in [service] is root: leave it out, and set allow-root = true")
     # What even root does not find is left for the opening to tell.
-    there = [(path, use) for path, use in _needed(settings, station=station, public=public) if path.exists()]
+    needed = _needed(settings, station=station, gateway=gateway, public=public)
+    there = [(path, use) for path, use in needed if path.exists()]
     _become(user, user.pw_gid if service.group is None else _group(service.group))
     log.info("the service runs as %s", service.user, extra={"uid": os.getuid(), "gid": os.getgid()})
     closed = [str(path) for path, use in there if not os.access(path, use)]
@@ -155,7 +157,7 @@ def give_up_root(settings: Settings, *, station: bool, public: bool) -> None:
         )
 
 
-def _needed(settings: Settings, *, station: bool, public: bool) -> _Needed:
+def _needed(settings: Settings, *, station: bool, gateway: bool, public: bool) -> _Needed:
     """Return what the service opens for these planes, and what for."""
     # The program itself: parts of it are read when they are first wanted.
     read: list[Path | None] = [Path(os.__file__), Path(errors.__file__)]
@@ -165,6 +167,10 @@ def _needed(settings: Settings, *, station: bool, public: bool) -> _Needed:
     if station:
         plane = settings.station_plane
         read += [plane.certificate_file, plane.key_file, plane.key_passphrase_file, plane.client_ca_file]
+    if gateway:
+        field = settings.gateway_plane
+        read += [field.certificate_file, field.key_file, field.key_passphrase_file, *field.other_realms]
+    if station or gateway:
         stores.append(settings.key_store)
     elif settings.public_plane.ocsp != "live":
         database = None

@@ -12,7 +12,7 @@ from typing import Any
 from birthmark.floor.realm import Realm
 from birthmark.pki import jwt
 from birthmark.pki.keys import KeyLabel
-from birthmark.ports import Entropy, KeyStore
+from birthmark.ports import Entropy, KeyStore, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.gateway import Welcome
 
@@ -50,7 +50,7 @@ class Tokens:
         self.key_set: dict[str, Any] = {"keys": [jwt.jwk(keys.public_key(one)) for one in terms.keys]}
         """JWK Set (RFC 7517 section 5): with what others verify tokens."""
 
-    def give(self, welcome: Welcome) -> SecretBytes:
+    def give(self, welcome: Welcome) -> UseCase[SecretBytes]:
         """Return a token for a device that was let in just now.
 
         Raises:
@@ -70,4 +70,5 @@ class Tokens:
         }
         label = self._terms.keys[0]
         token = jwt.sign(claims, self._public, lambda message: self._keys.sign(label, message))
+        yield from ()  # the store is asked nothing; but a token that signs may take its time, and has a place
         return SecretBytes(token.encode("ascii"))

@@ -21,7 +21,10 @@ exposures = typer.Typer(
     name="exposure", no_args_is_help=True, help="Planes, runs and stations that are open for a time."
 )
 What = Annotated[
-    str, typer.Argument(metavar="WHAT", help="plane:station, plane:enrolment, run:RUN or station:NAME.")
+    str,
+    typer.Argument(
+        metavar="WHAT", help="plane:NAME, run:RUN or station:NAME; planes are station, enrolment, gateway."
+    ),
 ]
 
 

@@ -43,6 +43,7 @@ class PlaneName(StrEnum):
     """What can be served."""
 
     STATION = "station"
+    GATEWAY = "gateway"
     PUBLIC = "public"
     OPS = "ops"
 

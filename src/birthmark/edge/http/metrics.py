@@ -18,6 +18,7 @@ from birthmark import errors
 from birthmark.edge.http.board import Desk, Kind, Layout, Metric
 from birthmark.edge.http.limits import Cause
 from birthmark.edge.http.tracecontext import trace_of
+from birthmark.services.gateway import Reason
 
 __all__ = [
     "CLIENT_KEY",
@@ -57,12 +58,18 @@ ROUTES = (
     "/v1/devices/{device}/hold",
     "/v1/devices/{device}/rework",
     "/v1/devices/{device}/scrap",
+    "/v1/contact",
+    "/v1/status",
+    "/v1/authorise",
+    "/.well-known/jwks.json",
     "public",
     "enrolment",
+    "device",
     "other",
 )
 _STATUSES = (
     "200",
+    "204",
     "304",
     "400",
     "403",
@@ -185,6 +192,12 @@ CONNECTIONS = Metric(name="birthmark_connections_open", kind=Kind.GAUGE, help="C
 OCSP = Metric(
     name="birthmark_ocsp_requests_total", kind=Kind.COUNTER, help="Questions to the OCSP responder."
 )
+CONTACTS = Metric(
+    name="birthmark_contacts_total",
+    kind=Kind.COUNTER,
+    help="Devices that came to the gateway, by what became of it.",
+    labels=(("outcome", ("first-seen", "accepted", *Reason, "other")),),
+)
 MEMORY = Metric(
     name="birthmark_process_resident_memory_bytes", kind=Kind.GAUGE, help="Resident memory of the process."
 )
@@ -211,6 +224,7 @@ METRICS = (
     HANDSHAKES_REFUSED,
     CONNECTIONS,
     OCSP,
+    CONTACTS,
     MEMORY,
     DESCRIPTORS,
     MAX_DESCRIPTORS,
@@ -309,6 +323,10 @@ class Meter:
     def connected(self, change: int) -> None:
         """Count connections that come, or go if negative."""
         self.desk.add(self._connections, change)
+
+    def contact(self, outcome: str) -> None:
+        """Count a device that came to the gateway; what the list does not know is ``other``."""
+        self.desk.add(self.desk.layout.cell(CONTACTS, outcome))
 
     def ocsp_asked(self) -> None:
         """Count a question to the responder."""

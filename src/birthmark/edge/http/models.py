@@ -16,6 +16,7 @@ __all__ = [
     "AttestResult",
     "Attested",
     "Checkpoint",
+    "Contact",
     "DeviceStatus",
     "Dialogue",
     "DialogueStep",
@@ -34,6 +35,7 @@ __all__ = [
     "GangProveResult",
     "Issue",
     "IssueResult",
+    "KeySet",
     "Me",
     "Problem",
     "Prove",
@@ -462,6 +464,28 @@ class ServiceRoot(_Body):
     """Who signs for the service: to be compared with the fingerprint in the code."""
 
     root: str = Field(description="PEM.")
+
+
+class Contact(_Body):
+    """A device that was let in."""
+
+    device: str
+    realm: str
+    environment: str
+    authority: str = Field(description="Who certified it.")
+    status: str
+    first_seen_at: str
+    time: str = Field(description="Of the service; devices without a clock may set theirs.")
+    token: str | None = Field(description="For the applications behind (RFC 7519); null if none are given.")
+    gateway_pin: str = Field(description="SHA-256 of the gateway's SubjectPublicKeyInfo (base64).")
+    next_gateway_pin: str | None = Field(description="Of the key it is going to have; null if not decided.")
+    ask_again_seconds: int
+
+
+class KeySet(_Body):
+    """With what tokens are verified (RFC 7517 section 5)."""
+
+    keys: list[dict[str, str]]
 
 
 class Join(_Body):

@@ -42,8 +42,10 @@ __all__ = [
     "SCOPE_KEY",
     "Admits",
     "PeerProtocol",
+    "anonymous",
     "everybody",
     "opened_seconds_ago",
+    "optional",
     "path_above",
     "peer_certificate",
     "protocol",
@@ -81,6 +83,7 @@ _CIPHERS = "DEFAULT:@SECLEVEL=2"
 """Keys and hashes of 112 bits and more, in certificates, too; the suites of TLS 1.3 are another list."""
 
 
+_CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
 _DER = _ssl.ENCODING_DER
 _AFTERWARDS = frozenset({"APPLICATION_DATA_AFTER_CLOSE_NOTIFY"})
 """What OpenSSL complains of when our farewell crosses a request."""
@@ -142,6 +145,26 @@ def server_context(
         raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
     context.sslobject_class = _observed(on_refused, admits)
     context.sni_callback = _at_hello
+    return context
+
+
+def anonymous(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return the context of a plane that asks no client for a certificate; it is the one that was given."""
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def optional(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return the context of a plane whose clients may have no certificate, and may speak TLS 1.2 (RFC 9325).
+
+    It is the one that was given.  EST clients of today offer no more (``strongSwan`` 5.9); the suites of
+    TLS 1.2 are those with forward secrecy and AEAD, as all of TLS 1.3 are.
+    """
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS_1_2)
+    # A resumed session would skip the certificate there, too.
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     return context
 
 
@@ -283,7 +306,7 @@ class PeerProtocol(HttpToolsProtocol):
     """Requests are told the certificates above the client's, and when the connection was opened."""
 
     peer: bytes = b""
-    path: tuple[bytes, ...] = ()
+    verified_path: tuple[bytes, ...] = ()
     opened: float = 0.0
     counted: bool = False
     ended: bool = False
@@ -305,7 +328,7 @@ class PeerProtocol(HttpToolsProtocol):
         tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
         if self.several_roots:
-            self.path, self.opened = _verified_path(tls), self.loop.time()
+            self.verified_path, self.opened = _verified_path(tls), self.loop.time()
         unwelcome: errors.Refusal | None = getattr(tls, "unwelcome", None)
         if unwelcome is not None:
             self._refuse(_why_unwelcome(unwelcome), unwelcome)
@@ -364,7 +387,7 @@ class PeerProtocol(HttpToolsProtocol):
         self._await_head()
         self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
         if self.several_roots:
-            self.scope[PATH_KEY] = self.path  # type: ignore[literal-required]  # likewise
+            self.scope[PATH_KEY] = self.verified_path  # type: ignore[literal-required]  # likewise
             self.scope[OPENED_KEY] = self.opened  # type: ignore[literal-required]  # likewise
 
     def on_url(self, url: bytes) -> None:

@@ -7,6 +7,7 @@ in the log, too, under the instance that the client is told.
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import Request, Response
 
@@ -48,6 +49,7 @@ class Refusals:
         *,
         asker: Callable[[Request], Awaitable[Asker]],
         is_unwelcome: Callable[[Request, Exception], bool],
+        rate: Callable[[str], Rate] | None = None,
     ) -> None:
         """Refuse.
 
@@ -56,9 +58,11 @@ class Refusals:
             border: to get to it.
             asker: returns who asked; what it refuses is told in place of the refusal.
             is_unwelcome: returns whether whoever asked has nothing to do in here: the connection ends.
+            rate: returns how fast an actor may be refused; as at the station plane if None.
         """
         self._app, self._border = application, border
         self._asker, self._is_unwelcome = asker, is_unwelcome
+        self._rate = rate or partial(rate_of, application.settings)
         self._hasty = hasty(application.store)
 
     async def __call__(self, request: Request, error: Exception, status: int | None = None) -> Response:
@@ -87,7 +91,7 @@ class Refusals:
         if refusal.recorded or refusal.retryable:
             return
         asker, what = await self._asker(request), f"{request.method} {request.url.path}"[:200]
-        rate = rate_of(self._app.settings, asker.actor)
+        rate = self._rate(asker.actor)
         recording = record_refusal(asker.actor, what, asker.said, refusal, seq=asker.seq, rate=rate)
         await self._border.carry(recording)
 
