@@ -209,7 +209,8 @@ def crl_id(authority: str, intermediate: str = "") -> str:
 
     Args:
         authority: the fleet authority.
-        intermediate: fingerprint (SHA-256, hex) of the certificate of the one below; empty for its own.
+        intermediate: SHA-256 (hex) of name and key (DER) of the one below, whose certificate may be renewed;
+            empty for its own.
     """
     return f"{authority}/{intermediate}" if intermediate else authority
 

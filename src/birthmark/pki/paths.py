@@ -20,7 +20,15 @@ from birthmark.pki.certificates import Certificate, issued_by
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.nameconstraints import NameLimits, complaint, read_limits
 
-__all__ = ["LARGEST", "MOST_BETWEEN", "RULE", "purposes", "require_authority", "verify_path"]
+__all__ = [
+    "LARGEST",
+    "MOST_BETWEEN",
+    "RULE",
+    "purposes",
+    "require_authority",
+    "verify_authority",
+    "verify_path",
+]
 
 MOST_BETWEEN = 6
 """Authorities between a device and its fleet authority."""
@@ -133,13 +141,30 @@ def verify_path(
     _require_sound(device, at)
     if device.authority or not device.authenticates:
         raise PolicyRefused(RULE, "the certificate is an authority's, or not for a device that connects")
-    path = [certificate]
+    return _climb([certificate], between, anchor, at)
+
+
+def verify_authority(certificate: bytes, between: Sequence[bytes], anchor: bytes, at: datetime) -> None:
+    """Check that an authority is one below another; as ``verify_path``.
+
+    Raises:
+        MalformedRequest: a certificate cannot be read.
+        PolicyRefused: the path does not hold (rule ``foreign-path``).
+    """
+    require_authority(purposes(certificate), 0, at)
+    _climb([certificate], between, anchor, at, below=1)
+
+
+def _climb(
+    path: list[bytes], between: Sequence[bytes], anchor: bytes, at: datetime, *, below: int = 0
+) -> tuple[bytes, ...]:
+    """Add to a path what is above it, the anchor last; ``below`` authorities are in it already."""
     for issuer in (*between[:MOST_BETWEEN], anchor):
         # The trusted one wins over whatever else of its name and key was sent along.
         found = anchor if issued_by(path[-1], anchor) else issuer
         if found is not anchor and not issued_by(path[-1], found):
             break
-        require_authority(purposes(found), len(path) - 1, at)
+        require_authority(purposes(found), len(path) - 1 + below, at)
         path.append(found)
         if found is anchor:
             _require_names(path)
