@@ -37,12 +37,15 @@ from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import Clock, Entropy, KeyStore, Observer, Publication, Store, Unobserved
 from birthmark.secret import SecretBytes
+from birthmark.services.approvals import Approvals
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
 from birthmark.services.certifying import Certifier
 from birthmark.services.challenges import Challenges
+from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.dialogues import Dialogues
+from birthmark.services.enrolments import EnrolDevices
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -51,6 +54,7 @@ from birthmark.services.proposals import Proposals
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import PublicationTerms, Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.recognition import Codes
 from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
@@ -263,6 +267,7 @@ def build(
         runs, challenges = Runs(realm, catalogue, elements, rate), Challenges()
         dialogues = Dialogues(keys, entropy)
         certifier = Certifier(keys, clock, entropy)
+        issue = IssueDevices(runs, challenges, dialogues, certifier, entropy)
         authorise = Authorise(realm, keys, clock, entropy, catalogue)
         return Application(
             settings=settings,
@@ -277,7 +282,11 @@ def build(
             runs=runs,
             opening=OpenRuns(runs, inspector, keys),
             attest=AttestDevices(runs, clock, entropy),
-            issue=IssueDevices(runs, challenges, dialogues, certifier, entropy),
+            issue=issue,
+            enrolments=EnrolDevices(runs, issue, certifier, entropy, _default_run(settings)),
+            confirmations=ConfirmEnrolments(runs),
+            approvals=Approvals(),
+            codes=Codes(keys, log_key),
             inject=InjectDevices(runs, challenges, dialogues),
             prove=ProveDevices(runs, challenges, dialogues),
             publish=_publish(settings, realm, store, keys, clock),
@@ -302,6 +311,10 @@ def _invitations(
 ) -> Invitations:
     table = settings.enrolment_table or EnrolmentPlane()
     return Invitations(authorise, clock, entropy, catalogue, settings.realm.organization, table.rates)
+
+
+def _default_run(settings: Settings) -> str | None:
+    return None if settings.device_table is None else settings.device_table.default_run
 
 
 def _publication(settings: Settings) -> Publication | None:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from birthmark import errors
 from birthmark.floor.limits import Rate
 from birthmark.floor.locations import Locations
+from birthmark.settings_device import DevicePlane
 from birthmark.settings_gateway import GatewayPlane
 from birthmark.settings_table import Table as _Table
 
@@ -450,6 +451,7 @@ class Settings(_Table):
     """Likewise, the profiles of secure elements."""
     station_table: StationPlane | None = Field(default=None, alias="station-plane")
     enrolment_table: EnrolmentPlane | None = Field(default=None, alias="enrolment-plane")
+    device_table: DevicePlane | None = Field(default=None, alias="device-plane")
     gateway_table: GatewayPlane | None = Field(default=None, alias="gateway-plane")
     publication_table: PublicationSettings | None = Field(default=None, alias="publication")
     public_table: PublicPlane | None = Field(default=None, alias="public-plane")
@@ -458,10 +460,11 @@ class Settings(_Table):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        if self.enrolment_table is not None and self.station_table is None:
-            raise ValueError(
-                "enrolment-plane: it has the certificate of the [station-plane], which is missing"
-            )
+        for name, table in (("enrolment", self.enrolment_table), ("device", self.device_table)):
+            if table is not None and self.station_table is None:
+                raise ValueError(
+                    f"{name}-plane: it has the certificate of the [station-plane], which is missing"
+                )
         public = self.public_table
         if public is None:
             return self
@@ -494,6 +497,11 @@ class Settings(_Table):
     def enrolment_plane(self) -> EnrolmentPlane:
         """The listener for stations that were invited."""
         return _need(self.enrolment_table, "enrolment-plane", "this host lets no stations in by a code")
+
+    @property
+    def device_plane(self) -> DevicePlane:
+        """The listener for devices that enrol."""
+        return _need(self.device_table, "device-plane", "this host lets no devices enrol")
 
     @property
     def gateway_plane(self) -> GatewayPlane:

@@ -24,9 +24,12 @@ from birthmark.ports import (
     Unobserved,
 )
 from birthmark.secret import SecretBytes
+from birthmark.services.approvals import Approvals
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
+from birthmark.services.confirmations import ConfirmEnrolments
+from birthmark.services.enrolments import EnrolDevices
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -35,6 +38,7 @@ from birthmark.services.proposals import Proposals
 from birthmark.services.prove import ProveDevices
 from birthmark.services.publish import Publish
 from birthmark.services.recall import Recalls
+from birthmark.services.recognition import Codes
 from birthmark.services.renewals import Renewals
 from birthmark.services.responders import Responders
 from birthmark.services.runs import Runs
@@ -63,6 +67,10 @@ class Application:
     issue: IssueDevices
     inject: InjectDevices
     prove: ProveDevices
+    enrolments: EnrolDevices
+    confirmations: ConfirmEnrolments
+    approvals: Approvals
+    codes: Codes
     authorise: Authorise
     proposals: Proposals
     invitations: Invitations

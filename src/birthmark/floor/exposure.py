@@ -16,7 +16,7 @@ from birthmark.ledger.entry import time_text
 
 __all__ = ["PLANES", "Exposed", "Exposure", "exposure_id", "parse_exposure", "require_open", "why_closed"]
 
-PLANES = ("enrolment", "gateway", "station")
+PLANES = ("device", "enrolment", "gateway", "station")
 
 
 class Exposed(StrEnum):

@@ -16,6 +16,7 @@ from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEv
 from birthmark.floor.enrolments import LocalIdentity, local_identity_id
 from birthmark.floor.runs import Run, RunPurpose
 from birthmark.ledger.entry import time_text
+from birthmark.pki.possession import proof_message
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, decided, live_client, outcomes, refuse
@@ -62,6 +63,29 @@ class ConfirmEnrolments:
         decide = partial(_decide_proved, caller, attempt.id, "handshake")
         yield from decided(caller, "prove-local", {"attempt": attempt.id}, decide, _local_reads(attempt))
         return True
+
+    def challenge(self, caller: Caller) -> UseCase[tuple[str, bytes]]:
+        """Return the attempt of the certificate a device shows, and what it has to sign for the gate.
+
+        Raises:
+            errors.NotFound: the certificate is of no attempt that can be proved.
+            errors.NotPermitted: the device has further certificates, and proves them at its station.
+        """
+        serial = caller.credential.serial
+        facts: Facts = yield Look({DeviceCertificate: (serial,)})
+        shown = facts.get(DeviceCertificate, serial)
+        if shown is None:
+            raise errors.NotFound(f"certificate {serial} waits for no proof")
+        facts = yield Look({Attempt: (shown.attempt,)})
+        attempt = facts.get(Attempt, shown.attempt)
+        if attempt is None or attempt.certificate != serial:
+            raise errors.NotFound(f"certificate {serial} waits for no proof")
+        if attempt.further:
+            raise errors.NotPermitted(f"{attempt.device} has several certificates: its station proves them")
+        message = proof_message(
+            attempt=attempt.id, certificate_sha256=shown.sha256, challenge=attempt.challenge
+        )
+        return attempt.id, message
 
     def confirm(self, caller: Caller, attempt: str) -> UseCase[None]:
         """Take a CMP client's confirmation (RFC 9810 section 5.3.18) of the certificate of an attempt.

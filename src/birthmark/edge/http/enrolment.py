@@ -6,10 +6,8 @@ verified so.  The plane lets nobody finish a handshake unless some code is good.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -20,8 +18,6 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.gate import Gate, answer_refusals
-from birthmark.edge.http.limits import Told
-from birthmark.edge.http.peer import Admits, server_context
 from birthmark.edge.http.places import place_of
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.http.screening import ScreenedRoute
@@ -31,18 +27,9 @@ from birthmark.pki.certificates import to_pem
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Enrolled
 
-__all__ = ["EnrolmentApp", "anonymous_context", "create_enrolment_app"]
+__all__ = ["EnrolmentApp", "create_enrolment_app"]
 
 LARGEST_BODY = 32_768
-
-
-def anonymous_context(
-    certificate: Path, key: Path, passphrase: SecretBytes, root: Path, on_refused: Told, admits: Admits
-) -> ssl.SSLContext:
-    """Return the station plane's context (see ``server_context``), but ask no client for a certificate."""
-    context = server_context(certificate, key, passphrase, root, on_refused, admits)
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class EnrolmentApp:

@@ -87,6 +87,7 @@ def serve(
     hardening.give_up_root(
         settings,
         station=not {Plane.STATION, Plane.ENROLMENT, Plane.DEVICE}.isdisjoint(served),
+        gateway=Plane.GATEWAY in served,
         public=Plane.PUBLIC in served,
     )
     if len(begun) == 1 and not isinstance(settings.key_store_table, TokenKeys):
@@ -103,6 +104,8 @@ def _place(plane: Plane, settings: Settings) -> tuple[str, int, int]:
         return settings.enrolment_plane.host, settings.enrolment_plane.port, 1
     if plane is Plane.DEVICE:
         return settings.device_plane.host, settings.device_plane.port, settings.device_plane.processes
+    if plane is Plane.GATEWAY:
+        return settings.gateway_plane.host, settings.gateway_plane.port, settings.gateway_plane.processes
     table = settings.station_plane if plane is Plane.STATION else settings.public_plane
     return table.host, table.port, table.processes
 
@@ -111,10 +114,11 @@ def _switched_on(settings: Settings) -> list[Plane]:
     found = [Plane.STATION] if settings.station_table is not None else []
     found += [Plane.ENROLMENT] if settings.enrolment_table is not None else []
     found += [Plane.DEVICE] if settings.device_table is not None else []
+    found += [Plane.GATEWAY] if settings.gateway_table is not None else []
     found += [Plane.PUBLIC] if settings.public_table is not None else []
     if not found:
         raise errors.NotFound(
-            "the settings have neither [station-plane] nor [public-plane]: nothing to serve"
+            "the settings have no [station-plane], [gateway-plane] or [public-plane]: nothing to serve"
         )
     return [*found, Plane.OPS] if settings.ops_table is not None else found
 
