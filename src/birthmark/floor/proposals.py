@@ -28,6 +28,10 @@ class Deed(StrEnum):
     """Let a person in: ``role``, ``authority``, ``public_key`` (SubjectPublicKeyInfo, hex), ``not_after``."""
     CHANGE_ROLE = "change-role"
     """Give a person another role: ``role``."""
+    REGISTER_FLEET = "register-fleet"
+    """Accept a fleet authority whose owner has shown the key: ``verification`` (DER, hex), ``policy``."""
+    CHANGE_FLEET = "change-fleet"
+    """Change what is agreed for one, ``policy``, or resume or retire it, ``status``."""
 
 
 class ProposalStatus(StrEnum):
@@ -48,7 +52,7 @@ class Motion:
     """``pp-`` and ten hex digits."""
     deed: Deed
     subject: str
-    """Whom or what it is about: an authority's id, a person's client id."""
+    """Whom or what it is about: an authority's id, a person's client id, a fleet authority's."""
     terms: Mapping[str, str] = field(default_factory=dict)
     """The rest, by deed; all texts."""
     reason: str

@@ -39,6 +39,7 @@ from birthmark.services.check_ceremonies import check_ceremonies
 from birthmark.services.check_certificates import check_certificates, check_hierarchy
 from birthmark.services.check_elements import check_elements
 from birthmark.services.check_enrolments import Local, check_enrolments
+from birthmark.services.check_fleet import check_fleet
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
 from birthmark.services.check_proposals import check_proposals
@@ -82,6 +83,7 @@ def check(
     _check_records(report, store, said, told)
     check_elements(report, store, said.elements, told)
     check_stations(report, store, said.stations)
+    check_fleet(report, store, said.fleet)
     check_enrolments(report, store, said.enrolments, local)
     _check_runs(report, store, realm, said, local)
     check_recalls(

@@ -1,8 +1,9 @@
 """What a log says of proposals, and whether the record agrees; a part of ``check``.
 
-The rule it keeps: in production authorities change, people come in and roles change only by the entry right
-after the approval of a motion that says so, of the same commit; people renew their own certificates.  Logs
-that begin before people had roles are held to it from the first entry on that gives one.
+The rule it keeps: in production authorities change, also those of fleets, people come in and roles change
+only by the entry right after the approval of a motion that says so, of the same commit.  People renew their
+own certificates, and one person suspends a fleet authority.  Logs that begin before people had roles are held
+to it from the first entry on that gives one.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,7 +28,13 @@ _OF_TWO = {
     "client-enrolled": Deed.ENROL_PERSON,
     "client-renewed": Deed.ENROL_PERSON,
     "role-changed": Deed.CHANGE_ROLE,
+    "fleet-registered": Deed.REGISTER_FLEET,
+    "fleet-changed": Deed.CHANGE_FLEET,
+    "fleet-resumed": Deed.CHANGE_FLEET,
+    "fleet-retired": Deed.CHANGE_FLEET,
 }
+_SUBJECTS = {"authority": "authority", "fleet": "fleet_authority"}
+"""The field that says whom an entry is about, by how its kind begins; ``client`` for the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +106,8 @@ class ProposalsSaid:
         self._granted = (entry["actor"], Motion.decode(before.motion.encode()))
 
     def _judge(self, index: int, entry: Entry, granted: tuple[str, Motion] | None) -> None:
-        subject = text_of(entry, "authority" if entry["kind"].startswith("authority-") else "client")
+        group = entry["kind"].partition("-")[0]
+        subject = text_of(entry, _SUBJECTS.get(group, "client"))
         deed, kind = _OF_TWO[entry["kind"]], entry["kind"]
         if deed is Deed.ENROL_PERSON and not subject.startswith(f"{PERSON}:"):
             return

@@ -1,7 +1,7 @@
 """Devices in the field, held and let go on by people (SPEC H3).
 
-The gateway itself holds those that it finds at two places.  A hold turns a device away at its next request, whatever its certificate; it is not a revocation, which
-``recall`` is for.
+The gateway itself holds those that it finds at two places.  A hold turns a device away at its next request,
+whatever its certificate; it is not a revocation, which ``recall`` is for.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What two people do together: change an authority, let a person in, give one another role (SPEC K1).
+"""What two people do together: change authorities, let a person in, give one another role (SPEC K1).
 
 One person signs a motion, another signs the same octets, and the commit of the second signature does what the
 motion says.  Whoever may do it alone (a test realm's people) does not come here.  Runs and recalls are
@@ -24,6 +24,7 @@ from birthmark.floor.clients import (
     Role,
     takes_two,
 )
+from birthmark.floor.fleet import FleetAuthority, FleetPolicy, FleetStatus
 from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Realm
 from birthmark.ledger.entry import parse_time, time_text
@@ -31,6 +32,13 @@ from birthmark.pki.certificates import Certificate
 from birthmark.ports import Decision, Entropy, Facts, Look, Scan, UseCase
 from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.authorise import Authorise, Enrolment, put_changed, put_enrolled
+from birthmark.services.fleet import (
+    put_policy,
+    put_registered,
+    put_status,
+    registered,
+    require_registrable,
+)
 from birthmark.services.two_people import require_second, require_two, verify_approval, verify_signed
 
 __all__ = ["NEEDED", "Proposals", "enrolment_of", "put_role", "signed_motion", "terms_of"]
@@ -41,6 +49,8 @@ NEEDED: dict[Deed, Capability] = {
     Deed.CHANGE_AUTHORITY: Capability.CHANGE_AUTHORITY,
     Deed.ENROL_PERSON: Capability.CHANGE_ROLES,
     Deed.CHANGE_ROLE: Capability.CHANGE_ROLES,
+    Deed.REGISTER_FLEET: Capability.CHANGE_FLEET,
+    Deed.CHANGE_FLEET: Capability.CHANGE_FLEET,
 }
 """What whoever proposes a deed must be allowed to; ``TWO_PERSON`` says the same of the second person."""
 
@@ -206,7 +216,7 @@ class Proposals:
                 raise errors.NotPermitted(f"the motion is {motion.proposed_by}'s, not {caller.client.id}'s")
             if facts.get(Proposal, motion.id) is not None:
                 raise errors.IllegalTransition(f"there is a proposal {motion.id} already")
-            _require_sense(facts, motion)
+            _require_sense(facts, motion, at)
             proposal = Proposal(
                 id=motion.id,
                 document=motion.encode(),
@@ -250,7 +260,7 @@ class Proposals:
 
         def decide(facts: Facts, at: datetime) -> Decision[Proposal]:
             row, motion = judge(facts, at)
-            done = self._do(facts, motion, certificate, officers, at)
+            done = self._do(facts, motion, row.proposed_at, certificate, officers, at)
             approved = replace(
                 row, status=ProposalStatus.APPROVED, approver=caller.credential.serial, approval=approval
             )
@@ -281,6 +291,7 @@ class Proposals:
         self,
         facts: Facts,
         motion: Motion,
+        proposed_at: datetime,
         certificate: Certificate | None,
         officers: Sequence[str],
         at: datetime,
@@ -295,6 +306,11 @@ class Proposals:
                 if certificate is None:
                     raise errors.Fault("a person is let in without a certificate")
                 return put_enrolled(facts, enrolment_of(motion), certificate, at)
+            case Deed.REGISTER_FLEET:
+                shown, policy = bytes.fromhex(motion.terms["verification"]), motion.terms["policy"]
+                return put_registered(facts, motion.subject, shown, policy, proposed_at, at)
+            case Deed.CHANGE_FLEET:
+                return _changed_fleet(facts, motion)
 
     def withdraw(self, caller: Caller, proposal: str, reason: str) -> UseCase[Proposal]:
         """Take a proposal back before anybody approved it; whoever could have made it may.
@@ -345,7 +361,23 @@ def _act(
     return (yield from decided(caller, request, said, decide, {Proposal: (subject,)}))
 
 
-def _require_sense(facts: Facts, motion: Motion) -> None:
+def _agreed(motion: Motion) -> FleetPolicy | FleetStatus:
+    """Return what a fleet authority is to get."""
+    if set(motion.terms) == {"policy"}:
+        return FleetPolicy.decode(motion.terms["policy"])
+    if set(motion.terms) == {"status"}:
+        return FleetStatus(motion.terms["status"])
+    raise errors.MalformedRequest("a fleet authority gets another policy, or another status")
+
+
+def _changed_fleet(facts: Facts, motion: Motion) -> Decision[FleetAuthority]:
+    agreed = _agreed(motion)
+    if isinstance(agreed, FleetPolicy):
+        return put_policy(facts, motion.subject, agreed, motion.reason)
+    return put_status(facts, motion.subject, agreed, motion.reason)
+
+
+def _require_sense(facts: Facts, motion: Motion, at: datetime) -> None:
     """Refuse a motion that could never be carried out."""
     try:
         match motion.deed:
@@ -360,6 +392,14 @@ def _require_sense(facts: Facts, motion: Motion) -> None:
                     raise errors.NotFound(f"there is no person {motion.subject[:100]}")
             case Deed.ENROL_PERSON:
                 enrolment_of(motion)
+            case Deed.REGISTER_FLEET:
+                if set(motion.terms) != {"verification", "policy"}:
+                    raise errors.MalformedRequest("a fleet authority is registered as it was challenged")
+                shown, policy = bytes.fromhex(motion.terms["verification"]), motion.terms["policy"]
+                require_registrable(facts, motion.subject, shown, policy, at)
+            case Deed.CHANGE_FLEET:
+                registered(facts, motion.subject)
+                _agreed(motion)
     except (KeyError, ValueError) as cause:
         raise errors.MalformedRequest("the motion says nothing that can be done") from cause
 

@@ -13,6 +13,7 @@ from birthmark import errors
 from birthmark.floor.authorities import AuthorityStatus
 from birthmark.floor.clients import PERSON, Role
 from birthmark.floor.devices import DeviceEvent, DeviceState
+from birthmark.floor.fleet import owner_id
 from birthmark.floor.recalls import RecallOrder, SelectionKind
 from birthmark.floor.runs import RunLicence, RunStatus
 from birthmark.ledger.entry import parse_time
@@ -31,6 +32,7 @@ from birthmark.services.entry_fields import (
     texts_of,
     value_of,
 )
+from birthmark.services.fleet_testimony import FLEET_ENTRIES, FleetSaid
 from birthmark.services.key_testimony import KEY_ENTRIES, KeysSaid
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 from birthmark.services.station_testimony import STATION_ENTRIES, StationsSaid
@@ -59,7 +61,7 @@ _CAUSE = {
 }
 _OF_MANY = frozenset({"client-revoked", "devices-shipped"} | CARRIED_OUT.keys() | ORDERED)
 """Kinds of entry about many certificates or devices at once."""
-_PARTS = KEY_ENTRIES | ELEMENT_ENTRIES | STATION_ENTRIES | ENROLMENT_ENTRIES
+_PARTS = KEY_ENTRIES | ELEMENT_ENTRIES | STATION_ENTRIES | ENROLMENT_ENTRIES | FLEET_ENTRIES
 """What parts of their own take in."""
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
 
@@ -211,6 +213,7 @@ class Said:
     elements: ElementsSaid = field(default_factory=ElementsSaid)
     proposals: ProposalsSaid = field(default_factory=ProposalsSaid)
     stations: StationsSaid = field(default_factory=StationsSaid)
+    fleet: FleetSaid = field(default_factory=FleetSaid)
     enrolments: EnrolmentsSaid = field(default_factory=EnrolmentsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
@@ -253,8 +256,18 @@ class Said:
         if kind in ENROLMENT_ENTRIES:
             self._take_enrolment(index, entry)
             return
+        if kind in FLEET_ENTRIES:
+            self._take_fleet(entry)
+            return
         part: KeysSaid | ElementsSaid | StationsSaid = self.assets if kind in KEY_ENTRIES else self.elements
         (self.stations if kind in STATION_ENTRIES else part).take(entry)
+
+    def _take_fleet(self, entry: Entry) -> None:
+        self.fleet.take(entry)
+        if entry["kind"] == "fleet-registered":
+            owner = owner_id(text_of(entry, "fleet_authority"))
+            if self.keys.setdefault(text_of(entry, "spki_sha256"), owner) != owner:
+                raise errors.MalformedRequest(f"the key of {owner} was another's before")
 
     def _take_run(self, index: int, entry: Entry) -> None:
         name, opened = text_of(entry, "run"), entry["kind"] == "run-opened"
