@@ -43,7 +43,7 @@ from birthmark.floor.devices import DeviceCertificate, DeviceEvent, KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.realm import Environment, Realm
 from birthmark.floor.revocations import Revocation
-from birthmark.floor.runs import AllowList, RunLicence
+from birthmark.floor.runs import AllowList, RunLicence, RunPurpose
 from birthmark.ledger import checkpoint
 from birthmark.ledger.entry import decode
 from birthmark.pki.certificates import fingerprint
@@ -63,12 +63,15 @@ from birthmark.services.ceremony_steps import Progress
 from birthmark.services.ceremony_templates import Head, Issuing, realm_file
 from birthmark.services.certifying import Certifier
 from birthmark.services.challenges import Challenges
+from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.disposition import Disposed, dispose
+from birthmark.services.enrolments import EnrolDevices
 from birthmark.services.injection import InjectDevices
 from birthmark.services.issue import Issued, IssueDevices, IssueRequest
 from birthmark.services.opening import OpenRuns
 from birthmark.services.prove import ProveDevices, ProveRequest, Released
+from birthmark.services.recognition import Codes, recognise_device
 from birthmark.services.revocations import line_of, status
 from birthmark.services.runs import Runs
 from tests.support.ceremonies import Person, carried_out, sealed
@@ -190,6 +193,9 @@ class Service:
     prove: ProveDevices
     authorise: Authorise
     opening: OpenRuns
+    enrolments: EnrolDevices
+    confirmations: ConfirmEnrolments
+    codes: Codes
 
     def carry(self, use_case: UseCase[T]) -> T:
         """Carry a use case over this service's store."""
@@ -212,17 +218,21 @@ def open_service(
     catalogue = catalogue or Catalogue.read()
     runs, challenges = Runs(store.realm, catalogue, elements or ElementCatalogue.read()), Challenges()
     dialogues = Dialogues(keys, SystemEntropy())
+    entropy = SystemEntropy()
+    certifier = Certifier(keys, clock, entropy)
+    issue = IssueDevices(runs, challenges, dialogues, certifier, entropy)
     return Service(
         store=store,
         runs=runs,
-        attest=AttestDevices(runs, clock, SystemEntropy()),
-        issue=IssueDevices(
-            runs, challenges, dialogues, Certifier(keys, clock, SystemEntropy()), SystemEntropy()
-        ),
+        attest=AttestDevices(runs, clock, entropy),
+        issue=issue,
         inject=InjectDevices(runs, challenges, dialogues),
         prove=ProveDevices(runs, challenges, dialogues),
         authorise=Authorise(store.realm, keys, clock, SystemEntropy(), catalogue),
         opening=OpenRuns(runs, inspector, keys),
+        enrolments=EnrolDevices(runs, issue, certifier, entropy),
+        confirmations=ConfirmEnrolments(runs),
+        codes=Codes(keys, LOG),
     )
 
 
@@ -514,6 +524,21 @@ class Line:
                 key=key or f"{event}-{next(_numbers)}",
             )
         )
+
+    def open_operational(self, run: str = "L1", **fields: Any) -> RunLicence:
+        """Open a run that certifies released devices for where they work."""
+        hardware = {"organization": ORGANIZATION, "hardware_type": "1.3.6.1.4.1.32473.1"}
+        wanted: dict[str, Any] = {
+            "profile": "ldevid",
+            "purpose": RunPurpose.OPERATIONAL,
+            "stations": (),
+            "variables": hardware,
+        }
+        return self.open_run(run, **(wanted | fields))
+
+    def device(self, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Client:
+        """Return a device that shows a certificate of its own."""
+        return Client(key=key, caller=self.service.carry(recognise_device(certificate)))
 
     def get(self, kind: type[T], key: str) -> T | None:
         """Return a committed value."""

@@ -130,7 +130,10 @@ class Attempt:
     issued_at: datetime
     issue_leaf: int
     proof: bytes | None
-    """The signature that proved possession (DER Ecdsa-Sig-Value, or 64 octets for Ed25519)."""
+    """The signature that proved possession (DER Ecdsa-Sig-Value, or 64 octets for Ed25519).
+
+    At an operational run: ``handshake`` or ``confirmation``, in ASCII; what was signed is in no record.
+    """
     released_at: datetime | None
     release_leaf: int | None
     further: str = ""

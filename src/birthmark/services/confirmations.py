@@ -173,7 +173,8 @@ def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: 
         raise errors.IllegalTransition(f"certificate {attempt.certificate} is revoked: enrol again")
     proved = move(attempt.device, attempt.state, DeviceEvent.PROVE)
     state = move(attempt.device, proved, DeviceEvent.RELEASE)
-    facts.put(replace(attempt, state=state, released_at=at, release_leaf=facts.next_leaf))
+    proof = how.encode()
+    facts.put(replace(attempt, state=state, proof=proof, released_at=at, release_leaf=facts.next_leaf))
     superseded: list[str] = []
     if identity.certificate is None:
         run = facts.get(Run, attempt.run)
@@ -191,6 +192,7 @@ def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: 
         "challenge": attempt.challenge.hex(),
         "released_at": time_text(at),
         "by": how,
+        "proof": proof.hex(),
     }
     if superseded:
         entry |= {"certificates": superseded, "revocation_reason": str(ReasonCode.SUPERSEDED)}

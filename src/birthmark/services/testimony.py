@@ -33,6 +33,7 @@ from birthmark.services.entry_fields import (
     value_of,
 )
 from birthmark.services.fleet_testimony import FLEET_ENTRIES, FleetSaid
+from birthmark.services.gateway_testimony import GATEWAY_ENTRIES, GatewaySaid
 from birthmark.services.key_testimony import KEY_ENTRIES, KeysSaid
 from birthmark.services.recall_testimony import CARRIED_OUT, ORDERED, RecallsSaid
 from birthmark.services.station_testimony import STATION_ENTRIES, StationsSaid
@@ -61,7 +62,7 @@ _CAUSE = {
 }
 _OF_MANY = frozenset({"client-revoked", "devices-shipped"} | CARRIED_OUT.keys() | ORDERED)
 """Kinds of entry about many certificates or devices at once."""
-_PARTS = KEY_ENTRIES | ELEMENT_ENTRIES | STATION_ENTRIES | ENROLMENT_ENTRIES | FLEET_ENTRIES
+_PARTS = KEY_ENTRIES | ELEMENT_ENTRIES | STATION_ENTRIES | ENROLMENT_ENTRIES | FLEET_ENTRIES | GATEWAY_ENTRIES
 """What parts of their own take in."""
 _STATUS = {f"authority-{status}": status for status in AuthorityStatus}
 
@@ -214,6 +215,7 @@ class Said:
     proposals: ProposalsSaid = field(default_factory=ProposalsSaid)
     stations: StationsSaid = field(default_factory=StationsSaid)
     fleet: FleetSaid = field(default_factory=FleetSaid)
+    gateway: GatewaySaid = field(default_factory=GatewaySaid)
     enrolments: EnrolmentsSaid = field(default_factory=EnrolmentsSaid)
     numbers: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     """Actor to the numbers of its requests."""
@@ -258,6 +260,9 @@ class Said:
             return
         if kind in FLEET_ENTRIES:
             self._take_fleet(entry)
+            return
+        if kind in GATEWAY_ENTRIES:
+            self.gateway.take(index, entry)
             return
         part: KeysSaid | ElementsSaid | StationsSaid = self.assets if kind in KEY_ENTRIES else self.elements
         (self.stations if kind in STATION_ENTRIES else part).take(entry)
@@ -350,7 +355,7 @@ class Said:
         attempt = known(self.attempts, "attempt", name)
         if kind == "local-proved":
             attempt.state, attempt.release_leaf = DeviceState.RELEASED, index
-            attempt.record = {name: text_of(entry, name) for name in ("challenge", "released_at")}
+            attempt.record = {name: text_of(entry, name) for name in ("challenge", "proof", "released_at")}
         elif kind == "local-rejected":
             attempt.state = DeviceState.HELD
         if "certificates" in entry:
