@@ -7,10 +7,10 @@ numbers) is a *note*.
 
 No entry speaks of these, so a change to them alone is not found: the challenge of an attempt before its
 release, the answers kept under idempotency keys, the buckets of rates, an authority's key label, the lines of
-a list of hardware ids that no run names and no finished import left, a client's last request number when it
-is too high, and the hashes of the log's edge beside its head (what is signed over changed ones contradicts
-the log).  Somebody who also holds the log's key can write another history: what contradicts that are the
-checkpoints of others.
+a list of hardware ids that no run names and no finished import left, where a device in the field is and which
+certificate it showed last, a client's last request number when it is too high, and the hashes of the log's
+edge beside its head (what is signed over changed ones contradicts the log). Somebody who also holds the log's
+key can write another history: what contradicts that are the checkpoints of others.
 """
 
 import json
@@ -40,6 +40,7 @@ from birthmark.services.check_certificates import check_certificates, check_hier
 from birthmark.services.check_elements import check_elements
 from birthmark.services.check_enrolments import Local, check_enrolments
 from birthmark.services.check_fleet import check_fleet
+from birthmark.services.check_gateway import check_gateway
 from birthmark.services.check_keys import check_keys
 from birthmark.services.check_log import check_log
 from birthmark.services.check_proposals import check_proposals
@@ -84,6 +85,7 @@ def check(
     check_elements(report, store, said.elements, told)
     check_stations(report, store, said.stations)
     check_fleet(report, store, said.fleet)
+    check_gateway(report, store, said.gateway)
     check_enrolments(report, store, said.enrolments, local)
     _check_runs(report, store, realm, said, local)
     check_recalls(

@@ -14,7 +14,7 @@ from birthmark.pki import jwt
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Entropy, KeyStore, UseCase
 from birthmark.secret import SecretBytes
-from birthmark.services.gateway import Welcome
+from birthmark.services.visits import Welcome
 
 __all__ = ["TokenTerms", "Tokens"]
 

@@ -7,6 +7,7 @@ header mean anything.  Each endpoint parses, calls the use case and renders: wha
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -39,10 +40,17 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.keys import KeyLabel
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, recognise
-from birthmark.services.gateway import AT_THE_DOOR, Gateway, Reason, TurnedAway, Visit, Welcome, require_proxy
+from birthmark.services.foreign_devices import ForeignDevices, Listed, StatusMissing
+from birthmark.services.foreign_status import Answers, Lists, Question, take_answer
+from birthmark.services.gateway import Gateway, require_proxy
 from birthmark.services.gateway_tokens import Tokens, TokenTerms
+from birthmark.services.own_devices import OwnDevices
+from birthmark.services.recognition import recognise_device
+from birthmark.services.visits import AT_THE_DOOR, Reason, TurnedAway, Visit, Welcome
 
-__all__ = ["ADDRESS_HEADER", "OPEN_SECONDS_HEADER", "GatewayApp", "create_gateway_app", "tokens_of"]
+__all__ = ["ADDRESS_HEADER", "OPEN_SECONDS_HEADER", "Ask", "GatewayApp", "create_gateway_app", "tokens_of"]
+
+log = logging.getLogger(__name__)
 
 LARGEST_BODY = 4096
 """Nothing is asked with a body; what a proxy repeats of one is not read."""
@@ -54,6 +62,8 @@ _SECONDS = re.compile(r"[0-9]{1,8}(?:\.[0-9]{1,6})?", re.ASCII)
 _WHO = "birthmark.visit"
 """Where the plane leaves what a refusal's entry says of whoever asked."""
 _RULES = frozenset(map(str, Reason))
+Ask = Callable[[Question], bytes]
+"""Asks a responder and returns what it answers (DER), or raises ``errors.Unavailable``; it blocks."""
 
 
 def tokens_of(application: Application) -> Tokens | None:
@@ -84,6 +94,9 @@ class GatewayApp:
         pins: Callable[[], Pins],
         tell: Callable[[str], None],
         admits: Admits = everybody,
+        *,
+        listed: Listed | None = None,
+        ask: Ask | None = None,
     ) -> None:
         """Meet devices for this application's realm.
 
@@ -92,6 +105,8 @@ class GatewayApp:
             pins: returns what devices are to pin now.
             tell: told what became of each contact, for the figures.
             admits: the connection of who is not (or no longer) welcome ends with a refusal.
+            listed: what this process has of other fleets' revocations; nothing yet if None.
+            ask: asks OCSP responders; None for a gateway that asks nobody.
         """
         self._app = application
         self._plane = application.settings.gateway_plane
@@ -99,7 +114,10 @@ class GatewayApp:
         self._tell = tell
         self._admits = admits
         self.border = Border(application)
-        self._gateway = Gateway(application.clock, other_realms(self._plane))
+        self._listed = listed or Listed(lists=Lists(), answers=Answers())
+        self._ask = ask
+        foreign = ForeignDevices(application.clock, application.entropy, self._listed)
+        self._gateway = Gateway(application.clock, OwnDevices(), foreign, other_realms(self._plane))
         self._tokens = tokens_of(application)
         self._refusals = Refusals(
             application, self.border, asker=_asker, is_unwelcome=self._is_unwelcome, rate=self._rate
@@ -176,7 +194,7 @@ class GatewayApp:
         said = {"address": visit.place, "certificate_sha256": fingerprint(visit.certificate)}
         request.scope[_WHO] = Asker(actor=visit.actor, said=said)
         try:
-            welcome: Welcome = await self.border.carry(self._gateway.meet(visit))
+            welcome = await self._judged(visit)
         except TurnedAway as refusal:
             self._tell(refusal.rule)
             if refusal.device:
@@ -188,6 +206,43 @@ class GatewayApp:
         request.scope.setdefault(CLIENT_KEY, welcome.device)
         self._tell("first-seen" if welcome.first else "accepted")
         return welcome
+
+    async def _judged(self, visit: Visit) -> Welcome:
+        """Judge a visit; once more, if what was missing could be had."""
+        try:
+            first: Welcome = await self.border.carry(self._gateway.meet(visit))
+        except StatusMissing as missing:
+            if not await self._answered(missing):
+                raise
+        except TurnedAway as refusal:
+            if refusal.rule != Reason.NOT_RELEASED or not await self._proved(visit):
+                raise
+        else:
+            return first
+        again: Welcome = await self.border.carry(self._gateway.meet(visit))
+        return again
+
+    async def _answered(self, missing: StatusMissing) -> bool:
+        """Ask OCSP responders about a path; return whether each of them answered."""
+        ask, now = self._ask, self._app.clock.now()
+        if ask is None or not missing.questions:
+            return False
+        try:
+            for question in missing.questions:
+                octets = await asyncio.to_thread(ask, question)
+                take_answer(self._listed.answers, question, octets, now)
+        except errors.Refusal as refusal:
+            log.warning("an OCSP responder gave no answer to rely on: %s", refusal)
+            return False
+        return True
+
+    async def _proved(self, visit: Visit) -> bool:
+        """Take a device's own handshake as proof of an operational certificate that waits for one."""
+        if visit.actor != AT_THE_DOOR:  # a proxy's word is no handshake with us
+            return False
+        caller: Caller = await self.border.carry(recognise_device(visit.certificate))
+        proved: bool = await self.border.carry(self._app.confirmations.proved_by_use(caller))
+        return proved
 
     async def _token(self, welcome: Welcome) -> str | None:
         if self._tokens is None:
@@ -247,9 +302,11 @@ def create_gateway_app(
     tell: Callable[[str], None] = lambda _outcome: None,
     at_end: Callable[[], None] = lambda: None,
     admits: Admits = everybody,
+    listed: Listed | None = None,
+    ask: Ask | None = None,
 ) -> FastAPI:
     """Return the gateway plane (ASGI); ``at_end`` is called before the application closes."""
-    plane = GatewayApp(application, pins, tell, admits)
+    plane = GatewayApp(application, pins, tell, admits, listed=listed, ask=ask)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ from birthmark import errors
 from birthmark.edge.http.board import Desk, Kind, Layout, Metric
 from birthmark.edge.http.limits import Cause
 from birthmark.edge.http.tracecontext import trace_of
-from birthmark.services.gateway import Reason
+from birthmark.services.visits import Reason
 
 __all__ = [
     "CLIENT_KEY",
