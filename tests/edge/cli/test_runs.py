@@ -234,3 +234,37 @@ def test_a_hundred_thousand_vins_are_imported(database_url: str, tmp_path: Path)
     assert said.code == 0, said
     assert said.document["quantity"] == 100_000
     assert len(allowed(place)) == 100_000
+
+
+OPERATIONAL = (
+    *("--operational", "--product", "T1", "--quantity", "5", "--hours", "8", "--hardware-id-kind", "vin"),
+    *("--profile", "ldevid", "--variable", "hardware_type=1.3.6.1.4.1.32473.1"),
+)
+
+
+def test_an_operational_run_names_no_station_and_says_what_it_is(realm: Place) -> None:
+    opened = realm.done("run", "open", "L1", *OPERATIONAL, "--approval", "--json").document
+    assert (opened["purpose"], opened["looked_at"], opened["stations"]) == ("operational", True, [])
+    shown = realm.done("run", "show", "L1", "--json").document
+    assert (shown["purpose"], shown["looked_at"]) == ("operational", True)
+    (listed,) = realm.done("run", "list", "--json").document
+    assert listed["purpose"] == "operational"
+    assert "operational" in realm.done("run", "list").out
+
+
+@pytest.mark.parametrize("also", [("--station", "ST01"), ("--bootstrap-only",)])
+def test_an_operational_run_takes_nobody_else(realm: Place, also: tuple[str, ...]) -> None:
+    said = realm("run", "open", "L1", *OPERATIONAL, *also)
+    assert said.code == 65, said
+    assert "--operational" in said.err
+
+
+def test_what_only_the_line_has_is_refused_for_an_operational_run(realm: Place) -> None:
+    said = realm("run", "open", "L1", *OPERATIONAL, "--further", "idevid")
+    assert said.code != 0
+    assert "an operational run has no further profiles" in said.err
+
+
+def test_a_run_for_identities_says_so_and_nobody_looks_at_its_requests(realm: Place) -> None:
+    opened = realm.open_run("R1", "--quantity", 3, "--json").document
+    assert (opened["purpose"], opened["looked_at"]) == ("identity", False)

@@ -23,3 +23,9 @@ def test_a_run_shows_the_firmware_that_its_licence_names(line: Line, named: str,
     line.open_run("R1", firmware=named)
     view = line.service.carry(run_view(line.station.caller.client, "R1"))
     assert (view.run, view.firmware) == ("R1", shown)
+
+
+def test_a_run_shows_what_it_issues_for_and_whether_a_person_looks(line: Line) -> None:
+    line.open_run("R1", approval=True)
+    view = line.service.carry(run_view(line.station.caller.client, "R1"))
+    assert (view.purpose, view.looked_at) == ("identity", True)

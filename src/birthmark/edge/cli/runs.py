@@ -19,7 +19,7 @@ from birthmark.floor.clients import Credential
 from birthmark.floor.devices import KeyOrigin
 from birthmark.floor.hardware_ids import HardwareIdKind, HardwareIdRule
 from birthmark.floor.revocations import Partitioning
-from birthmark.floor.runs import Run, RunLicence, RunStatus
+from birthmark.floor.runs import Run, RunLicence, RunPurpose, RunStatus
 from birthmark.ledger.entry import decode
 from birthmark.ports import carry
 from birthmark.services.runs import signers
@@ -44,6 +44,8 @@ def document(run: Run) -> dict[str, object]:
     return {
         "id": run.id,
         "status": str(run.status),
+        "purpose": str(licence.purpose),
+        "looked_at": licence.approval,
         "product": licence.product,
         "batch": licence.batch,
         "class": licence.device_class or None,
@@ -163,6 +165,18 @@ def open_run(
     bootstrap_only: Annotated[
         bool, typer.Option("--bootstrap-only", help="No station: only devices with a bootstrap credential.")
     ] = False,
+    operational: Annotated[
+        bool,
+        typer.Option(
+            "--operational", help="It admits nothing: released devices get a certificate for where they work."
+        ),
+    ] = False,
+    approval: Annotated[
+        bool,
+        typer.Option(
+            "--approval", help="A person looks at each request by EST or CMP; see 'birthmark enrolment'."
+        ),
+    ] = False,
     start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="When it opens. [now]")] = None,
     until: Annotated[
         str | None, typer.Option(metavar="TIME", help="When it ends, e.g. 2026-11-22T22:00Z.")
@@ -232,8 +246,10 @@ def open_run(
         wmi=frozenset(w.upper() for w in wmi or []),
         pattern=pattern,
     )
-    if bool(station) == bootstrap_only:
-        raise errors.MalformedRequest("say which --station may work on the run, or --bootstrap-only")
+    if [bool(station), bootstrap_only, operational].count(True) != 1:
+        raise errors.MalformedRequest(
+            "say which --station may work on the run, or --bootstrap-only, or --operational"
+        )
     if until is not None and hours is not None:
         raise errors.MalformedRequest("say when it ends with --until or with --hours, not with both")
     if quantity is None and hardware_ids is None:
@@ -277,6 +293,8 @@ def open_run(
             element=element,
             element_sha256=application.runs.elements.load(element).sha256 if element else "",
             firmware=firmware,
+            purpose=RunPurpose.OPERATIONAL if operational else RunPurpose.IDENTITY,
+            approval=approval,
         )
         licence = _completed(application, licence, partition)
         signature = operator.sign(licence.encode())
@@ -420,7 +438,18 @@ def list_runs(
     if as_json:
         printing.line(printing.json_text(found))
         return
-    keys = ("id", "status", "product", "quantity", "admitted", "released", "held", "scrapped", "not_after")
+    keys = (
+        "id",
+        "status",
+        "purpose",
+        "product",
+        "quantity",
+        "admitted",
+        "released",
+        "held",
+        "scrapped",
+        "not_after",
+    )
     printing.columns(keys, ([row[key] for key in keys] for row in found))
 
 

@@ -433,6 +433,13 @@ class RunStatusView(_Body):
     firmware: str | None = Field(
         default=None, description="Reference of the firmware that the devices carry; null for none named."
     )
+    purpose: str = Field(
+        default="identity",
+        description="identity, or operational: it admits nothing and certifies released devices.",
+    )
+    looked_at: bool = Field(
+        default=False, description="A person looks at each request by EST or CMP before it is granted."
+    )
 
 
 class Checkpoint(_Body):

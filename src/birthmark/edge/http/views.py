@@ -51,6 +51,8 @@ def run_view(client: Client, run: str) -> UseCase[models.RunStatusView]:
         further_profiles=list(licence.further_profiles),
         element=licence.element or None,
         firmware=licence.firmware or None,
+        purpose=str(licence.purpose),
+        looked_at=licence.approval,
     )
 
 
