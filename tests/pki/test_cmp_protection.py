@@ -95,7 +95,7 @@ def test_pbm_is_what_openssl_computes(hashed: str, tmp_path: Path) -> None:
 
 
 def hashes_of(name: str, octets: bytes) -> bytes:
-    digest = hashes.Hash({"SHA256": hashes.SHA256, "SHA384": hashes.SHA384, "SHA512": hashes.SHA512}[name]())
+    digest = hashes.Hash(HASHES[name])
     digest.update(octets)
     return digest.finalize()
 
@@ -293,6 +293,15 @@ def test_an_edwards_key_signs_with_its_own_algorithm_only() -> None:
     with pytest.raises(PolicyRefused) as refused:
         verify_named(spki(KeyAlgorithm.ED25519, "signer"), own, b"", b"", rule="message-protection")
     assert refused.value.rule == "request-signature"
+
+
+def test_a_mac_is_no_signature() -> None:
+    with pytest.raises(PolicyRefused) as refused:
+        verify_signature(message(by=under_secret()), spki(KeyAlgorithm.EC_P256, "device"))
+    assert refused.value.rule == "protection-kind"
+    with pytest.raises(PolicyRefused) as refused:
+        verify_mac(message(), SECRET)
+    assert refused.value.rule == "protection-kind"
 
 
 def test_a_secret_does_not_show() -> None:

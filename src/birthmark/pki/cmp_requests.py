@@ -130,9 +130,10 @@ def verify_confirmation(confirmed: CertStatus, certificate: bytes, *, pvno: int)
     """
     if confirmed.hash_algorithm is not None and pvno < 3:
         raise PolicyRefused("certificate-confirmation", "hashAlg belongs to version 3 only")
-    expected = certificate_hash(certificate, confirmed.hash_algorithm)
-    if _is_ed448(certificate) and len(confirmed.cert_hash) == _SHORT_SHAKE256:
-        expected = expected[:_SHORT_SHAKE256]  # what OpenSSL 3.0 sends: SHAKE256 with the length it has there
+    algorithm = _hash(certificate, confirmed.hash_algorithm)
+    expected = _digest(algorithm, certificate)
+    if isinstance(algorithm, hashes.SHAKE256) and len(confirmed.cert_hash) == _SHORT_SHAKE256:
+        expected = expected[:_SHORT_SHAKE256]  # what OpenSSL 3.0 sends for Ed448: half of it
     if confirmed.cert_hash != expected:
         raise PolicyRefused("certificate-confirmation", "the hash is not that of the certificate")
 
@@ -149,13 +150,17 @@ def certificate_hash(certificate: bytes, algorithm: bytes | None = None) -> byte
         PolicyRefused: the hash is none of ours ("certificate-confirmation").
         MalformedRequest: ``certificate`` cannot be read.
     """
-    digest = hashes.Hash(_own_hash(certificate) if algorithm is None else _named_hash(algorithm))
-    digest.update(certificate)
+    return _digest(_hash(certificate, algorithm), certificate)
+
+
+def _digest(algorithm: hashes.HashAlgorithm, octets: bytes) -> bytes:
+    digest = hashes.Hash(algorithm)
+    digest.update(octets)
     return digest.finalize()
 
 
-def _is_ed448(certificate: bytes) -> bool:
-    return x509.load_der_x509_certificate(certificate).signature_algorithm_oid == SignatureAlgorithmOID.ED448
+def _hash(certificate: bytes, algorithm: bytes | None) -> hashes.HashAlgorithm:
+    return _own_hash(certificate) if algorithm is None else _named_hash(algorithm)
 
 
 def _named_hash(algorithm: bytes) -> hashes.HashAlgorithm:
