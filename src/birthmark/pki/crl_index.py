@@ -24,7 +24,7 @@ from birthmark.pki.ownership import SKEW
 from birthmark.pki.paths import purposes
 from birthmark.pki.revocation import ENUMERATED, REASON_NUMBERS, ReasonCode
 
-__all__ = ["LARGEST_CRL", "CRLIndex", "crl_der", "index_crl"]
+__all__ = ["LARGEST_CRL", "CRLIndex", "crl_der", "index_crl", "records"]
 
 LARGEST_CRL = 64 << 20
 """Octets: more than a million entries with their reasons."""
@@ -106,7 +106,7 @@ def index_crl(octets: bytes, issuer: bytes) -> CRLIndex:
     if summary.scope.covers is Covers.AUTHORITIES:
         raise PolicyRefused(RULE, "the CRL speaks of authorities only")
     _require_signed(octets, summary, issuer)
-    table = sorted(_records(octets))
+    table = sorted(records(octets))
     return CRLIndex(
         sha256=sha256(octets).hexdigest(),
         number=summary.number,
@@ -138,8 +138,13 @@ def _require_signed(octets: bytes, summary: CRLSummary, issuer: bytes) -> None:
         raise PolicyRefused(RULE, f"the CRL is not signed with the key of {signer.certificate.subject}")
 
 
-def _records(octets: bytes) -> Iterator[bytes]:
-    """Yield serial number and reason of each entry."""
+def records(octets: bytes) -> Iterator[bytes]:
+    """Yield the record of each entry of a CRL (DER) that ``read_crl`` has read: serial number and reason.
+
+    Raises:
+        MalformedRequest: an entry is none.
+        PolicyRefused: it has a critical extension (rule ``foreign-crl``).
+    """
     (whole,) = der.children(octets)
     tbs = der.children(octets, *whole[2:])[0]
     entries = read_tbs(memoryview(octets)[tbs[1] : tbs[3]]).entries

@@ -161,12 +161,13 @@ def _climb(
     """Add to a path what is above it, the anchor last; ``below`` authorities are in it already."""
     for issuer in (*between[:MOST_BETWEEN], anchor):
         # The trusted one wins over whatever else of its name and key was sent along.
-        found = anchor if issued_by(path[-1], anchor) else issuer
-        if found is not anchor and not issued_by(path[-1], found):
+        arrived = issued_by(path[-1], anchor)
+        if not arrived and not issued_by(path[-1], issuer):
             break
+        found = anchor if arrived else issuer
         require_authority(purposes(found), len(path) - 1 + below, at)
         path.append(found)
-        if found is anchor:
+        if arrived:
             _require_names(path)
             return tuple(path)
     raise PolicyRefused(RULE, "the certificates do not lead to the fleet authority")
