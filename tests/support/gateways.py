@@ -77,7 +77,9 @@ class Vehicle:
         return Certificate.from_pem(self.certificate.read_text(encoding="ascii").partition("\n\n")[0])
 
 
-def vehicle(realm: RealmDirectory, name: str, folder: Path, *, release: bool = True, run: str = RUN) -> Vehicle:
+def vehicle(
+    realm: RealmDirectory, name: str, folder: Path, *, release: bool = True, run: str = RUN
+) -> Vehicle:
     """Bring a vehicle through the line of a served realm, or only as far as its certificate."""
     folder.mkdir(exist_ok=True)
     key, body = asked(name)
@@ -125,8 +127,8 @@ def curl(gateway: GatewayRealm, path: str, who: Vehicle | None, *options: str, a
         at: the loopback address that it comes from.
     """
     command = [
-        need("curl"), "--silent", "--show-error", "--max-time", "30", "--tlsv1.3", "--cacert", str(gateway.root),
-        "--include", "--http1.1", *options,
+        need("curl"), "--silent", "--show-error", "--include", "--http1.1", "--tlsv1.3", "--max-time", "30",
+        "--cacert", str(gateway.root), *options,
     ]  # fmt: skip
     command += ["--cert", str(who.certificate), "--key", str(who.key)] if who else []
     command += ["--interface", at] if at else []
