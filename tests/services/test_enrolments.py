@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -257,7 +258,7 @@ def test_only_listed_devices_enrol_where_there_is_a_list(line: Line) -> None:
         {"further_profiles": ("vehicle",), "further_sha256": ("00",)},
     ],
 )
-def test_an_operational_run_has_nothing_of_the_line(line: Line, fields: dict[str, object]) -> None:
+def test_an_operational_run_has_nothing_of_the_line(line: Line, fields: dict[str, Any]) -> None:
     with pytest.raises(errors.PolicyRefused) as refused:
         line.open_operational(**fields)
     assert refused.value.rule == "operational"

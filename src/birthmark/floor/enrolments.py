@@ -85,7 +85,7 @@ class CMPStatus(StrEnum):
     """Where a CMP transaction stands."""
 
     WAITING = "waiting"
-    """For a person: the client polls."""
+    """For a person, and the client polls; or for us, who were interrupted."""
     ISSUED = "issued"
     """The certificate was sent; the client has to confirm it."""
     CONFIRMED = "confirmed"
@@ -109,6 +109,8 @@ class CMPTransaction:
     """Its certReqId."""
     key: str
     """Idempotency key under which the certificate is issued."""
+    nonce: bytes
+    """The senderNonce of our latest message, which the next one of the client repeats."""
     status: CMPStatus
     expires_at: datetime
     """Until when the client may confirm, or poll."""

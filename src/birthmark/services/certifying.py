@@ -13,8 +13,9 @@ from birthmark import errors
 from birthmark.floor.authorities import count_issuance
 from birthmark.floor.devices import DeviceCertificate, KeyUse
 from birthmark.floor.hardware_ids import HardwareId
+from birthmark.pki import crmf as crmf_requests
 from birthmark.pki.certificates import fingerprint, serial_hex
-from birthmark.pki.csr import vet
+from birthmark.pki.csr import VettedRequest, vet
 from birthmark.pki.envelope import Recipient
 from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
@@ -25,7 +26,7 @@ from birthmark.services import attestations
 from birthmark.services.delivered import Delivered, deliver
 from birthmark.services.runs import RunContext
 
-__all__ = ["Certified", "Certifier", "keep"]
+__all__ = ["Certified", "Certifier", "keep", "vet_request"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +74,17 @@ class Certifier:
         *,
         wanted: bytes | None = None,
         recipient: Recipient | None = None,
+        crmf: bool = False,
     ) -> Certified:
         """Certify a key for a device: that of a request, or one that is made now.
 
         Args:
             template: compiled from authority, profile and run.
-            csr: PKCS #10 (DER or PEM); None to have a key made.
+            csr: PKCS #10 (DER or PEM), or CertReqMessages (RFC 4211, DER); None to have a key made.
             hardware_id: of the device.
             wanted: the only key (SubjectPublicKeyInfo, DER) it may be; None for any.
             recipient: to whom a key that is made is enveloped; None to have it in the clear.
+            crmf: the request is CertReqMessages.
 
         Raises:
             errors.MalformedRequest: the request is none.
@@ -96,7 +99,7 @@ class Certifier:
             delivered = deliver(template.profile.subject_key_algorithms[0], recipient, self._entropy)
             spki = delivered.spki
         else:
-            spki = _vetted(template, csr, hardware_id)
+            spki = _vetted(template, csr, hardware_id, crmf=crmf)
         attestations.require_key(wanted, spki)
         tbs = template.fill(
             serial_number=serial,
@@ -124,8 +127,16 @@ class Certifier:
             raise errors.Unavailable(f"the key {label} cannot sign: {cause}") from cause
 
 
-def _vetted(template: Template, csr: bytes, hardware_id: HardwareId) -> bytes:
-    vetted = vet(csr, allowed=template.profile.subject_key_algorithms)
+def vet_request(template: Template, csr: bytes, *, crmf: bool) -> VettedRequest:
+    """Return the key and the names of a request in either form; see ``csr.vet`` and ``crmf.vet``."""
+    allowed = template.profile.subject_key_algorithms
+    if crmf:
+        return crmf_requests.vet(crmf_requests.decode(csr), allowed=allowed)
+    return vet(csr, allowed=allowed)
+
+
+def _vetted(template: Template, csr: bytes, hardware_id: HardwareId, *, crmf: bool) -> bytes:
+    vetted = vet_request(template, csr, crmf=crmf)
     for name in (vetted.subject_common_name, vetted.subject_serial_number):
         if name is not None and name.upper() != hardware_id.text.upper():
             raise errors.PolicyRefused(

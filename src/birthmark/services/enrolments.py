@@ -29,7 +29,6 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.enrolments import LocalIdentity, local_identity_id
 from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
-from birthmark.pki.csr import vet
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.secret import SecretBytes
@@ -44,7 +43,7 @@ from birthmark.services.acts import (
     together,
 )
 from birthmark.services.approvals import RETRY_SECONDS, Approvals, require_approved
-from birthmark.services.certifying import Certified, Certifier, keep
+from birthmark.services.certifying import Certified, Certifier, keep, vet_request
 from birthmark.services.confirmations import give_back
 from birthmark.services.delivered import recipient_for
 from birthmark.services.issue import CHALLENGE_SIZE, IssueDevices, IssueRequest
@@ -249,7 +248,7 @@ class EnrolDevices:
             attempt=self._entropy.token(16).hex(),
             challenge=self._entropy.token(CHALLENGE_SIZE),
             certified=self._certifier.certify(
-                context.template, request.csr, hardware_id, recipient=recipient
+                context.template, request.csr, hardware_id, recipient=recipient, crmf=request.crmf
             ),
             origin=origin,
         )
@@ -361,8 +360,7 @@ def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueR
         return replace(request, hardware_id=known.partition(":")[2])
     if request.hardware_id or request.csr is None:
         return request
-    allowed = context.template.profile.subject_key_algorithms
-    vetted = vet(request.csr, allowed=allowed)
+    vetted = vet_request(context.template, request.csr, crmf=request.crmf)
     named = vetted.subject_serial_number or vetted.subject_common_name
     if named is None:
         raise errors.PolicyRefused(

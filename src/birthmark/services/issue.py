@@ -78,6 +78,8 @@ class IssueRequest:
     """What the device's TPM answered, for a run of devices with a TPM."""
     envelope: bool = False
     """Deliver the keys in envelopes to the key of the certificate the client shows."""
+    crmf: bool = False
+    """``csr`` is a request in the form of CMP: CertReqMessages (RFC 4211), DER."""
 
     def digest(self, run: str) -> str:
         """Return what tells this request from another under the same key."""
@@ -88,6 +90,8 @@ class IssueRequest:
             asked += (self.attested.digest(),)
         if self.envelope:
             asked += ("envelope",)
+        if self.crmf:
+            asked += ("crmf",)
         return sha256(repr(asked).encode()).hexdigest()
 
 
@@ -314,7 +318,9 @@ class IssueDevices:
         attestation = attestations.judged(context, device, request.attested, known)
         keys = attestations.keys_in(attestation, len(templates))
         certified = [
-            self._certifier.certify(template, csr, hardware_id, wanted=key, recipient=recipient)
+            self._certifier.certify(
+                template, csr, hardware_id, wanted=key, recipient=recipient, crmf=request.crmf
+            )
             for template, csr, key in zip(templates, csrs, keys, strict=True)
         ]
         if len({one.spki_sha256 for one in certified}) != len(certified):

@@ -144,6 +144,7 @@ REST = (
         request=b"0",
         request_id=0,
         key="k",
+        nonce=b"0",
         status=CMPStatus.WAITING,
         expires_at=START,
     ),

@@ -358,6 +358,7 @@ Table(
     _bytes("request"),
     _integer("request_id"),
     _text("key"),
+    _bytes("nonce"),
     _text("status"),
     _integer("expires_at"),
     _text("attempt", null=True),
