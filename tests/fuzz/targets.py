@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tests.fuzz.cmp_targets import CMP_TARGETS
 from tests.fuzz.element_targets import ELEMENT_TARGETS
 from tests.fuzz.est_targets import EST_TARGETS
 from tests.fuzz.floor_targets import FLOOR_TARGETS
@@ -19,6 +20,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         *PLANE_TARGETS,
         *PKI_TARGETS,
+        *CMP_TARGETS,
         *EST_TARGETS,
         *ELEMENT_TARGETS,
         *LEDGER_TARGETS,
