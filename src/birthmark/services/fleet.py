@@ -75,7 +75,8 @@ def put_registered(
     found = require_registrable(facts, name, verification, policy, shown_at)
     certificate = vet_authority(found.der, at)
     key = _claim(facts, certificate, found.id)
-    facts.put(key)
+    if facts.get(KeyUse, key.spki_sha256) is None:  # one that was retired has kept its key
+        facts.put(key)
     registered = replace(found, status=FleetStatus.ACTIVE, verification=verification)
     facts.put(registered)
     entry = {
