@@ -9,7 +9,7 @@ from birthmark.pki.certificates import from_pem
 from birthmark.pki.library import UNREADABLE
 from birthmark.settings import Settings
 
-__all__ = ["known_as", "plane_url", "public_host", "station_plane_url"]
+__all__ = ["device_plane_url", "known_as", "plane_url", "public_host", "station_plane_url"]
 
 
 def known_as(certificate_file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -46,3 +46,13 @@ def station_plane_url(settings: Settings) -> str:
     """
     plane = settings.station_plane
     return plane_url(public_host(plane.host, *known_as(plane.certificate_file)), plane.port)
+
+
+def device_plane_url(settings: Settings) -> str:
+    """Return where devices find the device plane, which has the station plane's certificate.
+
+    Raises:
+        errors.NotFound: there is no such plane, or its certificate has no names.
+    """
+    names = known_as(settings.station_plane.certificate_file)
+    return plane_url(public_host(settings.device_plane.host, *names), settings.device_plane.port)

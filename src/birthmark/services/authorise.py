@@ -7,6 +7,7 @@ makes its client known.  A revoked client stays revoked: its name is not given o
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, require_issuing
@@ -22,7 +23,7 @@ from birthmark.floor.clients import (
     takes_two,
 )
 from birthmark.floor.realm import Realm
-from birthmark.pki.certificates import Certificate
+from birthmark.pki.certificates import Certificate, fingerprint
 from birthmark.pki.issuance import (
     compile_template,
     serial_number,
@@ -37,7 +38,15 @@ from birthmark.services.recognition import is_code
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import authority_chain, issuer_of
 
-__all__ = ["Authorise", "Enrolled", "Enrolment", "judge_enrolment", "put_changed", "put_enrolled"]
+__all__ = [
+    "Authorise",
+    "Enrolled",
+    "Enrolment",
+    "enrolled_entry",
+    "judge_enrolment",
+    "put_changed",
+    "put_enrolled",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +75,10 @@ class Enrolment:
         check_name(str(self.role), self.name)
         if self.role is Role.CUSTODIAN:
             raise errors.MalformedRequest("a custodian is named by a ceremony's file and enrolled nowhere")
+        if self.role is Role.DEVICE:
+            raise errors.MalformedRequest("a device is admitted by a run and enrolled nowhere")
+        if self.role is Role.SHARED and self.run is None:
+            raise errors.MalformedRequest("a shared credential is for one run")
         for run in self.runs:
             check_name("run", run)
         if self.role is Role.BOOTSTRAP and (self.hardware_id is None) == (self.run is None):
@@ -139,6 +152,8 @@ class Authorise:
         if enrolment.renew and enrolment.client == caller.client.id:
             live_client(facts, caller, Capability.RENEW_SELF, at)
             return
+        if enrolment.role is Role.SHARED:
+            raise errors.NotPermitted("a shared credential has limits: 'birthmark shared make' gives it some")
         if enrolment.role not in PEOPLE:
             guests = enrolment.role in (Role.STATION, Role.BOOTSTRAP)
             needed = Capability.ENROL_STATION if guests else Capability.ENROL_SERVICE
@@ -288,18 +303,23 @@ def put_enrolled(
     )
     if known is None:
         facts.put(client)
-    facts.put(
-        Credential(
-            serial=certificate.serial_hex,
-            client=client.id,
-            authority=authority.id,
-            profile=enrolment.role.kind,
-            der=certificate.der,
-            not_after=certificate.not_after,
-            status=ClientStatus.ACTIVE,
-        )
+    credential = Credential(
+        serial=certificate.serial_hex,
+        client=client.id,
+        authority=authority.id,
+        profile=enrolment.role.kind,
+        der=certificate.der,
+        not_after=certificate.not_after,
+        status=ClientStatus.ACTIVE,
     )
-    entry = {
+    facts.put(credential)
+    kind = "client-renewed" if enrolment.renew else "client-enrolled"
+    return Decision(client, [(kind, enrolled_entry(client, credential))])
+
+
+def enrolled_entry(client: Client, credential: Credential) -> dict[str, Any]:
+    """Return what the log says of a client that got a credential."""
+    return {
         "client": client.id,
         "role": str(client.role),
         "site": client.site,
@@ -307,8 +327,7 @@ def put_enrolled(
         "hardware_id": client.hardware_id,
         "run": client.run,
         "runs": client.runs,
-        "authority": authority.id,
-        "certificate": certificate.serial_hex,
-        "certificate_sha256": certificate.fingerprint,
+        "authority": credential.authority,
+        "certificate": credential.serial,
+        "certificate_sha256": fingerprint(credential.der),
     }
-    return Decision(client, [("client-renewed" if enrolment.renew else "client-enrolled", entry)])

@@ -517,8 +517,8 @@ def check_scope(facts: Facts, client: Client, context: RunContext, device: str) 
         raise errors.NotPermitted(f"{client.id} may provision {client.hardware_id} only, not {device}")
     if client.run is None:
         return
-    # A shared credential brings in so many devices; a bootstrap certificate those that a list names.
-    unlisted = allow_list is None and client.role is Role.BOOTSTRAP
+    # A shared credential brings in so many devices; a bootstrap one its own, or those that a list names.
+    unlisted = allow_list is None and client.role is Role.BOOTSTRAP and client.hardware_id is None
     if client.run != context.licence.id or unlisted:
         raise errors.NotPermitted(f"{client.id} may provision only the devices that run {client.run} lists")
 

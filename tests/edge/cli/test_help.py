@@ -21,7 +21,8 @@ station-invite station-join station-renew-self
 exposure-list exposure-open exposure-close exposure-clear
 operator-enrol operator-role operator-request operator-fetch operator-list operator-renew operator-revoke
 proposal-list proposal-show proposal-approve proposal-withdraw
-bootstrap-issue bootstrap-list bootstrap-revoke
+bootstrap-issue bootstrap-code bootstrap-list bootstrap-revoke
+enrolment-list enrolment-show enrolment-approve enrolment-refuse
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
 ceremony-list ceremony-show ceremony-custodian ceremony-store

@@ -98,6 +98,12 @@ ACTS: dict[str, Act] = {
     "operator role": act(Capability.CHANGE_ROLES, "gone", "--role", "operator", *REASON),
     "bootstrap revoke": act(Capability.REVOKE_CLIENT, "b0", *REASON),
     "bootstrap issue": out(Capability.ENROL_STATION, "--name", "b1", "--hardware-id", DEVICE),
+    "bootstrap code": Act(
+        Capability.ENROL_STATION,
+        lambda place: (f"b-{place.name[-20:]}", "--hardware-id", DEVICE, "--run", "R0"),
+    ),
+    "enrolment approve": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
+    "enrolment refuse": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
     "server renew": act(Capability.ENROL_SERVICE),
     "responder enrol": with_file(
         Capability.ENROL_SERVICE, "r.pem", PUBLIC_KEY, "--authority", "nobody", "--key", "r.pem"

@@ -25,7 +25,7 @@ from birthmark.edge.roots import device_roots, service_root
 from birthmark.floor.clients import PERSON, Client, Credential, Role, client_id
 from birthmark.ledger.entry import decode
 from birthmark.pki import profiles
-from birthmark.pki.certificates import Certificate, to_pem
+from birthmark.pki.certificates import fingerprint, to_pem
 from birthmark.pki.csr import vet
 from birthmark.ports import Log, carry
 from birthmark.services.authorise import Enrolment
@@ -182,11 +182,11 @@ def document(client: Client) -> dict[str, object]:
 
 
 def credential_documents(held: list[Credential]) -> list[dict[str, object]]:
-    """Return a client's certificates as they are shown, the one that ends last at the end."""
+    """Return a client's certificates, or its code, as they are shown, the one that ends last at the end."""
     return [
         {
             "certificate": credential.serial,
-            "certificate_sha256": Certificate.from_der(credential.der).fingerprint,
+            "certificate_sha256": fingerprint(credential.der),
             "authority": credential.authority,
             "not_after": credential.not_after,
             "status": str(credential.status),
