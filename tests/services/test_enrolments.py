@@ -370,7 +370,7 @@ def test_a_certificate_that_was_not_taken_is_revoked_and_holds_the_device(line: 
     bootstrap = line.enrol(Role.BOOTSTRAP, "boot-1", hardware_id="serial:D7")
     got, _ = granted(line, bootstrap, "R1")
     line.service.carry(
-        line.service.confirmations.reject(bootstrap.caller, got.attempt, "the client did not confirm it")
+        line.service.confirmations.reject(bootstrap.id, got.attempt, "the client did not confirm it")
     )
     assert reason(line, got) is ReasonCode.CESSATION_OF_OPERATION
     device = line.the(Device, "serial:D7")
@@ -387,7 +387,7 @@ def test_an_operational_certificate_that_was_not_taken_is_revoked_and_the_one_be
     first, holder = granted(line, idevid)
     uses(line, holder)
     second, _ = granted(line, holder, renewal=True)
-    line.service.carry(line.service.confirmations.reject(holder.caller, second.attempt, "not taken"))
+    line.service.carry(line.service.confirmations.reject(holder.id, second.attempt, "not taken"))
     assert reason(line, second) is ReasonCode.CESSATION_OF_OPERATION
     assert reason(line, first) is None
     assert_sound(line)
@@ -404,6 +404,34 @@ def test_a_confirmed_certificate_is_live(line: Line) -> None:
     second, _ = granted(line, idevid)
     with pytest.raises(errors.NotPermitted, match="proves no certificate of serial:D1"):
         line.service.carry(line.service.confirmations.confirm(other.caller, second.attempt))
+    assert_sound(line)
+
+
+def test_a_device_gives_an_operational_certificate_back_and_never_its_identity(line: Line) -> None:
+    line.open_operational()
+    idevid = released(line)
+    first, holder = granted(line, idevid)
+    uses(line, holder)
+    issuer = Certificate.from_der(first.certificate).issuer_name
+    because = ReasonCode.CESSATION_OF_OPERATION
+
+    def give_back(by: Client, which: str, issuer: bytes = issuer) -> None:
+        line.service.carry(line.service.confirmations.revoke_own(by.caller, issuer, which, because))
+
+    with pytest.raises(errors.NotPermitted, match="is an identity: people recall it"):
+        give_back(idevid, idevid.caller.credential.serial)
+    with pytest.raises(errors.NotFound, match="has no certificate"):
+        give_back(released(line, "D2"), serial(first))
+    with pytest.raises(errors.NotFound, match="is of another authority"):
+        give_back(idevid, serial(first), b"0")
+    give_back(idevid, serial(first))
+    assert reason(line, first) is because
+    with pytest.raises(errors.IllegalTransition, match="is revoked already"):
+        give_back(idevid, serial(first))
+    assert_sound(line)
+    second, again = granted(line, idevid)
+    assert uses(line, again)
+    assert reason(line, second) is None
     assert_sound(line)
 
 

@@ -16,6 +16,7 @@ from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEv
 from birthmark.floor.enrolments import LocalIdentity, local_identity_id
 from birthmark.floor.runs import Run, RunPurpose
 from birthmark.ledger.entry import time_text
+from birthmark.pki.certificates import Certificate
 from birthmark.pki.possession import proof_message
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
@@ -102,8 +103,13 @@ class ConfirmEnrolments:
         decide = partial(_decide_proved, caller, attempt, "confirmation")
         yield from decided(caller, "confirm", {"attempt": attempt}, decide, _local_reads(found))
 
-    def reject(self, caller: Caller, attempt: str, reason: str) -> UseCase[None]:
+    def reject(self, actor: str, attempt: str, reason: str) -> UseCase[None]:
         """Revoke the certificate of an attempt that the client did not take; a device on the line is held.
+
+        Args:
+            actor: id of the client, or of the service itself if it waited in vain.
+            attempt: its id.
+            reason: for the log.
 
         Raises:
             errors.NotFound: there is no such attempt.
@@ -116,13 +122,53 @@ class ConfirmEnrolments:
         reads = _local_reads(found) | {Run: (found.run,), Device: (found.device,)}
         committed: list[Committed[None]] = yield [
             Act(
-                actor=caller.client.id,
+                actor=actor,
                 decide=decide,
                 refuse=refuse(None, "reject", {"attempt": attempt}),
                 reads=reads,
             )
         ]
         outcomes(committed)
+
+    def revoke_own(self, caller: Caller, issuer: bytes, serial: str, because: ReasonCode) -> UseCase[None]:
+        """Revoke an operational certificate that the device says it has no more use for.
+
+        Its identity is revoked by people only, with a recall.
+
+        Args:
+            caller: the device, by any certificate of its own.
+            issuer: Name (DER) that the certificate has as its issuer.
+            serial: its serial number (hex).
+            because: the reason.
+
+        Raises:
+            errors.NotFound: the device has no such certificate.
+            errors.NotPermitted: it is the device's identity, or the caller is no device.
+            errors.IllegalTransition: it is revoked already.
+        """
+        facts: Facts = yield Look({DeviceCertificate: (serial,)})
+        found = facts.get(DeviceCertificate, serial)
+        run = None if found is None else (yield from self._runs.known(found.run)).licence
+
+        def decide(facts: Facts, at: datetime) -> Decision[None]:
+            client = live_client(facts, caller, Capability.ENROL_SELF, at)
+            certificate = None if found is None else Certificate.from_der(found.der)
+            if found is None or certificate is None or found.device != client.hardware_id:
+                raise errors.NotFound(f"{client.id} has no certificate {serial}")
+            if certificate.issuer_name != issuer:
+                raise errors.NotFound(f"certificate {serial} is of another authority")
+            if run is None or run.purpose is not RunPurpose.OPERATIONAL:
+                raise errors.NotPermitted(f"certificate {serial} is an identity: people recall it")
+            revoked = give_back(facts, [serial], because, at)
+            if not revoked:
+                raise errors.IllegalTransition(f"certificate {serial} is revoked already")
+            said = {"device": found.device, "attempt": found.attempt, "run": found.run}
+            entry = said | {"certificates": revoked, "revocation_reason": str(because)}
+            return Decision(None, [("local-revoked", entry)])
+
+        yield from decided(
+            caller, "revoke-own", {"certificate": serial}, decide, {DeviceCertificate: (serial,)}
+        )
 
     def _attempt(self, attempt: str) -> UseCase[tuple[Attempt, RunContext]]:
         facts: Facts = yield Look({Attempt: (attempt,)})
@@ -201,6 +247,8 @@ def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: 
 
 def _decide_rejected(attempt_id: str, reason: str, facts: Facts, at: datetime) -> Decision[None]:
     attempt, _ = _newest(facts, attempt_id)
+    if attempt.state is DeviceState.RELEASED:
+        return Decision(None)  # it was used meanwhile
     facts.put(replace(attempt, state=move(attempt.device, attempt.state, DeviceEvent.HOLD)))
     because = ReasonCode.CESSATION_OF_OPERATION
     entry = {
@@ -223,6 +271,8 @@ def _decide_held(attempt_id: str, reason: str, facts: Facts, at: datetime) -> De
         raise errors.NotFound(f"there is no attempt {attempt_id[:64]}")
     if device.attempt != attempt.id:
         raise errors.IllegalTransition(f"attempt {attempt.id} is over: {device.id} is at another")
+    if device.state is DeviceState.RELEASED:
+        return Decision(None)  # it was proved meanwhile
     state = move(device.id, device.state, DeviceEvent.HOLD)
     facts.put(replace(device, state=state, reason=reason))
     facts.put(replace(attempt, state=state))

@@ -13,6 +13,7 @@ ENROLMENT_ENTRIES = frozenset(
         "local-issued",
         "local-proved",
         "local-rejected",
+        "local-revoked",
         "enrolment-waiting",
         "enrolment-approved",
         "enrolment-refused",
@@ -101,6 +102,8 @@ class EnrolmentsSaid:
             self.local[name] = replace(before, attempt=attempt, attempts=number)
             return before.attempt
         said = known(self.local, "operational certificate", name)
+        if kind == "local-revoked":
+            return ""
         if said.attempt != attempt:
             raise errors.MalformedRequest("the attempt was over")
         if kind == "local-proved":

@@ -38,7 +38,8 @@ CREATE TABLE waiting_enrolment (
 CREATE TABLE cmp_transaction (
     id TEXT NOT NULL PRIMARY KEY, client TEXT NOT NULL, run TEXT NOT NULL, body TEXT NOT NULL,
     request {bytes} NOT NULL, request_id BIGINT NOT NULL, key TEXT NOT NULL,
-    nonce {bytes} NOT NULL, status TEXT NOT NULL CHECK (status IN ('waiting', 'issued', 'confirmed', 'rejected')),
+    nonce {bytes} NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'issued', 'confirmed', 'rejected')),
     expires_at BIGINT NOT NULL, attempt TEXT, certificate TEXT) {strict};
 CREATE TABLE shared_credential (
     id TEXT NOT NULL PRIMARY KEY, quantity BIGINT NOT NULL,
