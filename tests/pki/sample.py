@@ -43,6 +43,7 @@ VARIABLES = {
     "run": "run-2026-0042",
     "signer": "Boot loader signing 1",
     "station": "station-3",
+    "proxy": "proxy-1",
     "vendor_id": "FFF1",
 }
 

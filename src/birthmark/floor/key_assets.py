@@ -42,6 +42,8 @@ class KeyPurpose(StrEnum):
     CRL = "crl"
     OCSP_RESPONDER = "ocsp-responder"
     TLS = "tls"
+    TOKEN = "token"  # noqa: S105  # a purpose
+    """Signs what the gateway tells the applications behind it."""
     KEK = "kek"
     TRANSPORT = "transport"
     MASTER_DIVERSIFICATION = "master-diversification"

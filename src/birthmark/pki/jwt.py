@@ -19,10 +19,20 @@ from birthmark import errors
 from birthmark.pki.algorithms import ALGORITHMS, recognise
 from birthmark.pki.keys import KeyAlgorithm
 
-__all__ = ["base64url", "jwk", "key_id", "sign"]
+__all__ = ["base64url", "jwk", "key_id", "require_algorithm", "sign"]
 
 _ALGORITHM: Mapping[KeyAlgorithm, str] = {KeyAlgorithm.EC_P256: "ES256", KeyAlgorithm.ED25519: "EdDSA"}
 _P256_OCTETS = 32
+
+
+def require_algorithm(algorithm: KeyAlgorithm) -> None:
+    """Refuse an algorithm that signs no tokens.
+
+    Raises:
+        errors.MalformedRequest: it is one.
+    """
+    if algorithm not in _ALGORITHM:
+        raise errors.MalformedRequest(f"the key of tokens is {' or '.join(_ALGORITHM)}, not {algorithm}")
 
 
 def base64url(octets: bytes) -> str:
@@ -33,9 +43,9 @@ def base64url(octets: bytes) -> str:
 def _key(subject_public_key_info: bytes) -> tuple[KeyAlgorithm, bytes]:
     """Return the algorithm and the octets of a key that signs tokens."""
     algorithm = recognise(subject_public_key_info)
-    if algorithm is None or algorithm not in _ALGORITHM:
-        known = " or ".join(_ALGORITHM)
-        raise errors.MalformedRequest(f"the key of tokens is {known}, not {algorithm or 'another'}")
+    if algorithm is None:
+        raise errors.MalformedRequest("the key of tokens is of no algorithm that we know")
+    require_algorithm(algorithm)
     return algorithm, subject_public_key_info[len(ALGORITHMS[algorithm].spki_prefix) :]
 
 

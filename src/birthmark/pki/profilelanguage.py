@@ -57,6 +57,7 @@ VARIABLES: Mapping[str, str] = {
     "permitted_dns_names": "DNS names below which an authority may certify, separated by spaces",
     "product_id": "Matter product id: four capital hex digits",
     "product_uri": "beginning of the ProductInstanceUri (OPC 10000-21); the hardware id follows",
+    "proxy": "name of a proxy in front of the gateway",
     "realm": "name of the realm",
     "responder": "name of an OCSP responder",
     "run": "production run",

@@ -47,6 +47,8 @@ _GROUPS: Mapping[str, tuple[str, str]] = {
     "bootstrap": ("codes", "bootstraps"),
     "enrolment": ("enrolments", "enrolments"),
     "server": ("servers", "servers"),
+    "gateway": ("gateways", "gateways"),
+    "proxy": ("proxies", "proxies"),
     "responder": ("publication", "responders"),
     "authority": ("authorities", "authorities"),
     "ceremony": ("ceremonies", "ceremonies"),

@@ -28,6 +28,7 @@ from birthmark import errors
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
 from birthmark.edge.station.folder import flush_directory
 from birthmark.settings import StationPlane
+from birthmark.settings_gateway import GatewayPlane
 
 __all__ = ["ServerFiles", "changing"]
 
@@ -79,7 +80,7 @@ class ServerFiles:
 
 
 @contextmanager
-def changing(plane: StationPlane) -> Iterator[ServerFiles]:
+def changing(plane: StationPlane | GatewayPlane) -> Iterator[ServerFiles]:
     """Make ready to change the files of a plane's server: nobody else changes them meanwhile.
 
     Raises:

@@ -19,7 +19,7 @@ from birthmark.ports import carry
 from birthmark.secret import SecretBytes
 from birthmark.services.authorise import Enrolled, Enrolment
 
-__all__ = ["servers"]
+__all__ = ["addresses", "dns_names", "servers"]
 
 NAME = "server"
 """Of the only server a realm has: processes and machines share its credential."""
@@ -59,7 +59,7 @@ def renew(
         plane = application.settings.station_plane
         passphrase = session.factory().read_secret(plane.key_passphrase_file)
         before = known_as(plane.certificate_file)
-        names = before if dns is None and ip is None else (_dns_names(dns or []), _addresses(ip or []))
+        names = before if dns is None and ip is None else (dns_names(dns or []), addresses(ip or []))
         with server_files.changing(plane) as files:
             enrolled = _renew(application, operator, names, authority, files, passphrase)
     known, lost = (*names[0], *names[1]), {*before[0], *before[1]} - {*names[0], *names[1]}
@@ -80,14 +80,24 @@ def renew(
         )
 
 
-def _dns_names(texts: list[str]) -> tuple[str, ...]:
+def dns_names(texts: list[str]) -> tuple[str, ...]:
+    """Return DNS names as they were given, looked at.
+
+    Raises:
+        errors.MalformedRequest: one is none.
+    """
     for text in texts:
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise errors.MalformedRequest(f"{text!r} is no DNS name")
     return tuple(texts)
 
 
-def _addresses(texts: list[str]) -> tuple[str, ...]:
+def addresses(texts: list[str]) -> tuple[str, ...]:
+    """Return IP addresses in their one spelling.
+
+    Raises:
+        errors.MalformedRequest: one is none.
+    """
     try:
         return tuple(str(ip_address(text)) for text in texts)
     except ValueError as cause:

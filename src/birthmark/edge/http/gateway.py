@@ -23,7 +23,6 @@ from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.client_certificates import client_certificate
 from birthmark.edge.http.gate import Gate, answer_refusals
-from birthmark.edge.http.gateway_view import Pins, other_realms
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import (
     Admits,
@@ -34,6 +33,7 @@ from birthmark.edge.http.peer import (
 )
 from birthmark.edge.http.places import UNKNOWN, place_of
 from birthmark.edge.http.refusals import Asker, Refusals
+from birthmark.edge.pins import Pins, other_realms
 from birthmark.floor.limits import Rate
 from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import fingerprint

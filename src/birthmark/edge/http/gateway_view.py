@@ -11,81 +11,26 @@ of one that is suspended is to hear why it is refused, which a handshake cannot 
 import logging
 import ssl
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from birthmark import errors
 from birthmark.edge.http.limits import Told
 from birthmark.edge.http.peer import Admits, server_context
+from birthmark.edge.pins import other_realms, pins_of
 from birthmark.floor.authorities import Authority, AuthorityKind
 from birthmark.floor.fleet import FleetAuthority, FleetStatus
-from birthmark.pki.certificates import Certificate, from_pem, one_from_pem
 from birthmark.ports import Log, Store
 from birthmark.secret import SecretBytes
 from birthmark.settings_gateway import GatewayPlane
 
-__all__ = ["GatewayView", "Pins", "other_realms", "pins_of"]
+__all__ = ["GatewayView"]
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 """Inode, size and time of change of each file; None for one that is not there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pins:
-    """What devices pin: the keys of the gateway's certificates (SHA-256 of SubjectPublicKeyInfo, base64).
-
-    The form is that of RFC 7469 section 2.4, which curl's ``--pinnedpubkey`` and others know.
-    """
-
-    now: str
-    next: str | None
-    """None if it is not decided yet."""
-
-
-def pins_of(plane: GatewayPlane) -> Pins:
-    """Return the pins of a gateway's certificates as they are on disk.
-
-    Raises:
-        errors.NotFound: a file cannot be read.
-        errors.MalformedRequest: it is no certificate.
-    """
-    following = plane.next_certificate_file
-    there = following is not None and following.exists()
-    return Pins(now=_pin(plane.certificate_file), next=_pin(following) if following and there else None)
-
-
-def other_realms(plane: GatewayPlane) -> dict[bytes, str]:
-    """Return the roots (DER) of other realms, and what they are called: their subjects.
-
-    Raises:
-        errors.NotFound: a file cannot be read.
-        errors.MalformedRequest: it is not one certificate.
-    """
-    found = {}
-    for path in plane.other_realms:
-        certificate = Certificate.from_der(one_from_pem(_text(path)))
-        found[certificate.der] = certificate.subject
-    return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except UnicodeError as cause:
-        raise errors.MalformedRequest(f"{path} is no PEM") from cause
-    except OSError as cause:
-        raise errors.NotFound(f"cannot read {path}: {cause.strerror}") from cause
-
-
-def _pin(path: Path) -> str:
-    leaf = Certificate.from_der(from_pem(_text(path))[0])
-    return b64encode(sha256(leaf.subject_public_key_info).digest()).decode("ascii")
 
 
 class GatewayView:
