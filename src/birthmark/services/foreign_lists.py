@@ -6,11 +6,12 @@ no old list, fetched from whoever answers in the issuer's place, takes a revocat
 change together, and the entry has the octets' hash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
+from typing import TypeVar
 
 from birthmark import errors
 from birthmark.floor.clients import Capability
@@ -20,12 +21,22 @@ from birthmark.pki.certificates import fingerprint
 from birthmark.pki.crl_index import CRLIndex, index_crl
 from birthmark.pki.paths import verify_authority
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
-from birthmark.services.acts import Caller, admitted, decided, live_client, outcomes, recorded, refuse
+from birthmark.services.acts import (
+    Caller,
+    admitted,
+    decided,
+    live_client,
+    outcomes,
+    record_refusal,
+    recorded,
+    refuse,
+)
 from birthmark.services.fleet import registered
 from birthmark.services.foreign_status import crl_of
 
 __all__ = ["WATCHER", "ListTaken", "take_crl"]
 
+T = TypeVar("T")
 WATCHER = "realm:fleet-watcher"
 """The actor of what is fetched without anybody asking."""
 REQUEST = "take-crl"
@@ -72,8 +83,7 @@ def take_crl(
     said = {"fleet_authority": name[:64], "sha256": sha256(octets).hexdigest()}
     work = _read_list(name, octets, issuer, url)
     if caller is None:
-        # What the watcher cannot read is told by whoever runs it, once; it tries again later.
-        crl, index = yield from work
+        crl, index = yield from _recorded(said, work)
     else:
         yield from admitted(caller, REQUEST, said, partial(_judge, caller))
         crl, index = yield from recorded(caller, REQUEST, said, work)
@@ -85,6 +95,16 @@ def take_crl(
         Act(actor=WATCHER, decide=decide, refuse=refuse(None, REQUEST, said), reads=reads)
     ]
     return outcomes(committed)[0]
+
+
+def _recorded(said: Mapping[str, str], work: UseCase[T]) -> UseCase[T]:
+    """Do what comes before the watcher's act, and put its refusal on record."""
+    try:
+        return (yield from work)
+    except errors.Refusal as refusal:
+        yield from record_refusal(WATCHER, REQUEST, said, refusal)
+        refusal.recorded = True
+        raise
 
 
 def _read_list(name: str, octets: bytes, issuer: bytes | None, url: str) -> UseCase[tuple[str, CRLIndex]]:
