@@ -7,7 +7,6 @@ certificate of its own, is asked for one, and none of these headers means anythi
 import base64
 import binascii
 import re
-from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 from birthmark import errors
@@ -24,23 +23,21 @@ LARGEST = 16_384
 _BYTE_SEQUENCE = re.compile(r":([A-Za-z0-9+/]*={0,2}):", re.ASCII)
 
 
-def client_certificate(headers: Mapping[str, str]) -> bytes:
+def client_certificate(ours: str | None, nginx: str | None) -> bytes:
     """Return the certificate (DER) that a proxy passes on; whether it is one is not looked at.
 
     Args:
-        headers: of the request, by lower-case name.
+        ours: the field ``client-cert``; None if it is not there.
+        nginx: the field ``x-ssl-client-cert``; likewise.
 
     Raises:
         errors.MalformedRequest: there is none, there are both, or it is not well formed.
     """
-    ours, nginx = headers.get(CLIENT_CERT), headers.get(NGINX_CERT)
     if (ours is None) == (nginx is None):
         raise errors.MalformedRequest(
             f"the device's certificate belongs into {CLIENT_CERT} (RFC 9440) or {NGINX_CERT}, not into both"
         )
-    if ours is not None:
-        return _byte_sequence(ours)
-    return _escaped_pem(nginx or "")
+    return _escaped_pem(nginx or "") if ours is None else _byte_sequence(ours)
 
 
 def _byte_sequence(value: str) -> bytes:

@@ -21,7 +21,7 @@ from birthmark import __version__, errors
 from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
-from birthmark.edge.http.client_certificates import client_certificate
+from birthmark.edge.http.client_certificates import CLIENT_CERT, NGINX_CERT, client_certificate
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import (
@@ -61,6 +61,7 @@ OPEN_SECONDS_HEADER = "birthmark-open-seconds"
 _SECONDS = re.compile(r"[0-9]{1,8}(?:\.[0-9]{1,6})?", re.ASCII)
 _WHO = "birthmark.visit"
 """Where the plane leaves what a refusal's entry says of whoever asked."""
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _RULES = frozenset(map(str, Reason))
 Ask = Callable[[Question], bytes]
 """Asks a responder and returns what it answers (DER), or raises ``errors.Unavailable``; it blocks."""
@@ -166,11 +167,11 @@ class GatewayApp:
         request.scope[_WHO] = Asker(actor=caller.client.id)
         now = self._app.clock.now()
         await self.border.carry(require_proxy(caller, now))
-        place = place_of(request.headers.get(ADDRESS_HEADER, ""))
+        place = place_of(_only(request, ADDRESS_HEADER) or "")
         if place == UNKNOWN:
             raise errors.MalformedRequest(f"{ADDRESS_HEADER} is the address of the device")
         visit = Visit(
-            certificate=client_certificate(request.headers),
+            certificate=client_certificate(_only(request, CLIENT_CERT), _only(request, NGINX_CERT)),
             path=(),
             place=place,
             connected_at=now - timedelta(seconds=_open_seconds(request)),
@@ -285,9 +286,17 @@ async def _asker(request: Request) -> Asker:
     return Asker(actor=AT_THE_DOOR, said={"address": place})
 
 
+def _only(request: Request, name: str) -> str | None:
+    """Return a field, None if it is not there; one that comes twice may be a client's and the proxy's."""
+    found = request.headers.getlist(name)
+    if len(found) > 1:
+        raise errors.MalformedRequest(f"{name} stands there {len(found)} times: strip what clients send")
+    return found[0] if found else None
+
+
 def _open_seconds(request: Request) -> float:
     """Return for how long the device's connection has been open; nothing said is: since now."""
-    said = request.headers.get(OPEN_SECONDS_HEADER)
+    said = _only(request, OPEN_SECONDS_HEADER)
     if said is None:
         return 0.0
     if _SECONDS.fullmatch(said) is None:
@@ -327,9 +336,9 @@ def create_gateway_app(
     )
     app.post("/v1/contact", response_class=Response, response_model=None)(plane.contact)
     app.get("/v1/status", response_class=Response, response_model=None)(plane.contact)
-    app.api_route("/v1/authorise", methods=["GET", "POST"], response_class=Response, response_model=None)(
-        plane.authorise
-    )
+    # Envoy's ext_authz asks with the path of the request it holds behind its own prefix, and with its method.
+    for path, methods in (("/v1/authorise", ["GET", "POST"]), ("/v1/authorise/{rest:path}", _METHODS)):
+        app.api_route(path, methods=methods, response_class=Response, response_model=None)(plane.authorise)
     app.get("/.well-known/jwks.json", response_class=Response, response_model=None)(plane.key_set)
     answer_refusals(app, plane.refused)
     seconds = application.settings.gateway_plane.request_seconds

@@ -61,6 +61,7 @@ ROUTES = (
     "/v1/contact",
     "/v1/status",
     "/v1/authorise",
+    "/v1/authorise/{rest:path}",
     "/.well-known/jwks.json",
     "public",
     "enrolment",
