@@ -43,9 +43,11 @@ from birthmark.services.authorise import Authorise
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
 from birthmark.services.certifying import Certifier
 from birthmark.services.challenges import Challenges
+from birthmark.services.cmp_transactions import CMPTransactions
 from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.dialogues import Dialogues
 from birthmark.services.enrolments import EnrolDevices
+from birthmark.services.fleet import Fleet
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -268,6 +270,8 @@ def build(
         dialogues = Dialogues(keys, entropy)
         certifier = Certifier(keys, clock, entropy)
         issue = IssueDevices(runs, challenges, dialogues, certifier, entropy)
+        enrolments = EnrolDevices(runs, issue, certifier, entropy, _default_run(settings))
+        confirmations = ConfirmEnrolments(runs)
         authorise = Authorise(realm, keys, clock, entropy, catalogue)
         return Application(
             settings=settings,
@@ -283,8 +287,9 @@ def build(
             opening=OpenRuns(runs, inspector, keys),
             attest=AttestDevices(runs, clock, entropy),
             issue=issue,
-            enrolments=EnrolDevices(runs, issue, certifier, entropy, _default_run(settings)),
-            confirmations=ConfirmEnrolments(runs),
+            enrolments=enrolments,
+            confirmations=confirmations,
+            cmp=CMPTransactions(enrolments, confirmations, clock),
             approvals=Approvals(),
             codes=Codes(keys, log_key),
             inject=InjectDevices(runs, challenges, dialogues),
@@ -296,6 +301,7 @@ def build(
             ),
             authorise=authorise,
             proposals=Proposals(realm, authorise, entropy),
+            fleet=Fleet(realm, entropy),
             invitations=_invitations(settings, authorise, clock, entropy, catalogue),
             renewals=Renewals(authorise, clock, catalogue, settings.realm.organization),
             recalls=Recalls(realm, clock, entropy, store.log),

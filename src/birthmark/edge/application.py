@@ -28,8 +28,10 @@ from birthmark.services.approvals import Approvals
 from birthmark.services.attest import AttestDevices
 from birthmark.services.authorise import Authorise
 from birthmark.services.backup import CopyReader, DatabaseCopies, Engine
+from birthmark.services.cmp_transactions import CMPTransactions
 from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.enrolments import EnrolDevices
+from birthmark.services.fleet import Fleet
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -71,8 +73,10 @@ class Application:
     confirmations: ConfirmEnrolments
     approvals: Approvals
     codes: Codes
+    cmp: CMPTransactions
     authorise: Authorise
     proposals: Proposals
+    fleet: Fleet
     invitations: Invitations
     renewals: Renewals
     recalls: Recalls

@@ -31,6 +31,7 @@ __all__ = [
     "error",
     "general_response",
     "granted",
+    "nested",
     "poll_response",
     "rejected",
     "revocation_response",
@@ -150,6 +151,11 @@ def revocation_response(statuses: Sequence[PKIStatusInfo], certificates: Sequenc
     )
     listed = der.encode(_EXPLICIT_0, der.encode(der.SEQUENCE, *ids)) if certificates else b""
     return der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, *map(encode_status, statuses)), listed)
+
+
+def nested(messages: Sequence[bytes]) -> bytes:
+    """Return PKIMessages (DER; RFC 9810 section 5.1.3.4): the answers to what an RA nested."""
+    return der.encode(der.SEQUENCE, *messages)
 
 
 # --- genp ---

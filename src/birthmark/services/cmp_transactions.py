@@ -12,6 +12,7 @@ from datetime import datetime
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
+from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.enrolments import CONFIRM_WITHIN, WAITING_LIFE, CMPStatus, CMPTransaction
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.cmp import BodyKind
@@ -156,6 +157,22 @@ class CMPTransactions:
         if row is None or row.status not in _OPEN or self._clock.now() >= row.expires_at:
             raise errors.PolicyRefused("message-transaction", "the transaction is over, or never began")
         return row
+
+    def certificate(self, row: CMPTransaction) -> UseCase[bytes]:
+        """Return the certificate of a transaction (DER)."""
+        serial = row.certificate or ""
+        facts: Facts = yield Look({DeviceCertificate: (serial,)})
+        found = facts.get(DeviceCertificate, serial)
+        if found is None:
+            raise errors.IntegrityFailure(f"the certificate of transaction {row.id} is gone")
+        return found.der
+
+    def close(self, row: CMPTransaction) -> UseCase[None]:
+        """End a transaction whose client confirms nothing, as it asked for (RFC 9810 section 5.1.1.1).
+
+        An operational certificate still has to be used before the one before it is superseded.
+        """
+        yield from self._end(row, CMPStatus.CONFIRMED)
 
     def confirm(self, caller: Caller, row: CMPTransaction) -> UseCase[None]:
         """End a transaction whose certificate the client took.

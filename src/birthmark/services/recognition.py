@@ -8,17 +8,19 @@ so nothing that is kept tells it, and a MAC under it can still be verified after
 import base64
 import hashlib
 import hmac
+from datetime import datetime
 
 from birthmark import errors
-from birthmark.floor.clients import Client, ClientStatus, Credential, Role, client_id
+from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, client_id
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate
+from birthmark.floor.exposure import Exposure, require_open
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Facts, KeyStore, Look, UseCase
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import Caller, recognise
+from birthmark.services.acts import Caller, allowed_client, client_reads, exposures_of, recognise
 
-__all__ = ["CODE", "SALT_OCTETS", "Codes", "code_serial", "is_code", "recognise_device"]
+__all__ = ["CODE", "SALT_OCTETS", "Codes", "code_serial", "is_code", "recognise_device", "require_live"]
 
 CODE = "code:"
 """What the serial of a credential that is a code begins with."""
@@ -85,6 +87,21 @@ class Codes:
         if not hmac.compare_digest(right.reveal(), code.reveal()):
             raise errors.Unauthenticated("no such name and code")
         return caller
+
+
+def require_live(caller: Caller, capability: Capability, at: datetime) -> UseCase[None]:
+    """Refuse whoever may not do something at this time, where nothing is committed.
+
+    Raises:
+        errors.Unauthenticated: it was revoked, or its certificate ended.
+        errors.NotPermitted: its role may not, or it or its plane is closed.
+    """
+    facts: Facts = yield Look(client_reads(caller))
+    client = allowed_client(facts, caller, capability)
+    if at >= caller.credential.not_after:
+        raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
+    if caller.plane is not None:
+        require_open((facts.get(Exposure, name) for name in exposures_of(caller.plane, client)), at)
 
 
 def recognise_device(peer: bytes) -> UseCase[Caller]:

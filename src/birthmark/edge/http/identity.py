@@ -1,8 +1,8 @@
 """Who the service is when it signs a message itself: its server certificate, and the key of that.
 
-CMP answers and delivered keys are signed with it (RFC 9483 section 3.2, RFC 7030 section 4.4.2): it is the one
-certificate with digitalSignature that every client of the plane verifies already.  No authority's key signs
-what is no certificate, CRL or OCSP answer.
+CMP answers and delivered keys are signed with it (RFC 9483 section 3.2, RFC 7030 section 4.4.2): it is the
+one certificate with digitalSignature that every client of the plane verifies already.  No authority's key
+signs what is no certificate, CRL or OCSP answer.
 """
 
 from dataclasses import dataclass, field

@@ -27,6 +27,7 @@ from birthmark.edge.http.enrolment import create_enrolment_app
 from birthmark.edge.http.exposure import ExposureView
 from birthmark.edge.http.gateway import create_gateway_app
 from birthmark.edge.http.gateway_view import GatewayView
+from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.limits import Cause, Door, Limits, Told, allow_descriptors
 from birthmark.edge.http.lookout import Lookout
 from birthmark.edge.http.metrics import CountedAnswering, Meter, ObservedApp, counted, measure_process
@@ -210,8 +211,12 @@ def _run_device(factory: Factory, settings: Settings, listener: socket.socket, m
             exposures.admits,
         )
     )
+    identity = ServerIdentity.open(
+        plane.certificate_file, plane.key_file, factory.read_secret(plane.key_passphrase_file)
+    )
+    app = create_device_app(application, exposures.admits, identity, at_end=at_end)
     config = _config(
-        ObservedApp(create_device_app(application, exposures.admits, at_end=at_end), meter, "device"),
+        ObservedApp(app, meter, "device"),
         counted(
             protocol(
                 note_refused, table.request_seconds, table.answer_seconds, table.max_connections_per_client

@@ -69,14 +69,14 @@ class Refusals:
         """Put a refusal, or a fault of ours, on record and answer it."""
         if isinstance(error, errors.Refusal):
             try:
-                await self._record(request, error)
+                await self.put_on_record(request, error)
             except errors.Refusal as why:
                 error, status = why, None
             told = tell(self._app, error, status)
         else:
             told = tell(self._app, error, status)
             try:
-                await self._record(request, errors.Fault(f"internal fault {told.instance}"))
+                await self.put_on_record(request, errors.Fault(f"internal fault {told.instance}"))
             except errors.Refusal as why:
                 log.warning("a fault is not on record: %s", why, extra={"instance": told.instance})
         headers = {"connection": "close"} if self._is_unwelcome(request, error) else {}
@@ -87,7 +87,12 @@ class Refusals:
             self._hasty.note(request.scope.get(CLIENT_KEY) or ANONYMOUS)
         return Response(told.model_dump_json(), told.status, headers=headers, media_type=MEDIA_TYPE)
 
-    async def _record(self, request: Request, refusal: errors.Refusal) -> None:
+    async def put_on_record(self, request: Request, refusal: errors.Refusal) -> None:
+        """Put a refusal on record that is told in the words of another protocol; once.
+
+        Raises:
+            errors.Refusal: it cannot be recorded, and so not told.
+        """
         if refusal.recorded or refusal.retryable:
             return
         asker, what = await self._asker(request), f"{request.method} {request.url.path}"[:200]
