@@ -15,6 +15,7 @@ An envelope says nothing of who made it.  That its key is the service's follows 
 comes with it, which is for this key and signed by the realm.
 
 ``seal`` makes envelopes; ``open_envelope`` opens those that ``seal`` makes, and refuses everything else.
+``keypackage`` makes those of EST, for the same recipients (``recipient_info``).
 Keys are made by OpenSSL.  Who may ask for an envelope, and what becomes of the key in it, is left to others.
 """
 
@@ -35,7 +36,16 @@ from birthmark.pki import der
 from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
-__all__ = ["LONGEST", "NONCE_SIZE", "Recipient", "open_envelope", "recipient_of", "seal"]
+__all__ = [
+    "LONGEST",
+    "NONCE_SIZE",
+    "Recipient",
+    "Sealer",
+    "open_envelope",
+    "recipient_info",
+    "recipient_of",
+    "seal",
+]
 
 LONGEST = 16_384
 """Octets of an envelope; our own limit.  That of an RSA key of 4096 bits has less than 4096."""
@@ -100,6 +110,10 @@ class Recipient:
     key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
+Sealer = Callable[[SecretBytes, Recipient, Callable[[int], bytes]], bytes]
+"""Puts a private key (PKCS#8, DER) in an envelope (CMS, DER); the last argument returns random octets."""
+
+
 def recipient_of(certificate: bytes) -> Recipient:
     """Return whom a certificate (DER) lets an envelope be sealed to.
 
@@ -148,10 +162,7 @@ def seal(private_key: SecretBytes, recipient: Recipient, nonce: bytes) -> bytes:
         nonce: ``NONCE_SIZE`` octets; random, although the key of the content is used once only.
     """
     content_key = SecretBytes.taking(AESGCM.generate_key(256))
-    if isinstance(recipient.key, rsa.RSAPublicKey):
-        info = _transported(recipient.name, recipient.key, content_key)
-    else:
-        info = _wrapped(recipient.name, recipient.key, content_key)
+    info = recipient_info(recipient, content_key)
     sealed = AESGCM(content_key.view()).encrypt(nonce, private_key.view(), None)
     parameters = der.encode(der.SEQUENCE, der.encode(der.OCTET_STRING, nonce), der.integer(_TAG_SIZE))
     content = der.encode(
@@ -168,6 +179,13 @@ def seal(private_key: SecretBytes, recipient: Recipient, nonce: bytes) -> bytes:
         der.encode(der.OCTET_STRING, sealed[-_TAG_SIZE:]),
     )
     return der.encode(der.SEQUENCE, _AUTH_ENVELOPED_DATA, der.encode(_CONTEXT_0, body))
+
+
+def recipient_info(recipient: Recipient, content_key: SecretBytes) -> bytes:
+    """Return the RecipientInfo (DER) by which a recipient gets at the key of a content, 32 octets."""
+    if isinstance(recipient.key, rsa.RSAPublicKey):
+        return _transported(recipient.name, recipient.key, content_key)
+    return _wrapped(recipient.name, recipient.key, content_key)
 
 
 def _transported(name: bytes, key: rsa.RSAPublicKey, content_key: SecretBytes) -> bytes:

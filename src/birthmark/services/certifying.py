@@ -16,7 +16,7 @@ from birthmark.floor.hardware_ids import HardwareId
 from birthmark.pki import crmf as crmf_requests
 from birthmark.pki.certificates import fingerprint, serial_hex
 from birthmark.pki.csr import VettedRequest, vet
-from birthmark.pki.envelope import Recipient
+from birthmark.pki.envelope import Recipient, Sealer
 from birthmark.pki.issuance import Template, serial_number, sign_certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
@@ -74,6 +74,7 @@ class Certifier:
         *,
         wanted: bytes | None = None,
         recipient: Recipient | None = None,
+        sealer: Sealer | None = None,
         crmf: bool = False,
     ) -> Certified:
         """Certify a key for a device: that of a request, or one that is made now.
@@ -84,6 +85,7 @@ class Certifier:
             hardware_id: of the device.
             wanted: the only key (SubjectPublicKeyInfo, DER) it may be; None for any.
             recipient: to whom a key that is made is enveloped; None to have it in the clear.
+            sealer: makes the envelope; None for ``pki.envelope.seal``.
             crmf: the request is CertReqMessages.
 
         Raises:
@@ -96,7 +98,8 @@ class Certifier:
         # First: OpenSSL draws from the same source, and while that fails its tests no key is made.
         serial = serial_number(self._entropy.token(20))
         if csr is None:
-            delivered = deliver(template.profile.subject_key_algorithms[0], recipient, self._entropy)
+            algorithm = template.profile.subject_key_algorithms[0]
+            delivered = deliver(algorithm, recipient, self._entropy, sealer)
             spki = delivered.spki
         else:
             spki = _vetted(template, csr, hardware_id, crmf=crmf)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from birthmark import errors
 from birthmark.floor.clients import Credential
 from birthmark.pki.algorithms import PrivateKey, maker, throwaway_key
-from birthmark.pki.envelope import NONCE_SIZE, Recipient, recipient_of, seal
+from birthmark.pki.envelope import NONCE_SIZE, Recipient, Sealer, recipient_of, seal
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.ports import Entropy
 from birthmark.secret import SecretBytes
@@ -28,7 +28,7 @@ class Delivered:
     private_key: SecretBytes | None
     """PKCS#8 (DER); None if it is in the envelope."""
     envelope: bytes | None = field(repr=False)
-    """CMS (DER, ``pki.envelope``); None if the key is in the clear."""
+    """CMS (DER), as the sealer makes it; None if the key is in the clear."""
 
 
 def recipient_for(credential: Credential, *, born: bool) -> Recipient:
@@ -45,8 +45,10 @@ def recipient_for(credential: Credential, *, born: bool) -> Recipient:
     return recipient_of(credential.der)
 
 
-def deliver(algorithm: KeyAlgorithm, recipient: Recipient | None, entropy: Entropy) -> Delivered:
-    """Make a key, and put it into an envelope if there is somebody to open it."""
+def deliver(
+    algorithm: KeyAlgorithm, recipient: Recipient | None, entropy: Entropy, sealer: Sealer | None = None
+) -> Delivered:
+    """Make a key, and put it into an envelope if somebody is to open it: by sealer, else by ``seal``."""
     made = maker(algorithm)()
     spki = made.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     private_key = _pkcs8(made)
@@ -55,7 +57,10 @@ def deliver(algorithm: KeyAlgorithm, recipient: Recipient | None, entropy: Entro
     if recipient is None:
         return Delivered(spki=spki, private_key=private_key, envelope=None)
     with private_key:
-        envelope = seal(private_key, recipient, entropy.token(NONCE_SIZE))
+        if sealer is None:
+            envelope = seal(private_key, recipient, entropy.token(NONCE_SIZE))
+        else:
+            envelope = sealer(private_key, recipient, entropy.token)
     return Delivered(spki=spki, private_key=None, envelope=envelope)
 
 

@@ -53,6 +53,7 @@ from birthmark.services.runs import RunContext, Runs, check_scope
 __all__ = ["EnrolDevices", "Granted", "Waiting"]
 
 _REQUEST = "enrol"
+_NAMES = "csr-names-the-device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +227,9 @@ class EnrolDevices:
             reads[AllowedDevice] = (AllowedDevice.key(licence.allow_list, device),)
         decide = partial(self._decide_local, caller, context, prepared, request.key, digest)
         said = {"run": run, "device": device}
+        kept = request.key if request.keeps_refusal else None
         granted: Granted = yield from decided(
-            caller, _REQUEST, said, decide, reads, key=request.key, request_sha256=digest
+            caller, _REQUEST, said, decide, reads, key=kept, request_sha256=digest
         )
         return granted
 
@@ -248,7 +250,12 @@ class EnrolDevices:
             attempt=self._entropy.token(16).hex(),
             challenge=self._entropy.token(CHALLENGE_SIZE),
             certified=self._certifier.certify(
-                context.template, request.csr, hardware_id, recipient=recipient, crmf=request.crmf
+                context.template,
+                request.csr,
+                hardware_id,
+                recipient=recipient,
+                sealer=request.sealer,
+                crmf=request.crmf,
             ),
             origin=origin,
         )
@@ -357,14 +364,19 @@ def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueR
     """Return the request with the hardware id it is for."""
     known = caller.client.hardware_id
     if known is not None:
-        return replace(request, hardware_id=known.partition(":")[2])
-    if request.hardware_id or request.csr is None:
+        own = known.partition(":")[2]
+        if request.hardware_id and request.hardware_id.upper() != own.upper():
+            raise errors.PolicyRefused(_NAMES, f"the request names {request.hardware_id[:100]}, not {own}")
+        return replace(request, hardware_id=own)
+    if request.hardware_id:
         return request
+    if request.csr is None:
+        raise errors.PolicyRefused(_NAMES, "the request names no device, and nothing else does")
     vetted = vet_request(context.template, request.csr, crmf=request.crmf)
     named = vetted.subject_serial_number or vetted.subject_common_name
     if named is None:
         raise errors.PolicyRefused(
-            "csr-names-the-device",
+            _NAMES,
             "the certification request names no device: give its hardware id as serialNumber or common name",
         )
     return replace(request, hardware_id=named)

@@ -36,6 +36,7 @@ from birthmark.floor.elements import ElementJournal
 from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
 from birthmark.floor.shared import SharedCredential, require_network, use_once
 from birthmark.pki.certificates import Certificate
+from birthmark.pki.envelope import Sealer
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.secret import SecretBytes
@@ -78,6 +79,10 @@ class IssueRequest:
     """What the device's TPM answered, for a run of devices with a TPM."""
     envelope: bool = False
     """Deliver the keys in envelopes to the key of the certificate the client shows."""
+    sealer: Sealer | None = field(default=None, repr=False)
+    """Makes those envelopes, where their form is not ``pki.envelope``'s."""
+    keeps_refusal: bool = True
+    """A refusal is the answer to the same request for ever; not where the client did not choose the key."""
     crmf: bool = False
     """``csr`` is a request in the form of CMP: CertReqMessages (RFC 4211), DER."""
 
@@ -292,7 +297,9 @@ class IssueDevices:
             seq=caller.seq,
             operator=caller.operator,
             decide=partial(self._decide_issue, caller, context, prepared, key, digest),
-            refuse=refuse(caller, "issue", fields, key=key, request_sha256=digest),
+            refuse=refuse(
+                caller, "issue", fields, key=key if request.keeps_refusal else None, request_sha256=digest
+            ),
             reads=reads,
         )
 
@@ -319,7 +326,13 @@ class IssueDevices:
         keys = attestations.keys_in(attestation, len(templates))
         certified = [
             self._certifier.certify(
-                template, csr, hardware_id, wanted=key, recipient=recipient, crmf=request.crmf
+                template,
+                csr,
+                hardware_id,
+                wanted=key,
+                recipient=recipient,
+                sealer=request.sealer,
+                crmf=request.crmf,
             )
             for template, csr, key in zip(templates, csrs, keys, strict=True)
         ]
