@@ -6,8 +6,15 @@ mosquitto, each with the configuration that ``deploy/gateway`` has.
 
 import base64
 import json
+import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from birthmark.floor.locations import crl_path
 from tests.edge.cli.command import done
 from tests.support.gateways import GatewayRealm, Vehicle, curl, gateway_realm, kinds, vehicle
 from tests.support.programs import need
-from tests.support.server import Server, until
+from tests.support.server import Server, free_port, until
 
+DEPLOY = Path(__file__).parents[2] / "deploy" / "gateway"
 _names = iter(range(1, 10_000))
 
 
@@ -222,3 +231,178 @@ def test_only_a_proxy_asks_about_others(gateway: GatewayRealm, proxy: Path, car:
         options = ("--header", f"Client-Cert: :{der}:", "--header", "Birthmark-Address: 192.0.2.7")
         assert curl(gateway, "/v1/authorise", who, *options).status == 403
     assert kinds(gateway, car.id) == []
+
+
+# --- programs of others, with the configuration of deploy/gateway
+
+
+class Echo(BaseHTTPRequestHandler):
+    """The application: says which headers it was sent."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def application() -> Iterator[int]:
+    """The port of an application behind a proxy."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def certified(gateway: GatewayRealm, folder: Path) -> None:
+    """Make what a proxy shows to devices: a key and certificate of its own making, for 127.0.0.1."""
+    subprocess.run(
+        [need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-subj", "/CN=edge", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "server.key",
+         "-out", folder / "server.crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    shutil.copy(gateway.root, folder / "device-anchors.pem")
+
+
+@contextmanager
+def running(command: Sequence[object], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the end of the context; it listens when the context begins."""
+    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL)
+    try:
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        assert until(lambda: process.poll() is not None or listens())
+        assert process.poll() is None, "it ended at once"
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_nginx_lets_in_whom_the_gateway_accepts_and_says_who_it_is(
+    gateway: GatewayRealm, proxy: Path, application: int, car: Vehicle, tmp_path: Path
+) -> None:
+    place, port = tmp_path / "etc", free_port()
+    shutil.copytree(proxy, place)
+    certified(gateway, place)
+    text = (DEPLOY / "nginx.conf").read_text()
+    for old, new in (
+        ("/etc/birthmark", str(place)),
+        ("127.0.0.1:8446", f"127.0.0.1:{gateway.port}"),
+        ("127.0.0.1:8080", f"127.0.0.1:{application}"),
+        ("listen 8443", f"listen 127.0.0.1:{port}"),
+    ):
+        assert text.count(old) >= 1
+        text = text.replace(old, new)
+    temporary = "".join(
+        f"{name}_temp_path {tmp_path}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error.log info;"
+        f" worker_processes 1; events {{}} http {{ access_log off; {temporary}\n{text}\n}}"
+    )
+    edge = replace(gateway, port=port)
+    trusted = ("--cacert", str(place / "server.crt"))
+    with running([need("nginx", "nginx-light"), "-c", tmp_path / "nginx.conf", "-e", tmp_path / "e"], port):
+        forged = ("--header", "Birthmark-Device: serial:OTHER", "--header", "Authorization: Bearer forged")
+        told = curl(edge, "/anything?at=all", car, *trusted, *forged)
+        assert told.status == 200, (told, (tmp_path / "error.log").read_text())
+        seen = told.json
+        assert (seen["birthmark-device"], seen["birthmark-realm"]) == (car.id, "acme")
+        token = seen["authorization"].removeprefix("Bearer ")
+        key_set = json.loads(command_without_as(gateway, "gateway", "key-set"))
+        assert verified(token, key_set, tmp_path)["sub"] == car.id
+        # One that has not left the line, and one that was accepted a moment ago and is recalled now.
+        early = vehicle(gateway.realm, f"UP{next(_names)}", tmp_path, release=False)
+        assert curl(edge, "/", early, *trusted).status == 403
+        recall(gateway, car)
+        assert curl(edge, "/", car, *trusted).status == 403
+        assert curl(edge, "/", None, *trusted).status == 400, "nginx wants a certificate"
+        smuggled = ("--header", f"Client-Cert: :{base64.b64encode(early.parsed.der).decode()}:")
+        assert curl(edge, "/", car, *trusted, *smuggled).status == 403
+        assert curl(edge, "/_birthmark", car, *trusted).status == 404, "nobody asks through nginx"
+    assert kinds(gateway, early.id) == ["device-not-released"]
+    assert kinds(gateway, car.id)[:2] == ["device-first-seen", "certificate-revoked"]
+
+
+def recall(gateway: GatewayRealm, car: Vehicle) -> None:
+    """Have two people revoke a device's certificate."""
+    said = command(
+        gateway,
+        "recall",
+        "propose",
+        "--device",
+        car.id,
+        "--reason",
+        "keyCompromise",
+        "--because",
+        "t",
+        "--json",
+    )
+    bela = gateway.realm.path / "operators/bela"
+    if not bela.exists():
+        command(gateway, "operator", "enrol", "bela", "--role", "officer", "--out", bela)
+    identifier = json.loads(said)["id"]
+    done("recall", "approve", identifier, "--yes", "--settings", gateway.realm.settings, "--as", bela)
+
+
+def published_crl(gateway: GatewayRealm, folder: Path) -> None:
+    """Publish, and put the issuing authority's CRL where the broker reads it."""
+    command_without_as(gateway, "publish")
+    der = gateway.realm.path / "www" / crl_path("issuing-1")
+    subprocess.run(
+        [need("openssl"), "crl", "-inform", "DER", "-in", der, "-out", folder / "crls.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_mosquitto_takes_a_vehicle_by_its_certificate_until_it_has_the_crl_that_revokes_it(
+    gateway: GatewayRealm, car: Vehicle, tmp_path: Path
+) -> None:
+    place, port = tmp_path / "etc", free_port()
+    place.mkdir()
+    certified(gateway, place)
+    with gateway.realm.settings.open("a") as file:
+        file.write('\n[publication]\nurl = "http://pki.example.com"\ndirectory = "www"\n')
+    published_crl(gateway, place)
+    shutil.copy(DEPLOY / "topics.acl", place)
+    text = (DEPLOY / "mosquitto.conf").read_text().replace("/etc/birthmark", str(place))
+    (tmp_path / "mosquitto.conf").write_text(
+        text.replace("listener 8883", f"listener {port} 127.0.0.1")
+        + f"\nuser root\nlog_dest file {tmp_path}/broker.log\n"
+    )
+
+    def published(topic: str) -> str:
+        """Publish as the vehicle; return what mosquitto_pub complains of, nothing if it was taken."""
+        told = subprocess.run(
+            [need("mosquitto_pub", "mosquitto-clients"), "-h", "127.0.0.1", "-p", str(port), "-q", "1",
+             "--cafile", place / "server.crt", "--cert", car.certificate, "--key", car.key, "-V", "mqttv5",
+             "-t", topic, "-m", "hello"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        return told.stderr or ("" if told.returncode == 0 else f"exit {told.returncode}")
+
+    name = car.id.removeprefix("serial:")
+    broker = [need("mosquitto"), "-c", tmp_path / "mosquitto.conf"]
+    with running(broker, port) as process:
+        assert published(f"devices/{name}/up/position") == ""
+        assert "Not authorized" in published("devices/OTHER/up/position")
+        recall(gateway, car)
+        assert published(f"devices/{name}/up/position") == "", "the broker knows no more than its CRL"
+        published_crl(gateway, place)
+        process.send_signal(signal.SIGHUP)
+        assert until(lambda: published(f"devices/{name}/up/position")), "it has the CRL now"
+    assert "certificate verify failed" in (tmp_path / "broker.log").read_text()
