@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from tests.fuzz.cmp_targets import CMP_TARGETS
 from tests.fuzz.element_targets import ELEMENT_TARGETS
 from tests.fuzz.est_targets import EST_TARGETS
+from tests.fuzz.fleet_targets import FLEET_TARGETS
 from tests.fuzz.floor_targets import FLOOR_TARGETS
 from tests.fuzz.ledger_targets import LEDGER_TARGETS
 from tests.fuzz.pki_targets import PKI_TARGETS
@@ -22,6 +23,7 @@ TARGETS: Mapping[str, Target] = {
         *PKI_TARGETS,
         *CMP_TARGETS,
         *EST_TARGETS,
+        *FLEET_TARGETS,
         *ELEMENT_TARGETS,
         *LEDGER_TARGETS,
         *SEALED_TARGETS,
