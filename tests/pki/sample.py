@@ -44,6 +44,7 @@ VARIABLES = {
     "signer": "Boot loader signing 1",
     "station": "station-3",
     "proxy": "proxy-1",
+    "shared": "image-7",
     "vendor_id": "FFF1",
 }
 

@@ -1,4 +1,4 @@
-"""Open for a time, and closed before and after it: planes, runs and stations (SPEC C1, C2).
+"""Open for a time, and closed before and after it: planes, runs, stations, what is shared (SPEC C1, C2).
 
 Whoever has an exposure on record is open from its beginning to its end and at no other time; whoever has none
 is open as long as nothing else forbids it.  A closed plane or station is refused in the handshake, and again
@@ -25,6 +25,7 @@ class Exposed(StrEnum):
     PLANE = "plane"
     RUN = "run"
     STATION = "station"
+    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +33,14 @@ class Exposure:
     """When somebody or something may be reached."""
 
     id: str
-    """``plane:station``, ``run:R1``, ``station:ST01``."""
+    """``plane:station``, ``run:R1``, ``station:ST01``, ``shared:IMAGE-7``."""
     opens_at: datetime
     closes_at: datetime | None
     """None: until somebody closes it."""
 
 
 def exposure_id(kind: Exposed, name: str) -> str:
-    """Return the id of an exposure; of a station it is the client's id."""
+    """Return the id of an exposure; of a station, or what is shared, it is the client's id."""
     return f"{kind}:{name}"
 
 
@@ -52,7 +53,8 @@ def parse_exposure(text: str) -> tuple[Exposed, str]:
     kind, colon, name = text.partition(":")
     if not colon or kind not in set(Exposed) or not name:
         raise errors.MalformedRequest(
-            f"what can be open for a time is written plane:NAME, run:NAME or station:NAME, not {text[:100]!r}"
+            "what can be open for a time is written plane:NAME, run:NAME, station:NAME or shared:NAME, not"
+            f" {text[:100]!r}"
         )
     if kind == Exposed.PLANE and name not in PLANES:
         raise errors.MalformedRequest(f"there is no plane {name[:64]!r}: {' and '.join(PLANES)} are")

@@ -32,6 +32,9 @@ class Deed(StrEnum):
     """Accept a fleet authority whose owner has shown the key: ``verification`` (DER, hex), ``policy``."""
     CHANGE_FLEET = "change-fleet"
     """Change what is agreed for one, ``policy``, or resume or retire it, ``status``."""
+    SHARE_CREDENTIAL = "share-credential"
+    """Make a credential that many devices share: ``run``, ``quantity``, ``networks``, ``not_after``,
+    ``authority``, ``organization``, ``public_key`` (SubjectPublicKeyInfo, hex)."""
 
 
 class ProposalStatus(StrEnum):

@@ -62,6 +62,7 @@ VARIABLES: Mapping[str, str] = {
     "responder": "name of an OCSP responder",
     "run": "production run",
     "signer": "name of a signer of software",
+    "shared": "name of a credential that many devices share",
     "station": "station name",
     "vendor_id": "Matter vendor id: four capital hex digits",
 }

@@ -23,6 +23,7 @@ from birthmark.floor.clients import (
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
+from birthmark.floor.shared import SharedCredential, require_network
 from birthmark.pki.certificates import serial_hex
 from birthmark.pki.library import UNREADABLE
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
@@ -119,6 +120,8 @@ def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
     if caller.client.role is Role.DEVICE:
         reads[DeviceCertificate] = (caller.credential.serial,)
         reads[Authority] = (caller.credential.authority,)
+    if caller.client.role is Role.SHARED:
+        reads[SharedCredential] = (caller.client.id,)
     return reads
 
 
@@ -142,7 +145,8 @@ def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Clie
 
     Raises:
         errors.Unauthenticated: it was revoked since it connected.
-        errors.NotPermitted: its role may not, or the operator it names is none who may work at a line.
+        errors.NotPermitted: its role may not, the operator it names is none who may work at a line, or it is
+            shared and not for where it asks from.
     """
     if caller.client.role is Role.DEVICE:
         return _live_device(facts, caller, capability)
@@ -151,6 +155,11 @@ def allowed_client(facts: Facts, caller: Caller, capability: Capability) -> Clie
     if client is None or credential is None:
         raise errors.Unauthenticated(f"{caller.client.id} is not known")
     require(client, credential, capability)
+    if client.role is Role.SHARED:
+        shared = facts.get(SharedCredential, client.id)
+        if shared is None:
+            raise errors.IntegrityFailure(f"the limits of {client.id} are gone")
+        require_network(shared, caller.address)
     if caller.operator is not None:
         operator = facts.get(Client, f"{PERSON}:{caller.operator}")
         if operator is None or operator.status is not ClientStatus.ACTIVE:

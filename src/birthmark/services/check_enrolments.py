@@ -9,7 +9,7 @@ from birthmark.floor.shared import SharedCredential
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Store
 from birthmark.services.check_report import Report, scan
-from birthmark.services.enrolment_testimony import EnrolmentsSaid, LocalSaid, WaitingSaid
+from birthmark.services.enrolment_testimony import EnrolmentsSaid, LocalSaid, SharedSaid, WaitingSaid
 
 __all__ = ["Local", "check_enrolments"]
 
@@ -54,9 +54,16 @@ def check_enrolments(report: Report, store: Store, said: EnrolmentsSaid, local: 
     for name in waiting:
         report.find(f"the log says the enrolment {name} waited; it is gone")
     uses = Counter(attempt.client for attempt in scan(report, store, Attempt) if attempt.number == 1)
+    limits = dict(said.shared)
     for shared in scan(report, store, SharedCredential):
+        report.counts["shared credentials"] += 1
+        now_shared = SharedSaid(quantity=shared.quantity, networks=shared.networks)
+        if limits.pop(shared.id, None) != now_shared:
+            report.find(f"{shared.id} has other limits than the log says of it")
         if shared.used != uses[shared.id]:
             report.find(f"{shared.id} counts {shared.used} devices, it brought in {uses[shared.id]}")
+    for name in limits:
+        report.find(f"the log says {name} was shared; its limits are gone")
 
 
 def _said_of(one: WaitingEnrolment) -> WaitingSaid:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from birthmark import errors
-from birthmark.floor.clients import PERSON, Credential
+from birthmark.floor.clients import PERSON, Credential, Role
 from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.entry import time_text
@@ -109,7 +109,9 @@ class ProposalsSaid:
         group = entry["kind"].partition("-")[0]
         subject = text_of(entry, _SUBJECTS.get(group, "client"))
         deed, kind = _OF_TWO[entry["kind"]], entry["kind"]
-        if deed is Deed.ENROL_PERSON and not subject.startswith(f"{PERSON}:"):
+        if deed is Deed.ENROL_PERSON and subject.startswith(f"{Role.SHARED}:"):
+            deed = Deed.SHARE_CREDENTIAL
+        elif deed is Deed.ENROL_PERSON and not subject.startswith(f"{PERSON}:"):
             return
         if entry["actor"] == INIT or (kind == "client-renewed" and entry["actor"] == subject):
             return
@@ -121,6 +123,13 @@ class ProposalsSaid:
             self.alone.append(
                 f"entry {index}: {kind} of {subject} by {entry['actor']}, without a second person"
             )
+        elif deed is Deed.SHARE_CREDENTIAL:
+            self._judge_limits(index, entry, granted[1])
+
+    def _judge_limits(self, index: int, entry: Entry, motion: Motion) -> None:
+        signed = [motion.terms.get(name) for name in ("run", "quantity", "networks")]
+        if signed != [str(entry.get(name)) for name in ("run", "quantity", "networks")]:
+            self.alone.append(f"entry {index}: {motion.subject} has other limits than two people signed")
 
 
 def check_proposals(

@@ -6,7 +6,7 @@ from birthmark import errors
 from birthmark.floor.enrolments import WaitingStatus, local_identity_id
 from birthmark.services.entry_fields import Entry, known, number_of, text_of
 
-__all__ = ["ENROLMENT_ENTRIES", "EnrolmentsSaid", "LocalSaid", "WaitingSaid"]
+__all__ = ["ENROLMENT_ENTRIES", "EnrolmentsSaid", "LocalSaid", "SharedSaid", "WaitingSaid"]
 
 ENROLMENT_ENTRIES = frozenset(
     {
@@ -49,6 +49,14 @@ class WaitingSaid:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSaid:
+    """What a shared credential may do."""
+
+    quantity: int
+    networks: str
+
+
 @dataclass(slots=True)
 class EnrolmentsSaid:
     """All that the entries taken so far come to."""
@@ -56,6 +64,19 @@ class EnrolmentsSaid:
     local: dict[str, LocalSaid] = field(default_factory=dict)
     """By device and run."""
     waiting: dict[str, WaitingSaid] = field(default_factory=dict)
+
+    shared: dict[str, SharedSaid] = field(default_factory=dict)
+    """By client."""
+
+    def take_shared(self, entry: Entry) -> None:
+        """Take in the entry that let a shared credential in.
+
+        Raises:
+            errors.MalformedRequest: it says no limits.
+        """
+        self.shared[text_of(entry, "client")] = SharedSaid(
+            quantity=number_of(entry, "quantity"), networks=text_of(entry, "networks")
+        )
 
     def take(self, entry: Entry) -> str:
         """Take in an entry of one of ``ENROLMENT_ENTRIES``.

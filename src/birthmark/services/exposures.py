@@ -96,8 +96,8 @@ def _put(
         live_client(facts, caller, Capability.SET_EXPOSURE, at)
         if exposed is Exposed.RUN and facts.get(Run, name) is None:
             raise errors.NotFound(f"there is no run {name}")
-        if exposed is Exposed.STATION and facts.get(Client, what) is None:
-            raise errors.NotFound(f"there is no station {name}")
+        if exposed in (Exposed.STATION, Exposed.SHARED) and facts.get(Client, what) is None:
+            raise errors.NotFound(f"there is no {what}")
         exposure = made(facts.get(Exposure, what), at)
         facts.put(exposure)
         return Decision(exposure, [(kind, said | _times(exposure))])

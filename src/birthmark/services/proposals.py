@@ -39,6 +39,7 @@ from birthmark.services.fleet import (
     registered,
     require_registrable,
 )
+from birthmark.services.shared import put_shared, require_shareable, sharing_of
 from birthmark.services.two_people import require_second, require_two, verify_approval, verify_signed
 
 __all__ = ["NEEDED", "Proposals", "enrolment_of", "put_role", "signed_motion", "terms_of"]
@@ -51,6 +52,7 @@ NEEDED: dict[Deed, Capability] = {
     Deed.CHANGE_ROLE: Capability.CHANGE_ROLES,
     Deed.REGISTER_FLEET: Capability.CHANGE_FLEET,
     Deed.CHANGE_FLEET: Capability.CHANGE_FLEET,
+    Deed.SHARE_CREDENTIAL: Capability.SHARE_CREDENTIAL,
 }
 """What whoever proposes a deed must be allowed to; ``TWO_PERSON`` says the same of the second person."""
 
@@ -251,8 +253,8 @@ class Proposals:
         yield from admitted(caller, "approve", said, judge, {Proposal: (proposal,)})
         certificate: Certificate | None = None
         officers: list[str] = []
-        if motion.deed is Deed.ENROL_PERSON:
-            certifying = self._authorise.certify(enrolment_of(motion))
+        if motion.deed in (Deed.ENROL_PERSON, Deed.SHARE_CREDENTIAL):
+            certifying = self._authorise.certify(_certified(motion))
             _, certificate = yield from recorded(caller, "approve", said, certifying)
         if motion.deed is Deed.CHANGE_ROLE:
             clients: list[Client] = yield Scan(kind=Client, where={"role": str(Role.OFFICER)})
@@ -303,14 +305,14 @@ class Proposals:
             case Deed.CHANGE_ROLE:
                 return put_role(facts, motion.subject, Role(motion.terms["role"]), officers, self._realm)
             case Deed.ENROL_PERSON:
-                if certificate is None:
-                    raise errors.Fault("a person is let in without a certificate")
-                return put_enrolled(facts, enrolment_of(motion), certificate, at)
+                return put_enrolled(facts, enrolment_of(motion), _made(certificate), at)
             case Deed.REGISTER_FLEET:
                 shown, policy = bytes.fromhex(motion.terms["verification"]), motion.terms["policy"]
                 return put_registered(facts, motion.subject, shown, policy, proposed_at, at)
             case Deed.CHANGE_FLEET:
                 return _changed_fleet(facts, motion)
+            case Deed.SHARE_CREDENTIAL:
+                return put_shared(facts, sharing_of(motion), _made(certificate), at)
 
     def withdraw(self, caller: Caller, proposal: str, reason: str) -> UseCase[Proposal]:
         """Take a proposal back before anybody approved it; whoever could have made it may.
@@ -361,6 +363,17 @@ def _act(
     return (yield from decided(caller, request, said, decide, {Proposal: (subject,)}))
 
 
+def _certified(motion: Motion) -> Enrolment:
+    """Return who is certified when a motion becomes true."""
+    return enrolment_of(motion) if motion.deed is Deed.ENROL_PERSON else sharing_of(motion).enrolment
+
+
+def _made(certificate: Certificate | None) -> Certificate:
+    if certificate is None:
+        raise errors.Fault("somebody is let in without a certificate")
+    return certificate
+
+
 def _agreed(motion: Motion) -> FleetPolicy | FleetStatus:
     """Return what a fleet authority is to get."""
     if set(motion.terms) == {"policy"}:
@@ -400,6 +413,8 @@ def _require_sense(facts: Facts, motion: Motion, at: datetime) -> None:
             case Deed.CHANGE_FLEET:
                 registered(facts, motion.subject)
                 _agreed(motion)
+            case Deed.SHARE_CREDENTIAL:
+                require_shareable(facts, sharing_of(motion), at)
     except (KeyError, ValueError) as cause:
         raise errors.MalformedRequest("the motion says nothing that can be done") from cause
 

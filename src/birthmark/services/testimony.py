@@ -502,6 +502,8 @@ class Said:
         )
         if entry["kind"] == "client-enrolled":
             kind = client.partition(":")[0]
+            if kind == Role.SHARED:
+                self.enrolments.take_shared(entry)
             # Before people had roles every one of them could do what an officer may, and is one since.
             earlier = str(Role.OFFICER) if kind == PERSON else kind
             self.clients[client] = ClientSaid(

@@ -18,12 +18,15 @@ from birthmark.services.exposures import clear_exposure, close_now, set_exposure
 __all__ = ["exposures"]
 
 exposures = typer.Typer(
-    name="exposure", no_args_is_help=True, help="Planes, runs and stations that are open for a time."
+    name="exposure",
+    no_args_is_help=True,
+    help="Planes, runs, stations and shared credentials that are open for a time.",
 )
 What = Annotated[
     str,
     typer.Argument(
-        metavar="WHAT", help="plane:NAME, run:RUN or station:NAME; planes are station, enrolment, gateway."
+        metavar="WHAT",
+        help="plane:NAME, run:RUN, station:NAME, shared:NAME; planes: station, enrolment, device, gateway.",
     ),
 ]
 
