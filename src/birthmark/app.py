@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from birthmark import errors
-from birthmark.adapters import system
+from birthmark.adapters import foreign, system
 from birthmark.adapters.clocks import WatchedClock
 from birthmark.adapters.custody import read_passphrase_file
 from birthmark.adapters.doctor import Doctor
@@ -307,6 +307,8 @@ def build(
             recalls=Recalls(realm, clock, entropy, store.log),
             key_stores=service.members,
             watch_keys=service.watch,
+            ask_responder=foreign.Responders().ask,
+            watch_fleets=partial(foreign.ForeignWatcher, store, clock),
             close=opened.pop_all().close,
             observer=observer or Unobserved(),
         )

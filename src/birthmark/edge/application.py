@@ -32,6 +32,7 @@ from birthmark.services.cmp_transactions import CMPTransactions
 from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.enrolments import EnrolDevices
 from birthmark.services.fleet import Fleet
+from birthmark.services.foreign_status import Lists, Question
 from birthmark.services.injection import InjectDevices
 from birthmark.services.invitations import Invitations
 from birthmark.services.issue import IssueDevices
@@ -47,7 +48,26 @@ from birthmark.services.runs import Runs
 from birthmark.services.status import Answered, Delegations
 from birthmark.settings import DatabaseSettings, KeyStoreSettings, Settings
 
-__all__ = ["Application", "Factory", "PublicApplication", "SignedAnswersOf", "SignedAnswersOfOne"]
+__all__ = [
+    "Application",
+    "Factory",
+    "FleetWatcher",
+    "PublicApplication",
+    "SignedAnswersOf",
+    "SignedAnswersOfOne",
+]
+
+
+class FleetWatcher(Protocol):
+    """What runs beside the gateway for other fleets' CRLs."""
+
+    def start(self) -> None:
+        """Begin, on a thread of its own."""
+        ...
+
+    def close(self) -> None:
+        """End.  Closing twice does nothing."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +111,10 @@ class Application:
 
     If a token never comes back from a call, the process ends (exit code 75), to be started again.
     """
+    ask_responder: Callable[[Question], bytes]
+    """Asks an OCSP responder of another fleet, blocking, and returns what it answers (DER), unverified."""
+    watch_fleets: Callable[[Lists], FleetWatcher]
+    """Makes what keeps other fleets' CRLs fresh, and has them read into these lists."""
     close: Callable[[], None]
     """Finish what is under way, then let go of the database and the keys.  Closing twice does nothing."""
     observer: Observer = field(default_factory=Unobserved)

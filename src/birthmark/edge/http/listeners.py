@@ -42,6 +42,8 @@ from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import carry
 from birthmark.services.acts import ANONYMOUS, recognise, record_refusal
+from birthmark.services.foreign_devices import Listed
+from birthmark.services.foreign_status import Answers, Lists
 from birthmark.settings import Settings
 
 __all__ = ["RUNS", "Plane", "Run", "run_ops"]
@@ -247,14 +249,23 @@ def _run_gateway(factory: Factory, settings: Settings, listener: socket.socket, 
     exposures = ExposureView(application.store, application.log, application.clock, Plane.GATEWAY)
     record = (application.store, application.log)
     view = GatewayView(plane, record, factory.read_secret, note_refused, exposures.admits)
+    listed = Listed(lists=Lists(), answers=Answers())
+    watcher = application.watch_fleets(listed.lists)
 
     def at_end() -> None:
         exposures.stop()
         view.stop()
+        watcher.close()
         refusals.record_all(last=True)
 
     app = create_gateway_app(
-        application, pins=lambda: view.pins, tell=meter.contact, at_end=at_end, admits=exposures.admits
+        application,
+        pins=lambda: view.pins,
+        tell=meter.contact,
+        at_end=at_end,
+        admits=exposures.admits,
+        listed=listed,
+        ask=application.ask_responder,
     )
     config = _config(
         ObservedApp(app, meter),
@@ -279,6 +290,7 @@ def _run_gateway(factory: Factory, settings: Settings, listener: socket.socket, 
     )
     exposures.start()
     view.start()
+    watcher.start()
     _Server(config, limits, meter.desk, note_refused, view.context).run(sockets=[listener])
 
 
