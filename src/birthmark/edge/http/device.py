@@ -14,6 +14,7 @@ from birthmark import __version__
 from birthmark.edge.application import Application
 from birthmark.edge.http.cmp import CMPEdge, add_cmp
 from birthmark.edge.http.deviceplane import DevicePlaneApp
+from birthmark.edge.http.est import add_est
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.peer import Admits
@@ -62,6 +63,7 @@ def create_device_app(
     app.router.route_class = ScreenedRoute
     app.get("/v1/proof", response_class=Response, response_model=None)(plane.challenge)
     app.post("/v1/proof", response_class=Response, response_model=None)(plane.prove)
+    add_est(app, plane, identity)
     add_cmp(app, cmp)
     answer_refusals(app, plane.refused)
     table = application.settings.device_plane

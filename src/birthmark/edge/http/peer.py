@@ -50,6 +50,7 @@ __all__ = [
     "peer_certificate",
     "protocol",
     "server_context",
+    "tls_unique",
 ]
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ PATH_KEY = "birthmark.path"
 """Where a listener whose clients have several roots puts the certificates above the client's."""
 OPENED_KEY = "birthmark.opened"
 """Where it puts when the connection was opened, by the loop's clock."""
+_TLS_KEY = "birthmark.tls"
+"""Where the TLS of a request's connection is; see ``tls_unique``."""
 ABORT_KEY = "birthmark.abort"
 """Where a public listener puts what ends a connection at once."""
 Admits = Callable[[bytes | None], errors.Refusal | None]
@@ -306,6 +309,7 @@ class PeerProtocol(HttpToolsProtocol):
     """Requests are told the certificates above the client's, and when the connection was opened."""
 
     peer: bytes = b""
+    tls: ssl.SSLObject | None = None
     verified_path: tuple[bytes, ...] = ()
     opened: float = 0.0
     counted: bool = False
@@ -325,7 +329,7 @@ class PeerProtocol(HttpToolsProtocol):
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
         self.flow = _BothWays(transport)
-        tls = transport.get_extra_info("ssl_object")
+        self.tls = tls = transport.get_extra_info("ssl_object")
         self.peer = (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
         if self.several_roots:
             self.verified_path, self.opened = _verified_path(tls), self.loop.time()
@@ -386,6 +390,7 @@ class PeerProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._await_head()
         self.scope[SCOPE_KEY] = self.peer  # type: ignore[literal-required]  # a key of our own
+        self.scope[_TLS_KEY] = self.tls  # type: ignore[literal-required]  # likewise
         if self.several_roots:
             self.scope[PATH_KEY] = self.verified_path  # type: ignore[literal-required]  # likewise
             self.scope[OPENED_KEY] = self.opened  # type: ignore[literal-required]  # likewise
@@ -579,3 +584,14 @@ def opened_seconds_ago(scope: Any) -> float:
     now = asyncio.get_running_loop().time()
     opened: float = scope.get(OPENED_KEY, now)
     return max(0.0, now - opened)
+
+
+def tls_unique(scope: Any) -> bytes | None:
+    """Return the channel binding of a request's connection (RFC 5929 section 3); None for TLS 1.3.
+
+    TLS 1.3 defines none (RFC 8446 appendix C.5); OpenSSL answers something there, too.
+    """
+    tls: ssl.SSLObject | None = scope.get(_TLS_KEY)
+    if tls is None or tls.version() != "TLSv1.2":
+        return None
+    return tls.get_channel_binding("tls-unique")
