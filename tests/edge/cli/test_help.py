@@ -22,6 +22,7 @@ exposure-list exposure-open exposure-close exposure-clear
 operator-enrol operator-role operator-request operator-fetch operator-list operator-renew operator-revoke
 proposal-list proposal-show proposal-approve proposal-withdraw
 bootstrap-issue bootstrap-code bootstrap-list bootstrap-revoke
+shared-make shared-fetch shared-list shared-show shared-revoke
 enrolment-list enrolment-show enrolment-approve enrolment-refuse
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify

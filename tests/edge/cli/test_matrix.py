@@ -102,6 +102,15 @@ ACTS: dict[str, Act] = {
         Capability.ENROL_STATION,
         lambda place: (f"b-{place.name[-20:]}", "--hardware-id", DEVICE, "--run", "R0"),
     ),
+    "shared make": Act(
+        Capability.SHARE_CREDENTIAL,
+        lambda place: (
+            f"s-{place.name[-20:]}",
+            *("--run", "R0", "--quantity", "1", "--hours", "1", "--url", "https://b.example:8445"),
+            *("--out", place / "credentials.zip"),
+        ),
+    ),
+    "shared revoke": act(Capability.REVOKE_CLIENT, "s0", *REASON),
     "enrolment approve": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
     "enrolment refuse": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
     "server renew": act(Capability.ENROL_SERVICE),

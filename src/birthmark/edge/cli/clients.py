@@ -41,6 +41,7 @@ __all__ = [
     "enrolment_of",
     "operators",
     "requested_key",
+    "revoke_command",
     "service_of",
     "stations",
 ]
@@ -224,7 +225,9 @@ def _list(kind: str) -> Callable[..., None]:
     return command
 
 
-def _revoke(kind: str) -> Callable[..., None]:
+def revoke_command(kind: str) -> Callable[..., None]:
+    """Return the command that shuts out a client of a kind."""
+
     def command(
         context: typer.Context,
         name: Annotated[str, typer.Argument(metavar="NAME")],
@@ -245,7 +248,9 @@ for _group, _kind in ((stations, "station"), (operators, PERSON), (bootstraps, "
     _group.command("list", help=f"List the {_kind}s and until when their certificates are good.")(
         _list(_kind)
     )
-    _group.command("revoke", help=f"Shut a {_kind} out, from this moment on and for good.")(_revoke(_kind))
+    _group.command("revoke", help=f"Shut a {_kind} out, from this moment on and for good.")(
+        revoke_command(_kind)
+    )
 
 
 # --- what differs -------------------------------------------------------------------------------------------

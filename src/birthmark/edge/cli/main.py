@@ -46,6 +46,7 @@ _GROUPS: Mapping[str, tuple[str, str]] = {
     "proposal": ("proposals", "proposals"),
     "bootstrap": ("codes", "bootstraps"),
     "enrolment": ("enrolments", "enrolments"),
+    "shared": ("shared", "shareds"),
     "server": ("servers", "servers"),
     "gateway": ("gateways", "gateways"),
     "proxy": ("proxies", "proxies"),
