@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from birthmark import app, errors
 from birthmark.edge.application import Factory
 from birthmark.pki.certificates import from_pem
+from birthmark.settings import load
 from tests.edge.cli.ceremonies import papers_of
 from tests.edge.cli.command import Place, birthmark, done
 from tests.support.programs import need
@@ -241,6 +242,23 @@ def test_what_is_made_can_be_read_by_programs(tmp_path: Path) -> None:
     assert made["checkpoint"].splitlines()[:2] == ["nord/halle-3-/log", "7"]
 
 
+def test_the_device_plane_is_on_when_a_port_is_given_and_a_comment_otherwise(tmp_path: Path) -> None:
+    place, plain = Place(tmp_path / "nord"), Place(tmp_path / "sued")
+    done("init", place.directory, *NAMES, "--host", "127.0.0.3", "--ip", "127.0.0.3", "--device-port", 9445)
+    done("init", plain.directory, *NAMES)
+    table = load(place.settings).device_plane
+    assert (table.host, table.port) == ("127.0.0.3", 9445)
+    place.done("config", "check")
+    settings = load(plain.settings)
+    assert (settings.device_table, settings.enrolment_table) == (None, None)
+    commented = (
+        plain.settings.read_text().replace("# [device", "[device").replace("# [enrolment", "[enrolment")
+    )
+    plain.settings.write_text(re.sub(r"(?m)^# (host|port) = ", r"\1 = ", commented))
+    switched_on = load(plain.settings)
+    assert (switched_on.device_plane.port, switched_on.enrolment_plane.port) == (8445, 8444)
+
+
 # --- refused, and nothing left ----------------------------------------------------------------------------
 
 
@@ -269,6 +287,7 @@ def test_an_empty_directory_is_taken_and_a_full_one_is_not(tmp_path: Path) -> No
         ("--log-origin", "a+b"),
         ("--ip", "localhost"),
         ("--authority", "Upper"),
+        ("--port", "8443", "--device-port", "8443"),
         ("--token-module", "/usr/lib/x.so"),
         ("--database-url", "mysql://x/y"),
     ],

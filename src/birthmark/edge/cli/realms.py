@@ -48,6 +48,12 @@ def init(
     line: Annotated[str, typer.Option(help="Line of the first stations.")] = "line-1",
     host: Annotated[str, typer.Option(help="Address the station plane listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port the station plane listens on.")] = 8443,
+    device_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, help="Serve EST and CMP to devices here, e.g. 8445. [not yet]"
+        ),
+    ] = None,
     dns: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="DNS name of the server; may be given again. [localhost]"),
@@ -194,6 +200,7 @@ def init(
         stations=tuple(station if station is not None else ["ST01"]),
         operators=tuple(operator or [_login_name()]),
         log_origin=log_origin or _origin(realm, site),
+        device_port=device_port,
         publication_url=publication_url,
         database_url=database_url,
         database_password_file=database_password_file,

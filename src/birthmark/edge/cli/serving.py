@@ -27,7 +27,7 @@ def serve(
     ] = None,
     settings: SettingsPath = DEFAULT_SETTINGS,
 ) -> None:
-    """Run the planes of the settings until SIGTERM or Ctrl-C: the stations', the public and the ops plane."""
+    """Run the planes of the settings (stations, devices, public, ops) until SIGTERM or Ctrl-C."""
     loaded = load(settings)
     from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
     from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise

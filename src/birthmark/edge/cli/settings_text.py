@@ -18,7 +18,9 @@ from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel, check_label
 from birthmark.settings import check_database_url
 
-__all__ = ["KeyPlace", "Plan", "key_store_text", "render"]
+__all__ = ["DEVICE_PORT", "KeyPlace", "Plan", "key_store_text", "render"]
+
+DEVICE_PORT = 8445
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ class Plan:
     authority: str = "issuing-1"
     key_prefix: str = ""
     development_keys: bool = False
+    device_port: int | None = None
+    """Port of the device plane; None to have none yet."""
     publication_url: str | None = None
     """Base of the locations that certificates name; None to publish nothing yet."""
 
@@ -89,6 +93,8 @@ class Plan:
             )
         for label in (self.label("log"), self.label(self.authority)):
             check_label(label)
+        if self.device_port is not None and self.device_port == self.port:
+            raise errors.MalformedRequest("the station plane and the device plane need a port each")
         for text in self.ip_addresses:
             try:
                 ip_address(text)
@@ -214,7 +220,25 @@ client-ca-file = "root.crt"
 # Processes that share the database; one a core is plenty.
 processes = 1
 
+{_planes(plan)}
 {_publication(plan.publication_url)}"""
+
+
+def _planes(plan: Plan) -> str:
+    """Return the tables of the planes that are reached without a certificate, in comments if not wanted."""
+    mark = "# " if plan.device_port is None else ""
+    return f"""\
+# EST (https://HOST:PORT/.well-known/est/RUN) and CMP, for devices that come by themselves with a certificate
+# or a one-time code ('birthmark bootstrap code'); the server's certificate is that of the station plane.
+{mark}[device-plane]
+{mark}host = {_string(plan.host)}
+{mark}port = {plan.device_port or DEVICE_PORT}
+
+# Where stations get in with a one-time code ('birthmark station invite').
+# [enrolment-plane]
+# host = {_string(plan.host)}
+# port = 8444
+"""
 
 
 def _publication(url: str | None) -> str:
