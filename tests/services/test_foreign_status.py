@@ -1,4 +1,4 @@
-"""What a foreign certificate is worth: nothing that is not known to be good, if that is required (SPEC H3)."""
+"""What a foreign certificate is worth: what is not known to be good is refused, if that is required."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta

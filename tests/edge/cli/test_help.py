@@ -24,6 +24,8 @@ proposal-list proposal-show proposal-approve proposal-withdraw
 bootstrap-issue bootstrap-code bootstrap-list bootstrap-revoke
 shared-make shared-fetch shared-list shared-show shared-revoke
 enrolment-list enrolment-show enrolment-approve enrolment-refuse
+fleet-challenge fleet-register fleet-change fleet-suspend fleet-resume fleet-retire
+fleet-list fleet-show fleet-crl fleet-hold fleet-devices
 authority-list authority-show authority-tree authority-suspend authority-resume authority-retire
 ceremony-template ceremony-validate ceremony-rehearse ceremony-perform ceremony-sign ceremony-verify
 ceremony-list ceremony-show ceremony-custodian ceremony-store

@@ -121,6 +121,18 @@ ACTS: dict[str, Act] = {
     "authority resume": act(Capability.CHANGE_AUTHORITY, "nobody", *REASON),
     "authority retire": act(Capability.CHANGE_AUTHORITY, "nobody", *REASON),
     "proposal withdraw": act(Capability.READ, "pp-0000000000", *REASON),
+    "fleet challenge": with_file(
+        Capability.CHANGE_FLEET, "root.der", "none", "nobody", "--certificate", "root.der"
+    ),
+    "fleet register": with_file(
+        Capability.CHANGE_FLEET, "ver.der", "none", "nobody", "--verification", "ver.der"
+    ),
+    "fleet change": act(Capability.CHANGE_FLEET, "nobody", "--naming", "uri", *REASON),
+    "fleet suspend": act(Capability.CHANGE_FLEET, "nobody", *REASON),
+    "fleet resume": act(Capability.CHANGE_FLEET, "nobody", *REASON),
+    "fleet retire": act(Capability.CHANGE_FLEET, "nobody", *REASON),
+    "fleet crl": with_file(Capability.CHANGE_FLEET, "list.crl", "none", "nobody", "list.crl"),
+    "fleet hold": act(Capability.MEET_DEVICES, "serial:NOBODY", *REASON),
     "keys adopt": act(Capability.KEEP_KEYS, "nokey", "--purpose", "log", "--users", "u"),
     "keys transport": out(Capability.KEEP_KEYS, "carry"),
     "keys kek": act(Capability.KEEP_KEYS, "kek-1"),

@@ -50,6 +50,7 @@ _GROUPS: Mapping[str, tuple[str, str]] = {
     "server": ("servers", "servers"),
     "gateway": ("gateways", "gateways"),
     "proxy": ("proxies", "proxies"),
+    "fleet": ("fleet", "fleet"),
     "responder": ("publication", "responders"),
     "authority": ("authorities", "authorities"),
     "ceremony": ("ceremonies", "ceremonies"),
