@@ -222,8 +222,9 @@ def _observed(on_refused: Told, admits: Admits) -> type[ssl.SSLObject]:
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
                 raise
             except ssl.SSLError as cause:
-                if cause.reason in _AFTERWARDS:
-                    raise
+                old = self.context.minimum_version < ssl.TLSVersion.TLSv1_3
+                if cause.reason in _AFTERWARDS or (old and cause.reason is None):
+                    raise  # a farewell as a fatal alert, which has no name: strongSwan 5.9 says it so
                 told = errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}")
                 on_refused(Cause.PROTOCOL, told, self.peer)
                 self._fail()
