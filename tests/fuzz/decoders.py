@@ -90,6 +90,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "edge/station/ownkeys.py:public_key_info",
         "edge/station/ownkeys.py:request_for",
         "edge/station/bodies.py:segment",
+        "edge/cli/servers.py:addresses",
+        "edge/cli/servers.py:dns_names",
     ),
     _PORT: (
         "adapters/failover.py:FailoverKeyStore.unwrap",
@@ -124,6 +126,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "edge/cli/histories.py:opened_bundle",
         "edge/cli/profile_files.py:read_whole",
         "edge/http/peer.py:server_context",
+        "edge/pins.py:pin_of",
         "edge/station/elements/__init__.py:allow",
         "edge/station/elements/__init__.py:opened",
         "edge/station/elements/atecc.py:element",

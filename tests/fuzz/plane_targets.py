@@ -46,7 +46,8 @@ class Answered:
     headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
-async def _ask(application: Any, scope: Mapping[str, Any], body: bytes) -> Answered:
+async def answer_of(application: Any, scope: Mapping[str, Any], body: bytes) -> Answered:
+    """Return what an application (ASGI 3) answers to a request."""
     answered = Answered()
     left = [body]
 
@@ -65,7 +66,7 @@ async def _ask(application: Any, scope: Mapping[str, Any], body: bytes) -> Answe
     return answered
 
 
-def _scope(document: Mapping[str, Any]) -> dict[str, Any]:
+def scope_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """A request as the server hands it over: any octets in the path, latin-1 in headers."""
     raw = str(document.get("path")).encode("utf-8", "surrogatepass")[:2000]
     path = raw.partition(b"?")[0]
@@ -90,7 +91,8 @@ def _scope(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _document(data: bytes) -> dict[str, Any]:
+def document_of(data: bytes) -> dict[str, Any]:
+    """Return the request that an input describes (JSON)."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -100,14 +102,16 @@ def _document(data: bytes) -> dict[str, Any]:
     return found
 
 
-def _body(document: Mapping[str, Any]) -> bytes:
+def body_of(document: Mapping[str, Any]) -> bytes:
+    """Return its body."""
     if isinstance(raw := document.get("raw"), str):
         return raw.encode("utf-8", "surrogatepass")
     return json.dumps(document["body"]).encode() if "body" in document else b""
 
 
 @cache
-def _loop() -> asyncio.AbstractEventLoop:
+def loop() -> asyncio.AbstractEventLoop:
+    """Return the loop on which the targets' applications live."""
     return asyncio.new_event_loop()
 
 
@@ -167,13 +171,13 @@ def _station(data: bytes) -> None:
 
     ``@attempt`` and ``@sha256`` in it stand for what the last certificate was issued under.
     """
-    document = _document(data)
+    document = document_of(data)
     application, people = station_plane()
     peer = people["operator" if document.get("who") == "operator" else "station"]
-    body = _body(document)
+    body = body_of(document)
     for name, value in _issued.items():
         body = body.replace(name, value)
-    answered = _loop().run_until_complete(_ask(application, _scope(document) | {SCOPE_KEY: peer}, body))
+    answered = loop().run_until_complete(answer_of(application, scope_of(document) | {SCOPE_KEY: peer}, body))
     if answered.status >= 500:
         raise AssertionError(f"answered {answered.status}: {answered.body[:500]!r}")
     if (
@@ -334,7 +338,7 @@ async def _connection(pieces_of: list[bytes]) -> bytes:
 def _public(data: bytes) -> None:
     """What anybody may send: octets, in one piece or in two."""
     cut, octets = halves(data, 256)
-    said = _loop().run_until_complete(_connection([octets[:cut], octets[cut:]] if cut else [octets]))
+    said = loop().run_until_complete(_connection([octets[:cut], octets[cut:]] if cut else [octets]))
     if _FAULT.search(said):
         raise AssertionError(f"answered {said[:500]!r}")
     if not said.startswith((b"HTTP/1.1 2", b"HTTP/1.1 304")):

@@ -7,6 +7,7 @@ from tests.fuzz.element_targets import ELEMENT_TARGETS
 from tests.fuzz.est_targets import EST_TARGETS
 from tests.fuzz.fleet_targets import FLEET_TARGETS
 from tests.fuzz.floor_targets import FLOOR_TARGETS
+from tests.fuzz.gateway_targets import GATEWAY_TARGETS
 from tests.fuzz.ledger_targets import LEDGER_TARGETS
 from tests.fuzz.pki_targets import PKI_TARGETS
 from tests.fuzz.plane_targets import PLANE_TARGETS
@@ -20,6 +21,7 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         *PLANE_TARGETS,
+        *GATEWAY_TARGETS,
         *PKI_TARGETS,
         *CMP_TARGETS,
         *EST_TARGETS,

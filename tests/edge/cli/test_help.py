@@ -34,6 +34,8 @@ profile-list profile-show profile-lint profile-add
 element-list element-show element-lint element-add element-virtual
 responder-key responder-enrol responder-revoke
 log-checkpoint log-tail log-export log-verify log-proof log-verify-proof
+gateway-prepare gateway-rotate gateway-pins gateway-token-key gateway-key-set
+proxy-enrol proxy-renew proxy-revoke proxy-list
 server-renew config-check database-migrate backup-create backup-verify restore
 """
 

@@ -114,6 +114,9 @@ ACTS: dict[str, Act] = {
     "enrolment approve": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
     "enrolment refuse": act(Capability.APPROVE_ENROLMENT, "bootstrap:b0/code", *REASON),
     "server renew": act(Capability.ENROL_SERVICE),
+    "gateway token-key": act(Capability.KEEP_KEYS, "gateway-tokens"),
+    "proxy enrol": out(Capability.ENROL_SERVICE, "edge-1"),
+    "proxy revoke": act(Capability.REVOKE_CLIENT, "edge-0", *REASON),
     "responder enrol": with_file(
         Capability.ENROL_SERVICE, "r.pem", PUBLIC_KEY, "--authority", "nobody", "--key", "r.pem"
     ),
@@ -146,6 +149,8 @@ ELSEWHERE = {
     "recall approve": "what is approved must be there first: tests/services/test_recall.py",
     "proposal approve": "likewise: tests/services/test_proposals.py",
     "responder revoke": "as station revoke; a responder has to be there: test_responders.py",
+    "gateway prepare": "needs a gateway in the settings: tests/edge/cli/test_gateways.py",
+    "proxy renew": "as proxy enrol; a proxy has to be there: tests/edge/cli/test_gateways.py",
     "keys accept": "needs another store's share: test_keys.py",
     "keys backup": "needs a KEK of a token: test_keys.py",
     "keys restore": "likewise: test_keys.py",
