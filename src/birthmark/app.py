@@ -70,6 +70,7 @@ from birthmark.settings import (
     StandbyToken,
     TokenKeys,
 )
+from birthmark.settings_device import DevicePlane
 
 __all__ = [
     "build",
@@ -270,7 +271,8 @@ def build(
         dialogues = Dialogues(keys, entropy)
         certifier = Certifier(keys, clock, entropy)
         issue = IssueDevices(runs, challenges, dialogues, certifier, entropy)
-        enrolments = EnrolDevices(runs, issue, certifier, entropy, _default_run(settings))
+        device = settings.device_table or DevicePlane()
+        enrolments = EnrolDevices(runs, issue, certifier, entropy, device.default_run, device.retry_seconds)
         confirmations = ConfirmEnrolments(runs)
         authorise = Authorise(realm, keys, clock, entropy, catalogue)
         return Application(
@@ -319,10 +321,6 @@ def _invitations(
 ) -> Invitations:
     table = settings.enrolment_table or EnrolmentPlane()
     return Invitations(authorise, clock, entropy, catalogue, settings.realm.organization, table.rates)
-
-
-def _default_run(settings: Settings) -> str | None:
-    return None if settings.device_table is None else settings.device_table.default_run
 
 
 def _publication(settings: Settings) -> Publication | None:

@@ -27,6 +27,8 @@ class DevicePlane(Table):
     shared_per_minute: int = Field(default=6000, ge=1)
     """How many acts by one credential that many share, or by one station that speaks for devices."""
     shared_burst: int = Field(default=3000, ge=1)
+    retry_seconds: int = Field(default=30, ge=1, le=86_400)
+    """After how long it is worth asking again about what waits for a person."""
     request_seconds: int = Field(default=10, ge=1)
     """How long a request may take to arrive."""
     answer_seconds: int = Field(default=30, ge=1)

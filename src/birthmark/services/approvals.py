@@ -16,10 +16,7 @@ from birthmark.ports import Decision, Facts, UseCase
 from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.runs import RunContext, check_scope
 
-__all__ = ["RETRY_SECONDS", "Approvals", "require_approved"]
-
-RETRY_SECONDS = 30
-"""After how long it is worth asking again whether somebody has looked."""
+__all__ = ["Approvals", "require_approved"]
 
 
 class Approvals:

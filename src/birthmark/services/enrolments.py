@@ -42,7 +42,7 @@ from birthmark.services.acts import (
     refuse,
     together,
 )
-from birthmark.services.approvals import RETRY_SECONDS, Approvals, require_approved
+from birthmark.services.approvals import Approvals, require_approved
 from birthmark.services.certifying import Certified, Certifier, keep, vet_request
 from birthmark.services.confirmations import give_back
 from birthmark.services.delivered import recipient_for
@@ -77,7 +77,7 @@ class Granted:
 class Waiting:
     """A person has to look at the request; the same request gets the certificate later."""
 
-    retry_after: int = RETRY_SECONDS
+    retry_after: int
     """Seconds after which it is worth asking again."""
 
 
@@ -99,13 +99,24 @@ class EnrolDevices:
         certifier: Certifier,
         entropy: Entropy,
         default_run: str | None = None,
+        retry_after: int = 30,
     ) -> None:
-        """Enrol under the runs' licences; ``default_run`` is for devices that name none."""
+        """Enrol under the runs' licences.
+
+        Args:
+            runs: of the realm.
+            issue: issues identities.
+            certifier: makes the other certificates.
+            entropy: for attempts and challenges.
+            default_run: for devices that name none.
+            retry_after: seconds after which it is worth asking again about what waits for a person.
+        """
         self._runs = runs
         self._issue = issue
         self._certifier = certifier
         self._entropy = entropy
         self._default = default_run
+        self._waiting = Waiting(retry_after)
         self._approvals = Approvals()
 
     def run_of(self, caller: Caller | None, label: str | None) -> UseCase[RunContext]:
@@ -153,7 +164,7 @@ class EnrolDevices:
             device = context.licence.hardware_id.parse(named.hardware_id).device
             digest = named.digest(context.licence.id)
             if not (yield from self._approvals.ask(caller, context, device, named.key, digest, named.csr)):
-                return Waiting()
+                return self._waiting
         if context.licence.purpose is RunPurpose.IDENTITY:
             (issued,) = yield from self._issue(caller, context.licence.id, [named])
             if isinstance(issued, errors.Refusal):

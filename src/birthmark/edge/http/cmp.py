@@ -44,8 +44,7 @@ from birthmark.pki.profiles import Profile
 from birthmark.pki.revocation import ReasonCode
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller
-from birthmark.services.approvals import RETRY_SECONDS
-from birthmark.services.enrolments import Waiting
+from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.recognition import recognise_device
 from birthmark.services.runs import RunContext
 
@@ -137,9 +136,11 @@ class CMPEdge:
         if sent != MEDIA_TYPE:
             raise errors.MalformedRequest(f"a message of CMP is sent as {MEDIA_TYPE}, not as {sent[:100]!r}")
         message = cmp.decode(await request.body(), LARGEST)
-        if operation is not None and _OPERATIONS.get(operation) is not message.kind:
-            if operation not in _OPERATIONS:
-                raise errors.NotFound(f"there is no operation {operation[:64]}")
+        if operation is not None and operation not in _OPERATIONS:
+            raise errors.NotFound(f"there is no operation {operation[:64]}")
+        # What goes on with a transaction comes to where it began.
+        misplaced = operation is not None and _OPERATIONS[operation] is not message.kind
+        if misplaced and message.kind not in _FOLLOWING:
             raise errors.MalformedRequest(f"a {message.kind} does not belong under {operation}")
         octets = await self._answered(request, message, name)
         return Response(octets, media_type=MEDIA_TYPE)
@@ -267,7 +268,12 @@ class CMPEdge:
                 nonce,
             )
         )
-        return await self._issued(asked, row, nonce, implicit=message.header.implicit_confirm)
+        answer = await self._plane.border.carry(self._app.cmp.enrol(asked.caller, row, nonce))
+        if isinstance(answer, Waiting):
+            body = cmp_bodies.waiting(request_id, "a person looks at this request")
+            return _Answer(kind=_ANSWERS[message.kind], body=body, nonce=nonce)
+        implicit = message.header.implicit_confirm
+        return await self._granted(asked, row, answer, nonce, implicit=implicit)
 
     def _require_updatable(self, asked: _Asked) -> None:
         """Refuse to update another certificate than the one that signs (RFC 9483 section 4.1.3)."""
@@ -277,14 +283,10 @@ class CMPEdge:
         if old is not None and serial_hex(old.serial_number) != asked.caller.credential.serial:
             raise errors.NotFound("oldCertID is not the certificate that signs the message")
 
-    async def _issued(
-        self, asked: _Asked, row: CMPTransaction, nonce: bytes, *, implicit: bool = False
+    async def _granted(
+        self, asked: _Asked, row: CMPTransaction, answer: Granted, nonce: bytes, *, implicit: bool
     ) -> _Answer:
         kind = _ANSWERS[BodyKind(row.body)]
-        answer = await self._plane.border.carry(self._app.cmp.enrol(asked.caller, row, nonce))
-        if isinstance(answer, Waiting):
-            body = cmp_bodies.waiting(row.request_id, "a person looks at this request")
-            return _Answer(kind=kind, body=body, nonce=nonce)
         if implicit:
             await self._plane.border.carry(self._app.cmp.close(row))
             info = (cmp.implicit_confirm(),)
@@ -330,11 +332,11 @@ class CMPEdge:
         row, nonce = await self._row(asked), self._nonce()
         if cmp_requests.read_polls(asked.message.body) != (row.request_id,):
             raise errors.PolicyRefused("message-expected", "no request of that certReqId waits")
-        answer = await self._issued(asked, row, nonce)
-        if answer.info:
-            return answer
-        body = cmp_bodies.poll_response(row.request_id, RETRY_SECONDS, "nobody has looked at it yet")
-        return _Answer(kind=BodyKind.POLL_REP, body=body, nonce=nonce)
+        answer = await self._plane.border.carry(self._app.cmp.enrol(asked.caller, row, nonce))
+        if isinstance(answer, Waiting):
+            body = cmp_bodies.poll_response(row.request_id, answer.retry_after, "nobody has looked at it yet")
+            return _Answer(kind=BodyKind.POLL_REP, body=body, nonce=nonce)
+        return await self._granted(asked, row, answer, nonce, implicit=False)
 
     async def _gave_up(self, asked: _Asked) -> _Answer:
         row = await self._row(asked)

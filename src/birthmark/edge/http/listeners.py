@@ -37,6 +37,7 @@ from birthmark.edge.http.public import PublicPlane
 from birthmark.edge.http.refusals import rate_of
 from birthmark.edge.http.station import create_app
 from birthmark.edge.http.tally import Tally
+from birthmark.floor.authorities import Authority
 from birthmark.floor.limits import Rate
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
@@ -208,7 +209,8 @@ def _run_device(factory: Factory, settings: Settings, listener: socket.socket, m
             plane.certificate_file,
             plane.key_file,
             factory.read_secret(plane.key_passphrase_file),
-            plane.client_ca_file,
+            # EST gives a device its own certificate only (RFC 7030 section 4.2.3): we know the ones above it.
+            [authority.der for authority in application.store.scan(Authority)],
             note_refused,
             exposures.admits,
         )
