@@ -370,49 +370,54 @@ def shown(issuer: Issuer, name: str) -> bytes:
 
 def asked(issuer: Issuer, name: str, at: datetime, **how: object) -> OCSPAnswer:
     nonce = b"n" * 32
-    octets = issuer.answer(question(shown(issuer, name), issuer.der, nonce), **how)  # type: ignore[arg-type]  # as the test says
+    request = question(shown(issuer, name), issuer.der, nonce)
+    octets = issuer.answer(request, at=at, **how)  # type: ignore[arg-type]  # as the test says
     return read_answer(octets, shown(issuer, name), issuer.der, nonce, at)
 
 
 def test_openssl_answers_what_we_ask_and_is_believed(answering: Issuer, now: datetime) -> None:
-    at = answering.at
-    good = asked(answering, "good", at)
-    assert (good.status, good.until) == (CertStatus.GOOD, at + timedelta(minutes=60))
-    bad = asked(answering, "bad", at, signer="responder")
+    good = asked(answering, "good", now)
+    assert (good.status, good.until - good.this_update) == (CertStatus.GOOD, timedelta(minutes=60))
+    bad = asked(answering, "bad", now, signer="responder")
     assert (bad.status, bad.reason) == (CertStatus.REVOKED, ReasonCode.KEY_COMPROMISE)
-    unending = asked(answering, "good", at, minutes=None)
+    unending = asked(answering, "good", now, minutes=None)
     assert unending.until == unending.this_update + timedelta(minutes=5)
 
 
-def test_a_responder_that_was_not_certified_for_it_is_not_believed(answering: Issuer) -> None:
+def test_a_responder_that_was_not_certified_for_it_is_not_believed(answering: Issuer, now: datetime) -> None:
     with pytest.raises(PolicyRefused, match="neither by the issuer nor"):
-        asked(answering, "good", answering.at, signer="impostor")
+        asked(answering, "good", now, signer="impostor")
+
+
+def test_a_responder_whose_certificate_has_ended_is_not_believed(answering: Issuer, now: datetime) -> None:
+    with pytest.raises(PolicyRefused, match="neither by the issuer nor"):
+        asked(answering, "good", now + timedelta(days=31), signer="responder")
 
 
 def test_an_answer_about_another_with_another_nonce_or_of_another_time_is_not_believed(
-    answering: Issuer,
+    answering: Issuer, now: datetime
 ) -> None:
-    good, bad, at, nonce = shown(answering, "good"), shown(answering, "bad"), answering.at, b"n" * 32
-    octets = answering.answer(question(good, answering.der, nonce))
+    good, bad, nonce = shown(answering, "good"), shown(answering, "bad"), b"n" * 32
+    octets = answering.answer(question(good, answering.der, nonce), at=now)
     with pytest.raises(PolicyRefused, match="other certificates"):
-        read_answer(octets, bad, answering.der, nonce, at)
+        read_answer(octets, bad, answering.der, nonce, now)
     with pytest.raises(PolicyRefused, match="another nonce"):
-        read_answer(octets, good, answering.der, b"m" * 32, at)
+        read_answer(octets, good, answering.der, b"m" * 32, now)
     for late in (timedelta(hours=2), -timedelta(hours=1)):
         with pytest.raises(PolicyRefused, match="not of this time"):
-            read_answer(octets, good, answering.der, nonce, at + late)
-    presigned = answering.answer(question(good, answering.der, None))
-    assert read_answer(presigned, good, answering.der, nonce, at).status is CertStatus.GOOD
+            read_answer(octets, good, answering.der, nonce, now + late)
+    presigned = answering.answer(question(good, answering.der, None), at=now)
+    assert read_answer(presigned, good, answering.der, nonce, now).status is CertStatus.GOOD
 
 
-def test_no_octet_of_an_answer_can_be_changed(answering: Issuer) -> None:
-    good, at, nonce = shown(answering, "good"), answering.at, b"n" * 32
-    octets = answering.answer(question(good, answering.der, nonce), signer="responder")
-    believed = read_answer(octets, good, answering.der, nonce, at)
+def test_no_octet_of_an_answer_can_be_changed(answering: Issuer, now: datetime) -> None:
+    good, nonce = shown(answering, "good"), b"n" * 32
+    octets = answering.answer(question(good, answering.der, nonce), signer="responder", at=now)
+    believed = read_answer(octets, good, answering.der, nonce, now)
     for place in range(0, len(octets), 3):
         changed = octets[:place] + bytes((octets[place] ^ 2,)) + octets[place + 1 :]
         try:
-            said = read_answer(changed, good, answering.der, nonce, at)
+            said = read_answer(changed, good, answering.der, nonce, now)
         except (MalformedRequest, PolicyRefused):
             continue
         assert said == believed, f"octet {place} changes what is believed"
