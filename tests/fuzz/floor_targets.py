@@ -213,6 +213,7 @@ BACKUP = KeyBackup(
     kek_check_value="0" * 6,
     wrapped=b"wrapped",
     made_at=NOW.replace(microsecond=0),
+    environment="test",
 )
 KEK = SecretBytes(bytes(32))
 

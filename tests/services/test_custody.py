@@ -1,6 +1,7 @@
 """Keys on record: adopted, held against their store, backed up, brought back, and refused (SPEC B4, B5)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -110,6 +111,36 @@ def test_a_restore_that_was_cut_short_is_finished_by_another(
     backup = KeyBackup.from_bytes(content)
     place.mirror.unwrap(CA, on_record, backup.wrapped, KEK)
     caller = small_line.operator.caller
+    asset = small_line.service.carry(custody.restore(caller, place.mirror, "mirror", content))
+    assert asset.stores == ("floor", "mirror")
+
+
+def test_a_key_of_the_other_environment_does_not_come_back_here(
+    small_line: Line, custody: KeyCustody, place: Sites, on_record: bytes
+) -> None:
+    """SPEC H6: two realms may have one name; a test realm's key is none of production's."""
+    assert on_record
+    content = back_up(small_line, custody, place)
+    assert b'"environment":"test"' in content
+    other = content.replace(b'"environment":"test"', b'"environment":"production"')
+    caller = small_line.operator.caller
+    with pytest.raises(errors.PolicyRefused, match=r"acme \(production\)"):
+        small_line.service.carry(custody.restore(caller, place.mirror, "mirror", other))
+    assert (last_entry(small_line)["kind"], last_entry(small_line)["rule"]) == ("refused", "realm")
+    assert CA not in place.mirror.labels()
+
+
+def test_a_backup_of_before_comes_back_where_its_key_is_on_record_and_nowhere_else(
+    small_line: Line, custody: KeyCustody, place: Sites, on_record: bytes
+) -> None:
+    assert on_record
+    before = KeyBackup.from_bytes(back_up(small_line, custody, place))
+    content = replace(before, environment=None).to_bytes()
+    assert b"environment" not in content
+    caller = small_line.operator.caller
+    elsewhere = replace(before, environment=None, label="cb").to_bytes()
+    with pytest.raises(errors.PolicyRefused):
+        small_line.service.carry(custody.restore(caller, place.mirror, "mirror", elsewhere))
     asset = small_line.service.carry(custody.restore(caller, place.mirror, "mirror", content))
     assert asset.stores == ("floor", "mirror")
 

@@ -246,6 +246,15 @@ REFUSED: Mapping[str, tuple[Callable[[Plant], UseCase[Any]], type[errors.Refusal
         ),
         errors.PolicyRefused,
     ),
+    "custody: restore another environment's": (
+        lambda p: p.custody.restore(
+            p.anna,
+            p.place.mirror,
+            "mirror",
+            p.backup.replace(b'"environment":"test"', b'"environment":"production"'),
+        ),
+        errors.PolicyRefused,
+    ),
     "responders: a station": (
         lambda p: p.responders.enrol(p.station, "r1", "issuing-1", spki()),
         errors.NotPermitted,

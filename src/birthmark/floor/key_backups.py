@@ -59,6 +59,8 @@ class KeyBackup:
     kek_check_value: str
     wrapped: bytes
     made_at: datetime
+    environment: str | None = None
+    """Of the realm; None in files of before they said it."""
 
     @property
     def fingerprint(self) -> str:
@@ -83,6 +85,7 @@ class KeyBackup:
                 "wrapped": b64encode(self.wrapped).decode(),
                 "made_at": time_text(self.made_at),
             }
+            | ({} if self.environment is None else {"environment": self.environment})
         )
 
     @classmethod
@@ -95,7 +98,7 @@ class KeyBackup:
         if len(data) > BACKUP_LIMIT:
             raise errors.MalformedRequest("a backup of a key is not that long")
         said = parse(data)
-        if said.get("format") != FORMAT or set(said) != _FIELDS:
+        if said.get("format") != FORMAT or set(said) - {"environment"} != _FIELDS:
             raise errors.MalformedRequest(f"not a {FORMAT} file")
         text = {name: value for name, value in said.items() if isinstance(value, str)}
         if len(text) != len(said) or text["wrapping"] != WRAPPING:
@@ -122,4 +125,5 @@ class KeyBackup:
             kek_check_value=text["kek_check_value"],
             wrapped=wrapped,
             made_at=parse_time(text["made_at"]),
+            environment=text.get("environment"),
         )

@@ -35,6 +35,7 @@ from birthmark.floor.ceremonies import (
 )
 from birthmark.floor.clients import Capability
 from birthmark.floor.key_assets import KeyAsset
+from birthmark.floor.realm import Realm
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki import der
 from birthmark.pki.algorithms import ALGORITHMS, recognise
@@ -64,6 +65,8 @@ __all__ = [
     "commit",
     "hand_over",
     "known_of",
+    "require_own",
+    "require_realm",
     "resume",
     "succeed",
 ]
@@ -376,6 +379,33 @@ def _crl(step: SignCRL, above: Authority, keys: KeyStore, bench: Bench) -> Event
 
 
 _REQUEST = "perform-ceremony"
+
+
+def require_own(caller: Caller, realm: Realm, ceremony: Ceremony) -> UseCase[None]:
+    """Refuse a ceremony of another realm, on record (SPEC H6).
+
+    Raises:
+        errors.NotPermitted: it is one, or the caller may not perform any.
+    """
+
+    def judge(facts: Facts, at: datetime) -> None:
+        _require_may(caller, facts, at)
+        require_realm(realm, ceremony)
+
+    yield from admitted(caller, _REQUEST, {"ceremony": ceremony.id}, judge)
+
+
+def require_realm(realm: Realm, ceremony: Ceremony) -> None:
+    """Refuse a ceremony of another realm.
+
+    Raises:
+        errors.NotPermitted: it is one.
+    """
+    if (ceremony.realm, ceremony.environment) != (realm.name, str(realm.environment)):
+        raise errors.NotPermitted(
+            f"the ceremony is for realm {ceremony.realm} ({ceremony.environment}); this is {realm.name}"
+            f" ({realm.environment})"
+        )
 
 
 def succeed(

@@ -39,6 +39,7 @@ from birthmark.floor.ceremonies import (
     attendance_message,
     require_quorum,
 )
+from birthmark.floor.realm import Environment
 from birthmark.pki import lint
 from birthmark.pki.certificates import Certificate, TBSCertificate
 from birthmark.pki.constraints import constraint_tables, constraints_text, parse_constraint
@@ -46,6 +47,7 @@ from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
+from birthmark.pki.ownership import is_marked
 from birthmark.pki.profiles import Profile
 from birthmark.services.ceremony_events import (
     Event,
@@ -480,6 +482,10 @@ class Progress:
     def _imported(self, step: ImportAuthority) -> Authority:
         found = Certificate.from_der(step.certificate)
         require_authority(step.certificate, f"the certificate of {step.authority}")
+        if self.ceremony.environment == Environment.PRODUCTION and is_marked(found, Environment.TEST.mark):
+            raise errors.PolicyRefused(
+                "realm", f"authority {step.authority} is a test realm's: it does not come into production"
+            )
         signer = step.certificate if step.issuer == ITSELF else self.authority(step.issuer).der
         require_signed(step.certificate, signer, f"the certificate of {step.authority}", step.issuer)
         return self._licensed(

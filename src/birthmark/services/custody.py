@@ -317,6 +317,7 @@ class KeyCustody:
             kek_check_value=live_kek.fingerprint,
             wrapped=keys.wrap(label, kek),
             made_at=self._clock.now(),
+            environment=str(self._realm.environment),
         )
 
     def restore(
@@ -364,10 +365,10 @@ class KeyCustody:
         """Take steps 1 to 4 of ``restore``."""
         backup = KeyBackup.from_bytes(content)
         label = KeyLabel(backup.label)
-        if backup.realm != self._realm.name:
-            raise errors.PolicyRefused("realm", f"the backup is of realm {backup.realm[:64]}")
         facts: Facts = yield Look({KeyAsset: (label,)})
-        _require_same(facts.get(KeyAsset, label), backup)
+        known = facts.get(KeyAsset, label)
+        self._require_own(backup, known)
+        _require_same(known, backup)
         opener = KeyLabel(backup.kek) if kek is None else kek
         _require_check_value(keys, opener, backup)
         if label not in keys.labels():
@@ -380,6 +381,18 @@ class KeyCustody:
         except errors.ProofFailed as wrong:
             raise errors.IntegrityFailure(f"key {label} does not sign as its public key says") from wrong
         return backup
+
+    def _require_own(self, backup: KeyBackup, known: KeyAsset | None) -> None:
+        """Refuse a key of another realm, also of one of the same name in the other environment (SPEC H6)."""
+        environment = backup.environment
+        if environment is None:  # a file of before they said it: the record has to know its key
+            environment = "?" if known is None else self._realm.environment
+        if (backup.realm, environment) != (self._realm.name, self._realm.environment):
+            raise errors.PolicyRefused(
+                "realm",
+                f"the backup is of realm {backup.realm[:64]} ({environment[:16]}), this is {self._realm.name}"
+                f" ({self._realm.environment})",
+            )
 
 
 def _commit(

@@ -59,7 +59,7 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import carry
 from birthmark.services import ceremony_file
-from birthmark.services.ceremonies import Bench, Waiting, commit, succeed
+from birthmark.services.ceremonies import Bench, Waiting, commit, require_own, require_realm, succeed
 from birthmark.services.ceremony_pages import rows_of
 from birthmark.services.ceremony_record import Record, Verified, pages, replay
 from birthmark.services.ceremony_record import verify as verify_record
@@ -83,18 +83,9 @@ def _rehearsed(session: Session, ceremony: Ceremony, settings: Path) -> Progress
     if not settings.exists():
         return rehearsed(factory, ceremony, Known(), profiles.load, {})
     with session.application(settings) as application:
-        _require_realm(application, ceremony)
+        require_realm(application.realm, ceremony)
         known, lines = known_here(application), lines_here(application, ceremony)
         return rehearsed(factory, ceremony, known, application.catalogue.load, lines)
-
-
-def _require_realm(application: Application, ceremony: Ceremony) -> None:
-    realm = application.realm
-    if (ceremony.realm, ceremony.environment) != (realm.name, str(realm.environment)):
-        raise errors.NotPermitted(
-            f"the ceremony is for realm {ceremony.realm} ({ceremony.environment}); this is {realm.name}"
-            f" ({realm.environment})"
-        )
 
 
 def _head(ceremony: Ceremony) -> dict[str, object]:
@@ -182,7 +173,7 @@ def perform(
     papers = papers_of(factory, ceremony, (custodian, reviewed, store, certificate, officer_pin_file))
     place = out or file.with_suffix(".ceremony")
     with session.acting(settings, as_directory) as (application, operator):
-        _require_realm(application, ceremony)
+        carry(application.store, require_own(operator.caller, application.realm, ceremony))
         folder = CeremonyFolder(place, ceremony)
         try:
             done = _settled(application, ceremony, folder) or _perform(
