@@ -291,7 +291,7 @@ def build(
             issue=issue,
             enrolments=enrolments,
             confirmations=confirmations,
-            cmp=CMPTransactions(enrolments, confirmations, clock),
+            cmp=CMPTransactions(enrolments, confirmations, clock, timedelta(seconds=device.confirm_seconds)),
             approvals=Approvals(),
             codes=Codes(keys, log_key),
             inject=InjectDevices(runs, challenges, dialogues),

@@ -29,6 +29,8 @@ class DevicePlane(Table):
     shared_burst: int = Field(default=3000, ge=1)
     retry_seconds: int = Field(default=30, ge=1, le=86_400)
     """After how long it is worth asking again about what waits for a person."""
+    confirm_seconds: int = Field(default=600, ge=1, le=86_400)
+    """How long a CMP client may take to confirm a certificate; one that is not confirmed is revoked."""
     request_seconds: int = Field(default=10, ge=1)
     """How long a request may take to arrive."""
     answer_seconds: int = Field(default=30, ge=1)

@@ -18,7 +18,7 @@ from tests.support.enrolling import DeviceRealm, code_for, device_realm, operati
 from tests.support.lint import pkilint_findings, unwaived
 from tests.support.postgresql import LocalPostgreSQL
 from tests.support.programs import need
-from tests.support.server import RUN, Server
+from tests.support.server import RUN, Server, until
 
 SERIAL = "/serialNumber=D1"
 
@@ -164,21 +164,58 @@ def test_pkcs10_implicit_confirmation_and_what_can_be_asked(tmp_path: Path) -> N
         plane.realm.check()
 
 
-def test_a_certificate_that_nobody_confirms_is_revoked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with served(tmp_path) as (plane, server, device):
+def test_a_certificate_that_nobody_confirms_is_revoked_also_after_a_restart(tmp_path: Path) -> None:
+    with served(tmp_path, confirm_seconds=2) as (plane, server, device):
         operational(plane)
         identity, key = released(plane, device)
-        mine = device.key("mine")
-        said = device.cmp(
-            "cr", "-cert", identity, "-key", key, "-newkey", mine, "-subject", SERIAL, "-disable_confirm",
-            path="/p/FIELD", out="mine",
-        )  # fmt: skip
-        assert said.got.der
-        assert entries(plane, "local-proved") == []
+        shows: list[str | Path] = ["-cert", identity, "-key", key]
+        kept = device.cmp(
+            "cr", *shows, "-newkey", device.key("kept"), "-subject", SERIAL, path="/p/FIELD", out="kept"
+        )
+        lost = device.cmp(
+            "cr", *shows, *asks, device.key("lost"), "-disable_confirm", path="/p/FIELD", out="lost"
+        )
+        assert (kept.code, lost.code) == (0, 0), lost.text
         server.restart()  # what is open is learnt again
-        assert proves(plane, said.certificate, mine) == "", "it is good while it may be confirmed"
+        (rejected,) = until(lambda: entries(plane, "local-rejected"))
+        assert rejected["certificates"] == [lost.got.serial_hex]
+        assert rejected["actor"] == "realm:device-plane"
+        again = device.cmp(
+            "kur", "-cert", kept.certificate, "-key", device.folder / "kept.key",
+            "-newkey", device.key("next"), out="next",
+        )  # fmt: skip
+        assert again.got.der, "the one before was never in doubt"
+        gone = device.cmp(
+            "kur",
+            "-cert",
+            lost.certificate,
+            "-key",
+            device.folder / "lost.key",
+            "-newkey",
+            device.key("no"),
+            out="no",
+        )
+        assert gone.code != 0
+        assert "is revoked" in gone.text
+        plane.realm.check()
+
+
+def test_a_device_on_the_line_that_confirms_nothing_is_held(tmp_path: Path) -> None:
+    with served(tmp_path, confirm_seconds=2) as (plane, _, device):
+        said = device.cmp(
+            "ir",
+            *code(plane),
+            "-newkey",
+            device.key("k"),
+            "-subject",
+            SERIAL,
+            "-disable_confirm",
+            path=f"/p/{RUN}",
+        )
+        assert said.got.der
+        (held,) = until(lambda: entries(plane, "device-held"))
+        assert held["certificates"] == [said.got.serial_hex]
+        assert held["reason"] == "the client did not confirm its certificate in time"
         plane.realm.check()
 
 

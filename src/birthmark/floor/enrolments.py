@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 __all__ = [
-    "CONFIRM_WITHIN",
     "WAITING_LIFE",
     "CMPStatus",
     "CMPTransaction",
@@ -23,8 +22,6 @@ __all__ = [
     "waiting_id",
 ]
 
-CONFIRM_WITHIN = timedelta(minutes=10)
-"""How long a CMP client may take to confirm a certificate; one that is not confirmed is revoked."""
 WAITING_LIFE = timedelta(days=7)
 """How long a request waits for a person."""
 

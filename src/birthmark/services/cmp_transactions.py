@@ -8,12 +8,12 @@ issued, confirmed and revoked in it does.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.devices import DeviceCertificate
-from birthmark.floor.enrolments import CONFIRM_WITHIN, WAITING_LIFE, CMPStatus, CMPTransaction
+from birthmark.floor.enrolments import WAITING_LIFE, CMPStatus, CMPTransaction
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.cmp import BodyKind
 from birthmark.ports import Act, Clock, Committed, Decision, Facts, Look, Scan, UseCase
@@ -39,8 +39,15 @@ def transaction_key(client: str, transaction_id: bytes) -> str:
 class CMPTransactions:
     """The use cases of transactions."""
 
-    def __init__(self, enrolments: EnrolDevices, confirmations: ConfirmEnrolments, clock: Clock) -> None:
-        """Enrol and confirm as others do."""
+    def __init__(
+        self,
+        enrolments: EnrolDevices,
+        confirmations: ConfirmEnrolments,
+        clock: Clock,
+        confirm_within: timedelta,
+    ) -> None:
+        """Enrol and confirm as others do; what is not confirmed within this time is revoked."""
+        self._confirm_within = confirm_within
         self._enrolments = enrolments
         self._confirmations = confirmations
         self._clock = clock
@@ -85,7 +92,7 @@ class CMPTransactions:
                     key=f"cmp-{transaction_id.hex()[:60]}",
                     nonce=nonce,
                     status=CMPStatus.WAITING,
-                    expires_at=at + CONFIRM_WITHIN,
+                    expires_at=at + self._confirm_within,
                 )
             elif (found.request, found.body) == (body, str(kind)) and found.status in _OPEN:
                 row = replace(found, nonce=nonce)  # the answer was lost
@@ -138,7 +145,7 @@ class CMPTransactions:
                 status=status,
                 attempt=attempt,
                 certificate=certificate,
-                expires_at=at + (WAITING_LIFE if life else CONFIRM_WITHIN),
+                expires_at=at + (WAITING_LIFE if life else self._confirm_within),
             )
             facts.put(now)
             return Decision(now)

@@ -57,7 +57,7 @@ LARGEST = 65_536
 NONCE_SIZE = 16
 TOLERANCE = timedelta(minutes=5)
 """How far messageTime may be from now, of those who have a clock: RAs; devices may not have one yet."""
-SWEEP_SECONDS = 5.0
+SWEEP_SECONDS = 1.0
 _OPERATIONS = {
     "initialization": BodyKind.IR,
     "certification": BodyKind.CR,
