@@ -52,6 +52,7 @@ from birthmark.services import ceremony_file
 from birthmark.services.acts import Caller, admitted, decided, live_client, recorded
 from birthmark.services.ceremony_events import Event
 from birthmark.services.ceremony_handover import handover_event
+from birthmark.services.ceremony_judgement import require_realm
 from birthmark.services.ceremony_record import Record
 from birthmark.services.ceremony_steps import Known, Progress
 
@@ -66,7 +67,6 @@ __all__ = [
     "hand_over",
     "known_of",
     "require_own",
-    "require_realm",
     "resume",
     "succeed",
 ]
@@ -386,6 +386,7 @@ def require_own(caller: Caller, realm: Realm, ceremony: Ceremony) -> UseCase[Non
 
     Raises:
         errors.NotPermitted: it is one, or the caller may not perform any.
+        errors.PolicyRefused: see ``require_realm``.
     """
 
     def judge(facts: Facts, at: datetime) -> None:
@@ -393,19 +394,6 @@ def require_own(caller: Caller, realm: Realm, ceremony: Ceremony) -> UseCase[Non
         require_realm(realm, ceremony)
 
     yield from admitted(caller, _REQUEST, {"ceremony": ceremony.id}, judge)
-
-
-def require_realm(realm: Realm, ceremony: Ceremony) -> None:
-    """Refuse a ceremony of another realm.
-
-    Raises:
-        errors.NotPermitted: it is one.
-    """
-    if (ceremony.realm, ceremony.environment) != (realm.name, str(realm.environment)):
-        raise errors.NotPermitted(
-            f"the ceremony is for realm {ceremony.realm} ({ceremony.environment}); this is {realm.name}"
-            f" ({realm.environment})"
-        )
 
 
 def succeed(

@@ -14,7 +14,8 @@ from cryptography.exceptions import InvalidSignature
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
-from birthmark.floor.ceremonies import SignCRL
+from birthmark.floor.ceremonies import Ceremony, ImportAuthority, SignCRL
+from birthmark.floor.realm import Environment, Realm
 from birthmark.pki import der, lint
 from birthmark.pki.algorithms import verify
 from birthmark.pki.certificates import Certificate, TBSCertificate, assemble, issued_by, serial_hex
@@ -23,6 +24,7 @@ from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.nameconstraints import complaint, read_limits
+from birthmark.pki.ownership import is_marked
 from birthmark.pki.profiles import Extension
 
 __all__ = [
@@ -33,8 +35,10 @@ __all__ = [
     "require_names_within",
     "require_ordered",
     "require_own_key",
+    "require_realm",
     "require_signature",
     "require_signed",
+    "require_unmarked",
 ]
 
 _BASIC_CONSTRAINTS = der.oid(Extension.BASIC_CONSTRAINTS)
@@ -225,3 +229,34 @@ def require_signature(spki: bytes, signature: bytes, message: bytes, who: str) -
         raise errors.ProofFailed(
             f"the signature of custodian {who} is not of the key the file names"
         ) from wrong
+
+
+def require_realm(realm: Realm, ceremony: Ceremony) -> None:
+    """Refuse a ceremony of another realm, or one that brings a test realm's authority into production.
+
+    Raises:
+        errors.NotPermitted: it is another realm's.
+        errors.PolicyRefused: see ``require_unmarked``.
+    """
+    if (ceremony.realm, ceremony.environment) != (realm.name, str(realm.environment)):
+        raise errors.NotPermitted(
+            f"the ceremony is for realm {ceremony.realm} ({ceremony.environment}); this is {realm.name}"
+            f" ({realm.environment})"
+        )
+    for step in ceremony.steps:
+        if isinstance(step, ImportAuthority):
+            require_unmarked(ceremony, step)
+
+
+def require_unmarked(ceremony: Ceremony, step: ImportAuthority) -> None:
+    """Refuse to import a test realm's authority into production (SPEC H6).
+
+    Raises:
+        errors.PolicyRefused: its name, or its issuer's, has the mark of test realms (rule ``realm``).
+        errors.MalformedRequest: its certificate is none.
+    """
+    found = Certificate.from_der(step.certificate)
+    if ceremony.environment == Environment.PRODUCTION and is_marked(found, Environment.TEST.mark):
+        raise errors.PolicyRefused(
+            "realm", f"authority {step.authority} is a test realm's: it does not come into production"
+        )

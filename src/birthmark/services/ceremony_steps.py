@@ -39,7 +39,6 @@ from birthmark.floor.ceremonies import (
     attendance_message,
     require_quorum,
 )
-from birthmark.floor.realm import Environment
 from birthmark.pki import lint
 from birthmark.pki.certificates import Certificate, TBSCertificate
 from birthmark.pki.constraints import constraint_tables, constraints_text, parse_constraint
@@ -47,7 +46,6 @@ from birthmark.pki.issuance import build_reference, build_root
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.lint import permit
-from birthmark.pki.ownership import is_marked
 from birthmark.pki.profiles import Profile
 from birthmark.services.ceremony_events import (
     Event,
@@ -69,6 +67,7 @@ from birthmark.services.ceremony_judgement import (
     require_own_key,
     require_signature,
     require_signed,
+    require_unmarked,
 )
 from birthmark.services.ceremony_keys import KeyMade
 
@@ -482,10 +481,7 @@ class Progress:
     def _imported(self, step: ImportAuthority) -> Authority:
         found = Certificate.from_der(step.certificate)
         require_authority(step.certificate, f"the certificate of {step.authority}")
-        if self.ceremony.environment == Environment.PRODUCTION and is_marked(found, Environment.TEST.mark):
-            raise errors.PolicyRefused(
-                "realm", f"authority {step.authority} is a test realm's: it does not come into production"
-            )
+        require_unmarked(self.ceremony, step)
         signer = step.certificate if step.issuer == ITSELF else self.authority(step.issuer).der
         require_signed(step.certificate, signer, f"the certificate of {step.authority}", step.issuer)
         return self._licensed(

@@ -59,7 +59,8 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import carry
 from birthmark.services import ceremony_file
-from birthmark.services.ceremonies import Bench, Waiting, commit, require_own, require_realm, succeed
+from birthmark.services.ceremonies import Bench, Waiting, commit, require_own, succeed
+from birthmark.services.ceremony_judgement import require_realm
 from birthmark.services.ceremony_pages import rows_of
 from birthmark.services.ceremony_record import Record, Verified, pages, replay
 from birthmark.services.ceremony_record import verify as verify_record
