@@ -1,6 +1,8 @@
 """Devices boot with the same image, by curl and openssl: each gets a certificate of its own (SPEC H4)."""
 
 import json
+import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from tests.support.enrolling import Bench, DeviceRealm, device_realm, est, openssl
 from tests.support.gateways import Vehicle
 from tests.support.postgresql import LocalPostgreSQL
+from tests.support.programs import need
 from tests.support.server import RUN, Server, until
 
 
@@ -86,4 +89,28 @@ def test_it_is_for_its_run_alone(plane: DeviceRealm, tmp_path: Path) -> None:
     with Server(realm=plane.realm):
         told = est(plane, "RUN-2/simpleenroll", Bench(folder=tmp_path, name="D1").request(), who=shared)
         assert (told.status, told.reason) == (403, "not-permitted")
+    plane.realm.check()
+
+
+def test_the_packed_script_takes_a_device_from_the_image_to_its_release(
+    plane: DeviceRealm, tmp_path: Path
+) -> None:
+    """Nothing but what is in the archive, a shell, curl and openssl."""
+    script = Path(__file__).parents[2] / "deploy/first-boot.sh"
+    image(plane, tmp_path, "image-7", "--quantity", "2", "--first-boot", str(script))
+    with Server(realm=plane.realm):
+        for name in ("D1", "D2"):
+            board = tmp_path / name
+            with zipfile.ZipFile(tmp_path / "image-7.zip") as archive:
+                archive.extractall(board)
+            (board / "provisioning.key").chmod(0o600)
+            booted = subprocess.run(
+                [need("sh"), board / "first-boot.sh", name, "enrol"],
+                check=False, capture_output=True, text=True, timeout=60,
+                env={**os.environ, "DEVICE": str(board)},
+            )  # fmt: skip
+            assert booted.returncode == 0, booted
+            assert (board / "identity.token").read_text().startswith("c2sp.org/tlog-proof@v1\n")
+    shown = json.loads(plane.realm.run("shared", "show", "image-7", "--json").stdout)
+    assert (shown["used"], shown["devices"]) == (2, ["serial:D1", "serial:D2"])
     plane.realm.check()
