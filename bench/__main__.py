@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import crls, elements, floors, machine, report, status
+from bench import crls, elements, floors, gateway, machine, report, status
 from bench.anatomy import Anatomy, dissect
 from bench.devices import Pool
 from bench.installation import STATIONS, Failed, installation
@@ -32,6 +32,8 @@ CRL_ENTRIES: Final = {False: (10_000_000, 1_000_000), True: (100_000, 60_000)}
 """Certificates issued and revoked; by ``--quick``."""
 INJECTIONS: Final = {False: 500, True: 50}
 """Into secure elements, for each key store, way and size of keys; by ``--quick``."""
+CONTACTS: Final = {False: 3000, True: 150}
+"""Vehicles that report to the gateway; by ``--quick``."""
 WIDEST_GANG_LOAD: Final = 8
 """Connections that send gangs; more would only queue."""
 
@@ -49,6 +51,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--publication", action="store_true", help="only CRLs and OCSP; with --quick few of them"
     )
     parser.add_argument("--elements", action="store_true", help="only secure elements")
+    parser.add_argument("--gateway", action="store_true", help="only the gateway, against the bare TLS stack")
     parser.add_argument("--devices", type=int, metavar="N", help="devices a repeat (1024; quick: 128)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats of each measurement (3)")
     parser.add_argument("--database", action="append", choices=DATABASES, help="may be given twice (both)")
@@ -158,6 +161,18 @@ def _elements(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
     )
 
 
+def _gateway(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    found["gateway"] = {}
+    for database in chosen.database:
+        figures = gateway.measure(CONTACTS[chosen.quick], database)
+        found["gateway"][database] = figures.document()
+        print(
+            f"\nThe gateway on {database}, {figures.processes} processes, against the bare TLS stack;"
+            f" load average {machine.load_average():.2f}\n\n{figures.text()}",
+            flush=True,
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     chosen = options(arguments)
@@ -177,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "publication": {},
     }
     try:
-        everything = not (chosen.profile or chosen.publication or chosen.elements)
+        everything = not (chosen.profile or chosen.publication or chosen.elements or chosen.gateway)
         series = _measurements(chosen, pool, found) if everything else []
         profiled = chosen.profile or (everything and not chosen.quick)
         anatomies = _anatomies(chosen, pool, found) if profiled else []
@@ -185,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _publication(chosen, found)
         if chosen.elements or (everything and not chosen.quick):
             _elements(chosen, found)
+        if chosen.gateway or (everything and not chosen.quick):
+            _gateway(chosen, found)
     except Failed as failed:
         print(f"bench: {failed}", file=sys.stderr)
         return 1

@@ -3,17 +3,19 @@
 import json
 import ssl
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from bench.devices import Pool
+from bench.gateway import CONTACT, fleet, meet
 from tests.edge.cli.command import done
 from tests.support.gateways import GatewayRealm, Vehicle, curl, gateway_realm, kinds, vehicle
 from tests.support.postgresql import LocalPostgreSQL
 from tests.support.programs import need
-from tests.support.server import Http, RealmDirectory, Server, until
+from tests.support.server import RUN, Http, RealmDirectory, Server, tls_context, until
 
 _names = iter(range(1, 10_000))
 
@@ -186,11 +188,10 @@ def test_a_closed_gateway_meets_nobody(gateway: GatewayRealm, car: Vehicle) -> N
 
 
 def test_a_storm_of_first_contacts_registers_each_once(gateway: GatewayRealm, tmp_path: Path) -> None:
-    """Each of them asks several times at once, and two processes answer."""
-    cars = [vehicle(gateway.realm, f"STORM{next(_names)}", tmp_path) for _ in range(25)]
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda car: curl(gateway, "/v1/contact", car), [*cars, *cars, *cars, *cars]))
-    assert {answer.status for answer in answers} == {200}
-    assert {answer.json["device"] for answer in answers} == {car.id for car in cars}
-    for car in cars:
-        assert kinds(gateway, car.id) == ["device-first-seen"]
+    """Two hundred devices, each twice and at about the same time; two processes answer."""
+    realm = gateway.realm
+    devices = Pool().take(200)
+    cars = fleet(("127.0.0.1", realm.port), tls_context(realm.station()), RUN, devices, tmp_path / "cars")
+    meet([*cars, *reversed(cars)], gateway.root, gateway.port, CONTACT)
+    seen = [str(one["device"]) for one in realm.entries() if one["kind"] == "device-first-seen"]
+    assert Counter(seen) & Counter({car.id: 400 for car in cars}) == Counter(car.id for car in cars)
