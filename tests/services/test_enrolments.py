@@ -131,6 +131,22 @@ def test_a_renewal_that_never_arrived_costs_nothing_but_itself(line: Line) -> No
     assert_sound(line)
 
 
+def test_a_device_that_renews_with_its_newest_certificate_has_shown_that_it_holds_it(line: Line) -> None:
+    """It has used nothing else of it yet: giving that one up would leave the device with nothing."""
+    line.open_operational()
+    idevid = released(line)
+    first, holder = granted(line, idevid)
+    uses(line, holder)
+    second, renewed = granted(line, holder, renewal=True)
+    third, newest = granted(line, renewed, renewal=True)
+    assert [reason(line, one) for one in (first, second, third)] == [ReasonCode.SUPERSEDED, None, None]
+    assert line.entries()[-2]["by"] == "request"
+    assert_sound(line)
+    assert uses(line, newest)
+    assert reason(line, second) is ReasonCode.SUPERSEDED
+    assert_sound(line)
+
+
 def test_after_a_factory_reset_the_identity_brings_it_back(line: Line) -> None:
     line.open_operational()
     idevid = released(line)

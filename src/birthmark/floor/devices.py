@@ -132,7 +132,8 @@ class Attempt:
     proof: bytes | None
     """The signature that proved possession (DER Ecdsa-Sig-Value, or 64 octets for Ed25519).
 
-    At an operational run: ``handshake`` or ``confirmation``, in ASCII; what was signed is in no record.
+    At an operational run ``handshake``, ``confirmation`` or ``request``, in ASCII: what was signed is in no
+    record.
     """
     released_at: datetime | None
     release_leaf: int | None

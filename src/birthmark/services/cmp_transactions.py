@@ -21,6 +21,7 @@ from birthmark.services.acts import Caller, outcomes, refuse
 from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.enrolments import EnrolDevices, Granted, Waiting
 from birthmark.services.issue import IssueRequest
+from birthmark.services.recognition import enrolment_key
 
 __all__ = ["SERVICE", "CMPTransactions", "transaction_key"]
 
@@ -89,7 +90,7 @@ class CMPTransactions:
                     body=str(kind),
                     request=body,
                     request_id=request_id,
-                    key=f"cmp-{transaction_id.hex()[:60]}",
+                    key=enrolment_key(caller, "cmp", body),
                     nonce=nonce,
                     status=CMPStatus.WAITING,
                     expires_at=at + self._confirm_within,
@@ -113,7 +114,9 @@ class CMPTransactions:
         Raises:
             errors.Refusal: it is not granted.  It is on record.
         """
-        request = IssueRequest(hardware_id="", csr=row.request, key=row.key, crmf=row.body != BodyKind.P10CR)
+        request = IssueRequest(
+            hardware_id="", csr=row.request, key=row.key, crmf=row.body != BodyKind.P10CR, keeps_refusal=False
+        )
         renewal = row.body == BodyKind.KUR
         try:
             answer = yield from self._enrolments.enrol(caller, row.run, request, renewal=renewal)

@@ -24,7 +24,7 @@ from birthmark.services.acts import Caller, decided, live_client, outcomes, refu
 from birthmark.services.revocations import line_of, revoke, status
 from birthmark.services.runs import RunContext, Runs
 
-__all__ = ["LOCAL", "ConfirmEnrolments", "give_back"]
+__all__ = ["LOCAL", "ConfirmEnrolments", "give_back", "put_proved"]
 
 LOCAL = "local"
 """What revokes operational certificates here; see ``floor.revocations.Revocation.cause``."""
@@ -214,6 +214,17 @@ def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: 
         raise errors.NotPermitted(f"{client.id} proves no certificate of {attempt.device}")
     if attempt.state is DeviceState.RELEASED:
         return Decision(None)
+    return Decision(None, [put_proved(facts, attempt, identity, how, at)])
+
+
+def put_proved(
+    facts: Facts, attempt: Attempt, identity: LocalIdentity, how: str, at: datetime
+) -> tuple[str, dict[str, Any]]:
+    """Take an operational certificate for proved, and revoke the one before; return the log's entry.
+
+    Raises:
+        errors.IllegalTransition: it is revoked.
+    """
     certificate = facts.get(DeviceCertificate, attempt.certificate)
     if certificate is None or status(facts, line_of(certificate)) is not None:
         raise errors.IllegalTransition(f"certificate {attempt.certificate} is revoked: enrol again")
@@ -242,7 +253,7 @@ def _decide_proved(caller: Caller, attempt_id: str, how: str, facts: Facts, at: 
     }
     if superseded:
         entry |= {"certificates": superseded, "revocation_reason": str(ReasonCode.SUPERSEDED)}
-    return Decision(None, [("local-proved", entry)])
+    return "local-proved", entry
 
 
 def _decide_rejected(attempt_id: str, reason: str, facts: Facts, at: datetime) -> Decision[None]:

@@ -44,7 +44,7 @@ from birthmark.services.acts import (
 )
 from birthmark.services.approvals import Approvals, require_approved
 from birthmark.services.certifying import Certified, Certifier, keep, vet_request
-from birthmark.services.confirmations import give_back
+from birthmark.services.confirmations import give_back, put_proved
 from birthmark.services.delivered import recipient_for
 from birthmark.services.issue import CHALLENGE_SIZE, IssueDevices, IssueRequest
 from birthmark.services.revocations import line_of, status
@@ -303,6 +303,11 @@ class EnrolDevices:
         before = facts.get(LocalIdentity, name)
         if before is None:
             facts.put(admit(run))
+        entries: list[tuple[str, dict[str, Any]]] = []
+        if (shown := _shown_newest(facts, caller, before)) is not None and before is not None:
+            # The one that asks with its newest certificate holds that, and it is not given up.
+            entries.append(put_proved(facts, shown, before, "request", at))
+            before = facts.get(LocalIdentity, name)
         given_up = _give_up(facts, before, at)
         keep(facts, context, client.id, device.id, prepared.attempt, [made], at)
         number = 1 if before is None else before.attempts + 1
@@ -329,7 +334,7 @@ class EnrolDevices:
                 challenge=prepared.challenge,
                 certificate=made.serial,
                 issued_at=at,
-                issue_leaf=facts.next_leaf,
+                issue_leaf=facts.next_leaf + len(entries),
                 proof=None,
                 released_at=None,
                 release_leaf=None,
@@ -368,7 +373,7 @@ class EnrolDevices:
             private_key=made.private_key,
             envelope=made.envelope,
         )
-        return Decision(granted, [("local-issued", entry)])
+        return Decision(granted, [*entries, ("local-issued", entry)])
 
 
 def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueRequest:
@@ -410,6 +415,14 @@ def _again(facts: Facts, context: RunContext, attempt: Attempt) -> Decision[Gran
     )
     said = {"device": attempt.device, "attempt": attempt.id, "run": attempt.run, "request": _REQUEST}
     return Decision(granted, [("answer-repeated", said)])
+
+
+def _shown_newest(facts: Facts, caller: Caller, before: LocalIdentity | None) -> Attempt | None:
+    """Return the newest attempt if it waits for its proof and its certificate is the one that asks."""
+    attempt = None if before is None else facts.get(Attempt, before.attempt)
+    if attempt is None or attempt.state is not DeviceState.ISSUED:
+        return None
+    return attempt if attempt.certificate == caller.credential.serial else None
 
 
 def _give_up(facts: Facts, before: LocalIdentity | None, at: datetime) -> list[str]:

@@ -20,11 +20,21 @@ from birthmark.ports import Facts, KeyStore, Look, UseCase
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import Caller, allowed_client, client_reads, exposures_of, recognise
 
-__all__ = ["CODE", "SALT_OCTETS", "Codes", "code_serial", "is_code", "recognise_device", "require_live"]
+__all__ = [
+    "CODE",
+    "SALT_OCTETS",
+    "Codes",
+    "code_serial",
+    "enrolment_key",
+    "is_code",
+    "recognise_device",
+    "require_live",
+]
 
 CODE = "code:"
 """What the serial of a credential that is a code begins with."""
 SALT_OCTETS = 16
+_CODE_KEY = "code"
 _DOMAIN = b"birthmark one-time code v1\x00"
 _TEXT_OCTETS = 16
 
@@ -37,6 +47,15 @@ def code_serial(name: str) -> str:
 def is_code(credential: Credential) -> bool:
     """Return whether a credential is a one-time code; its ``der`` is then the salt."""
     return credential.serial.startswith(CODE)
+
+
+def enrolment_key(caller: Caller, kind: str, request: bytes) -> str:
+    """Return the idempotency key of a request for a certificate that brings none of its own.
+
+    There is one for all that is asked with a code, which is good for one request; otherwise the request says
+    it.
+    """
+    return _CODE_KEY if is_code(caller.credential) else f"{kind}-{hashlib.sha256(request).hexdigest()[:40]}"
 
 
 class Codes:

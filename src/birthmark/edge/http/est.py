@@ -15,7 +15,6 @@ run, whose licence says which authority issues by which profile; without one the
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from hashlib import sha256
 from hmac import compare_digest
 from typing import TypeVar
 
@@ -44,7 +43,7 @@ from birthmark.ports import Facts, Look, Scan, UseCase
 from birthmark.services.acts import Caller
 from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.issue import IssueRequest
-from birthmark.services.recognition import is_code
+from birthmark.services.recognition import enrolment_key, is_code
 from birthmark.services.runs import RunContext, values_for
 
 __all__ = ["add_est"]
@@ -56,8 +55,6 @@ _CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 _CSR_ATTRIBUTES = "application/csrattrs"
 _LARGEST = 16_384
 """Octets of a request's body: base64, in lines or PEM, of what ``csr.vet`` looks at."""
-_CODE = "code"
-"""Idempotency key of whatever is asked with a one-time code: it is good for one request."""
 
 _Use = Callable[[Request, Caller], Awaitable[Response]]
 
@@ -141,7 +138,9 @@ class _EST:
             if is_code(caller.credential):
                 raise errors.NotPermitted("a certificate is renewed over a connection made with it")
             require_same_names(csr, caller.credential.der)
-        asked = IssueRequest(hardware_id="", csr=csr, key=_key(caller, "est", csr), keeps_refusal=False)
+        asked = IssueRequest(
+            hardware_id="", csr=csr, key=enrolment_key(caller, "est", csr), keeps_refusal=False
+        )
         enrolled = await self._carry(
             self._app.enrolments.enrol(caller, _label(request), asked, renewal=renewal)
         )
@@ -163,7 +162,7 @@ class _EST:
         asked = IssueRequest(
             hardware_id=named_device(csr) or "",
             csr=None,
-            key=_key(caller, "keygen", csr),
+            key=enrolment_key(caller, "keygen", csr),
             envelope=requested is not None,
             sealer=sealer,
             keeps_refusal=False,
@@ -228,11 +227,6 @@ def _certificates(context: RunContext | None) -> UseCase[list[bytes]]:
 def _label(request: Request) -> str | None:
     label: str | None = request.path_params.get("label")
     return label
-
-
-def _key(caller: Caller, kind: str, csr: bytes) -> str:
-    """Return the idempotency key of a request."""
-    return _CODE if is_code(caller.credential) else f"{kind}-{sha256(csr).hexdigest()[:40]}"
 
 
 async def _certification_request(request: Request) -> bytes:
