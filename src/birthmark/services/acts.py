@@ -27,7 +27,7 @@ from birthmark.floor.shared import SharedCredential, require_network
 from birthmark.pki.certificates import serial_hex
 from birthmark.pki.library import UNREADABLE
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
-from birthmark.services.revocations import line_of, status
+from birthmark.services.revocations import identity_status, line_of, status
 
 __all__ = [
     "ANONYMOUS",
@@ -182,6 +182,9 @@ def _live_device(facts: Facts, caller: Caller, capability: Capability) -> Client
     reason = status(facts, line_of(issued))
     if reason is not None:
         raise errors.Unauthenticated(f"certificate {issued.serial} of {issued.device} is revoked ({reason})")
+    reason = identity_status(facts, issued)
+    if reason is not None:
+        raise errors.Unauthenticated(f"the identity of {issued.device} is revoked ({reason})")
     require(caller.client, caller.credential, capability)
     return caller.client
 

@@ -18,6 +18,7 @@ from birthmark import errors
 from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
 from birthmark.floor.clients import Client, Credential
 from birthmark.floor.devices import Device, DeviceCertificate
+from birthmark.floor.enrolments import LocalIdentity
 from birthmark.floor.recalls import RecallAction, Selection, SelectionKind
 from birthmark.floor.revocations import AUTHORITIES, Revocation
 from birthmark.floor.runs import Run, RunLicence, RunStatus
@@ -214,7 +215,9 @@ def choose(selection: Selection, listed: ListedOf) -> UseCase[Chosen]:
         device = facts.get(Device, value)
         if device is None:
             raise missing
-        return (yield from _runs(selection, lambda run, _licence: run == device.run))
+        local: list[LocalIdentity] = yield Scan(kind=LocalIdentity, where={"device": value})
+        names = {device.run, *(one.run for one in local)}
+        return (yield from _runs(selection, lambda run, _licence: run in names))
     if kind is SelectionKind.STATION:
         facts = yield Look({Client: (f"station:{value}",)})
         if facts.get(Client, f"station:{value}") is None:

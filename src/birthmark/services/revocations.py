@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from birthmark import errors
-from birthmark.floor.authorities import Authority
+from birthmark.floor.authorities import Authority, AuthorityStatus
 from birthmark.floor.clients import Credential
-from birthmark.floor.devices import Attempt, DeviceCertificate
+from birthmark.floor.devices import Attempt, Device, DeviceCertificate
 from birthmark.floor.revocations import AUTHORITIES, CLIENTS, Revocation, revocation_key
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.revocation import ReasonCode, revoked_entry
 from birthmark.ports import Facts
 
-__all__ = ["Line", "line_of", "reinstate", "require_good", "revoke", "status"]
+__all__ = [
+    "Line",
+    "identity_status",
+    "line_of",
+    "reinstate",
+    "require_good",
+    "revoke",
+    "status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,46 @@ def status(facts: Facts, line: Line) -> ReasonCode | None:
     """Return why the certificate is not good, or None if it is."""
     revocation = facts.get(Revocation, line.id)
     return None if revocation is None else revocation.status
+
+
+def _identity_below(facts: Facts, shown: DeviceCertificate) -> DeviceCertificate | None:
+    """Return the identity that a certificate of a device stands on; None if it is the identity itself.
+
+    Raises:
+        errors.IntegrityFailure: it is gone.
+    """
+    device = facts.get(Device, shown.device)
+    if device is not None and device.attempt == shown.attempt:
+        return None
+    attempt = None if device is None else facts.get(Attempt, device.attempt)
+    identity = None if attempt is None else facts.get(DeviceCertificate, attempt.certificate)
+    if identity is None:
+        raise errors.IntegrityFailure(f"the identity of {shown.device} is gone")
+    return identity
+
+
+def identity_status(facts: Facts, shown: DeviceCertificate) -> ReasonCode | None:
+    """Return why the identity that a certificate stands on is not good, or None if it is.
+
+    What a device has besides its identity was given to that: whoever recalls the identity, by whatever
+    selection, means the device (SPEC H2).
+
+    Raises:
+        errors.IntegrityFailure: it, or an authority above it, is gone.
+    """
+    identity = _identity_below(facts, shown)
+    if identity is None:
+        return None
+    because = status(facts, line_of(identity))
+    name, above = identity.authority, ""
+    while because is None and name != above:
+        authority = facts.get(Authority, name)
+        if authority is None:
+            raise errors.IntegrityFailure(f"authority {name} above {shown.device} is gone")
+        if authority.status is AuthorityStatus.REVOKED:
+            because = ReasonCode.CA_COMPROMISE
+        name, above = authority.issuer, name
+    return because
 
 
 def revoke(
