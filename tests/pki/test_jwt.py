@@ -70,6 +70,7 @@ def test_openssl_verifies_what_is_signed(tmp_path: Path, claims: dict[str, objec
     assert json.loads(decoded(head)) == {"alg": "EdDSA", "kid": jwt.key_id(public(edwards)), "typ": "JWT"}
     assert json.loads(decoded(body)) == claims
     verified(tmp_path, public(edwards), f"{head}.{body}".encode(), decoded(signature))
+    octets = b""
     for _ in range(20):  # r or s begin with zeros now and then
         token = jwt.sign(claims, public(curve), lambda octets: curve.sign(octets, ec.ECDSA(hashes.SHA256())))
         head, body, signature = token.split(".")
