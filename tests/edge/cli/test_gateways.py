@@ -7,7 +7,7 @@ import pytest
 
 from birthmark.edge.pins import pins_of
 from birthmark.settings import load
-from tests.edge.cli.command import Place
+from tests.edge.cli.command import Place, done
 
 ANNA = ("--as", "operators/anna")
 
@@ -103,3 +103,25 @@ def test_settings_that_cannot_be_meant_are_refused(realm: Place, line: str, said
         )
     refused = realm("gateway", "pins")
     assert (refused.code, said in refused.err) == (65, True), refused
+
+
+def test_init_makes_a_gateway_when_it_is_asked_to(tmp_path: Path) -> None:
+    place = Place(tmp_path / "nord")
+    done(
+        *("init", place.directory, "--realm", "nord", "--organization", "Nord", "--operator", "anna"),
+        *("--gateway-port", "18447"),
+    )
+    assert plan_of(place) == ("gateway.crt", 18447)
+    rows = {row["check"]: row["verdict"] for row in place.done("config", "check", "--json").document}
+    wanted = ("gateway key", "gateway certificate", "other realms", "keys of tokens", "root")
+    assert {name: rows[name] for name in wanted} == dict.fromkeys(wanted, "ok")
+    assert place.done("check", "--json").document["findings"] == []
+    (place.directory / "gateway.crt").unlink()
+    checked = place("config", "check", "--json")
+    failed = {row["check"] for row in checked.document if row["verdict"] == "failed"}
+    assert (checked.code, failed) == (1, {"gateway key", "gateway certificate"})
+
+
+def plan_of(place: Place) -> tuple[str, int]:
+    plane = load(place.settings).gateway_plane
+    return plane.certificate_file.name, plane.port

@@ -21,17 +21,20 @@ from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials, printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, SettingsPath
 from birthmark.edge.cli.session import built, only_operator, opened, session_of
+from birthmark.edge.pins import other_realms
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Client, ClientStatus, Credential, Role
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, IdentityRecord, KeyUse
 from birthmark.floor.runs import AllowedDevice, Run
 from birthmark.ledger.checkpoint import VerifierKey
+from birthmark.pki import jwt
 from birthmark.pki.algorithms import ALGORITHMS
 from birthmark.pki.certificates import Certificate, from_pem
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.ports import carry
 from birthmark.services.acts import recognise
 from birthmark.settings import Settings, SoftwareKeys, StationPlane, load
+from birthmark.settings_gateway import GatewayPlane
 
 __all__ = ["config"]
 
@@ -112,9 +115,16 @@ def check(
     public = loaded.public_table is not None
     if public:
         checks.of("public plane", lambda: _public_plane(factory, loaded))
-    if loaded.station_table is not None or not public:
+    gateway = loaded.gateway_table
+    if gateway is not None:
+        checks.of("gateway key", lambda: _server_key(factory, gateway))
+        checks.of("gateway certificate", lambda: _server_certificate(factory, gateway, "gateway prepare"))
+        checks.of("other realms", lambda: ", ".join(other_realms(gateway).values()) or "none named")
+    if loaded.station_table is not None or not (public or gateway is not None):
         checks.of("server key", lambda: _server_key(factory, loaded.station_plane))
-        checks.of("server certificate", lambda: _server_certificate(factory, loaded.station_plane))
+        checks.of(
+            "server certificate", lambda: _server_certificate(factory, loaded.station_plane, "server renew")
+        )
         checks.of("client authorities", lambda: _client_authorities(loaded.station_plane))
     if loaded.key_store_table is not None or not public:
         checks.of("key store", lambda: _key_store(factory, loaded))
@@ -138,7 +148,10 @@ def _check_service(
         with built(factory, loaded) as application:
             checks.of("database", lambda: _database(application))
             checks.of("log key", lambda: _log_key(application))
-            checks.of("root", lambda: _root(application))
+            if loaded.station_table is not None:
+                checks.of("root", lambda: _root(application))
+            if loaded.gateway_table is not None:
+                checks.of("keys of tokens", lambda: _token_keys(application))
             for authority in application.store.scan(Authority):
                 if (
                     authority.kind is AuthorityKind.ISSUING
@@ -182,7 +195,7 @@ def _service_user(settings: Settings) -> str:
     raise _Warning("root, if root starts it: set user in [service]")
 
 
-def _leaf_and_chain(plane: StationPlane) -> list[Certificate]:
+def _leaf_and_chain(plane: StationPlane | GatewayPlane) -> list[Certificate]:
     return [Certificate.from_der(der) for der in from_pem(_text(plane.certificate_file))]
 
 
@@ -195,7 +208,7 @@ def _text(path: Path) -> str:
         raise errors.MalformedRequest(f"{path} is not PEM") from cause
 
 
-def _server_key(factory: Factory, plane: StationPlane) -> str:
+def _server_key(factory: Factory, plane: StationPlane | GatewayPlane) -> str:
     passphrase = factory.read_secret(plane.key_passphrase_file)
     pem = _text(plane.key_file)
     mode = stat.S_IMODE(plane.key_file.stat().st_mode)
@@ -213,7 +226,7 @@ def _server_key(factory: Factory, plane: StationPlane) -> str:
     return f"{plane.key_file}, encrypted"
 
 
-def _server_certificate(factory: Factory, plane: StationPlane) -> str:
+def _server_certificate(factory: Factory, plane: StationPlane | GatewayPlane, renewal: str) -> str:
     leaf = _leaf_and_chain(plane)[0]
     now = factory.clock().now()
     if leaf.not_after <= now:
@@ -223,7 +236,7 @@ def _server_certificate(factory: Factory, plane: StationPlane) -> str:
     days = (leaf.not_after - now).days
     said = f"{leaf.subject} until {leaf.not_after:%Y-%m-%d}, {days} days"
     if _ends_soon(leaf, now):
-        raise _Soon(f"{said}: run birthmark server renew")
+        raise _Soon(f"{said}: run birthmark {renewal}")
     return said
 
 
@@ -328,6 +341,14 @@ def _log_key(application: Application) -> str:
             f"key {label} is not the log's: the realm says {application.realm.vkey}"
         )
     return application.realm.vkey
+
+
+def _token_keys(application: Application) -> str:
+    labels = application.settings.gateway_plane.token_keys
+    kids = [jwt.key_id(application.keys.public_key(KeyLabel(label))) for label in labels]
+    return (
+        ", ".join(f"{label} {kid}" for label, kid in zip(labels, kids, strict=True)) or "no tokens are given"
+    )
 
 
 def _root(application: Application) -> str:

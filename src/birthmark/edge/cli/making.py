@@ -279,6 +279,8 @@ def _write_settings(factory: Factory, plan: Plan, place: Path) -> Settings:
     if plan.keys.token is None and plan.keys.passphrase_file is None:
         _write_passphrase(factory, place / "secrets" / "keystore.passphrase")
     _write_passphrase(factory, place / "secrets" / "server.passphrase")
+    if plan.gateway_port is not None:
+        _write_passphrase(factory, place / "secrets" / "gateway.passphrase")
     write_new_file(path, text)
     return load(path)
 
@@ -317,7 +319,9 @@ def _people(
     if (place / "root").is_dir():
         write_new_file(place / "root" / "root.crt", root_pem)
     plan = replace(plan, authority=issuing.id)
-    server = _enrol_server(application, plan, place)
+    server = _enrol_server(application, plan, place, "server")
+    if plan.gateway_port is not None:
+        _enrol_server(application, plan, place, "gateway")
     service = credentials.Service(
         url=plan.url,
         root_pem=root_pem,
@@ -360,7 +364,7 @@ def _first_issuing(plan: Plan, progress: Progress) -> Authority:
     return (named or ours)[0]
 
 
-def _enrol_server(application: Application, plan: Plan, place: Path) -> Enrolled:
+def _enrol_server(application: Application, plan: Plan, place: Path, name: str) -> Enrolled:
     key = credentials.fresh_key()
     enrolled = carry(
         application.store,
@@ -368,7 +372,7 @@ def _enrol_server(application: Application, plan: Plan, place: Path) -> Enrolled
             None,
             Enrolment(
                 role=Role.SERVER,
-                name="server",
+                name=name,
                 subject_public_key_info=credentials.public_der(key),
                 authority=plan.authority,
                 variables=plan.server_variables,
@@ -377,10 +381,10 @@ def _enrol_server(application: Application, plan: Plan, place: Path) -> Enrolled
             ),
         ),
     )
-    passphrase = SecretBytes((place / "secrets" / "server.passphrase").read_bytes().removesuffix(b"\n"))
+    passphrase = SecretBytes((place / "secrets" / f"{name}.passphrase").read_bytes().removesuffix(b"\n"))
     pem = "".join([enrolled.certificate.pem, *map(to_pem, enrolled.chain)])
-    write_new_file(place / "server.crt", pem)
-    write_new_file(place / "secrets" / "server.key", credentials.private_pem(key, passphrase), PRIVATE_MODE)
+    write_new_file(place / f"{name}.crt", pem)
+    write_new_file(place / "secrets" / f"{name}.key", credentials.private_pem(key, passphrase), PRIVATE_MODE)
     return enrolled
 
 

@@ -54,6 +54,10 @@ def init(
             metavar="PORT", min=1, max=65535, help="Serve EST and CMP to devices here, e.g. 8445. [not yet]"
         ),
     ] = None,
+    gateway_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of a gateway for devices in the field. [none]"),
+    ] = None,
     dns: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="DNS name of the server; may be given again. [localhost]"),
@@ -195,6 +199,7 @@ def init(
         line=line,
         host=host,
         port=port,
+        gateway_port=gateway_port,
         dns_names=tuple(dns if dns is not None else ([] if ip else ["localhost"])),
         ip_addresses=tuple(ip if ip is not None else ([] if dns else ["127.0.0.1"])),
         stations=tuple(station if station is not None else ["ST01"]),

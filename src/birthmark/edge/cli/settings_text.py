@@ -64,6 +64,8 @@ class Plan:
     """Port of the device plane; None to have none yet."""
     publication_url: str | None = None
     """Base of the locations that certificates name; None to publish nothing yet."""
+    gateway_port: int | None = None
+    """Where devices in the field report; None for no gateway."""
 
     def check(self, *, with_papers: bool = False) -> None:
         """Refuse a plan that cannot become a realm.
@@ -221,6 +223,7 @@ client-ca-file = "root.crt"
 processes = 1
 
 {_planes(plan)}
+{_gateway(plan)}
 {_publication(plan.publication_url)}"""
 
 
@@ -238,6 +241,24 @@ def _planes(plan: Plan) -> str:
 # [enrolment-plane]
 # host = {_string(plan.host)}
 # port = 8444
+"""
+
+
+def _gateway(plan: Plan) -> str:
+    """Return the ``[gateway-plane]`` table, or a word about it where there is none yet."""
+    if plan.gateway_port is None:
+        return "# Devices in the field report to a [gateway-plane]: docs/gateway.md\n"
+    return f"""\
+[gateway-plane]
+# Devices in the field report here, and proxies ask about them: mutual TLS 1.3, docs/gateway.md.
+host = {_string(plan.host)}
+port = {plan.gateway_port}
+certificate-file = "gateway.crt"
+key-file = "secrets/gateway.key"
+key-passphrase-file = "secrets/gateway.passphrase"
+# The next pair, which devices are told of beforehand: 'birthmark gateway prepare' makes it.
+next-certificate-file = "gateway-next.crt"
+next-key-file = "secrets/gateway-next.key"
 """
 
 
