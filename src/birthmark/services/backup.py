@@ -287,6 +287,9 @@ def write_backup(out: BinaryIO, manifest: Manifest, checkpoint: str, database: B
             shutil.copyfileobj(database, member, _CHUNK)
 
 
+_WAYS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+
+
 def _member(name: str, how: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, _EPOCH)
     info.compress_type, info.external_attr = how, 0o600 << 16
@@ -337,6 +340,9 @@ def open_backup(source: BinaryIO) -> Iterator[Backup]:
                 f"the file is no backup of ours: its members are not {', '.join(MEMBERS)}"
                 + (f", as {strange[0][:40]!r} is there" if strange else "")
             )
+        if any(member.compress_type not in _WAYS for member in archive.infolist()):
+            # Other decompressors fail in other ways, and take other amounts of memory.
+            raise errors.MalformedRequest("the file is no backup of ours: it is compressed in another way")
         manifest = Manifest.decode(_small(archive, "manifest.json", MANIFEST_LIMIT))
         checkpoint = _small(archive, "checkpoint", NOTE_LIMIT)
         if sha256(checkpoint).hexdigest() != manifest.checkpoint_sha256:
