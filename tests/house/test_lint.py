@@ -107,7 +107,7 @@ def test_an_import_against_the_rule_breaks_a_contract(
 
 
 def test_the_shell_scripts_pass_shellcheck() -> None:
-    scripts = [ROOT / ".ci/run", ROOT / "deploy/compose/make-secrets"]
+    scripts = [ROOT / ".ci/run", ROOT / "deploy/compose/make-secrets", ROOT / "deploy/first-boot.sh"]
     scripts += [path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file() and not path.suffix]
     command = [need("shellcheck"), *map(str, scripts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
