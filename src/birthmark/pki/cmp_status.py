@@ -80,7 +80,7 @@ FAILURES: Mapping[type[errors.Refusal], PKIFailureInfo] = {
     errors.NotPermitted: PKIFailureInfo.NOT_AUTHORIZED,
     errors.NotFound: PKIFailureInfo.BAD_CERT_ID,
     errors.IllegalTransition: PKIFailureInfo.BAD_REQUEST,
-    errors.KeyReused: PKIFailureInfo.TRANSACTION_ID_IN_USE,
+    errors.KeyReused: PKIFailureInfo.DUPLICATE_CERT_REQ,
     errors.QuotaExhausted: PKIFailureInfo.NOT_AUTHORIZED,
     errors.ProofFailed: PKIFailureInfo.BAD_POP,
     errors.Interrupted: PKIFailureInfo.BAD_REQUEST,
@@ -94,8 +94,13 @@ FAILURES: Mapping[type[errors.Refusal], PKIFailureInfo] = {
 
 FAILURES_OF_RULES: Mapping[str, PKIFailureInfo] = {
     "certificate-confirmation": PKIFailureInfo.BAD_CERT_ID,
+    "certificate-confirmed": PKIFailureInfo.CERT_CONFIRMED,
+    "certificate-profile": PKIFailureInfo.BAD_REQUEST,
+    "certificate-revoked": PKIFailureInfo.CERT_REVOKED,
+    "information-available": PKIFailureInfo.ADD_INFO_NOT_AVAILABLE,
     "key-algorithm": PKIFailureInfo.BAD_ALG,
     "message-expected": PKIFailureInfo.BAD_REQUEST,
+    "message-place": PKIFailureInfo.BAD_REQUEST,
     "message-protection": PKIFailureInfo.BAD_MESSAGE_CHECK,
     "message-recipient-nonce": PKIFailureInfo.BAD_RECIPIENT_NONCE,
     "message-sender": PKIFailureInfo.BAD_MESSAGE_CHECK,

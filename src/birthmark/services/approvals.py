@@ -10,10 +10,11 @@ from hashlib import sha256
 from typing import Any
 
 from birthmark import errors
-from birthmark.floor.clients import Capability, Role
+from birthmark.floor.clients import Capability
 from birthmark.floor.enrolments import WAITING_LIFE, WaitingEnrolment, WaitingStatus, waiting_id
 from birthmark.ports import Decision, Facts, UseCase
 from birthmark.services.acts import Caller, decided, live_client
+from birthmark.services.recognition import to_enrol
 from birthmark.services.runs import RunContext, check_scope
 
 __all__ = ["Approvals", "require_approved"]
@@ -36,8 +37,7 @@ class Approvals:
         csr_sha256 = "" if csr is None else sha256(csr).hexdigest()
 
         def decide(facts: Facts, at: datetime) -> Decision[bool]:
-            needed = Capability.ENROL_SELF if caller.client.role is Role.DEVICE else Capability.ISSUE
-            client = live_client(facts, caller, needed, at)
+            client = live_client(facts, caller, to_enrol(caller), at)
             check_scope(facts, client, context, device)
             found = facts.get(WaitingEnrolment, name)
             if found is not None:

@@ -3,9 +3,13 @@
 A transaction is on record before anything is issued in it: what was interrupted is asked again, or is found
 when its time has ended, and then its certificate is revoked.  Nothing of it stands in the log; what is
 issued, confirmed and revoked in it does.
+
+The message that began a transaction may come again: whoever lost the answer gets the same one.  What may be
+granted later (who asks is closed out now, or we are at fault) ends no transaction; what is refused for good
+does, unless something was issued in it, which then has to be confirmed or is revoked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -16,12 +20,14 @@ from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.enrolments import WAITING_LIFE, CMPStatus, CMPTransaction
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.cmp import BodyKind
+from birthmark.pki.cmp_requests import CertStatus, verify_confirmation
 from birthmark.ports import Act, Clock, Committed, Decision, Facts, Look, Scan, UseCase
-from birthmark.services.acts import Caller, outcomes, refuse
+from birthmark.services.acts import Caller, decided, live_client, outcomes, refuse
 from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.enrolments import EnrolDevices, Granted, Waiting
 from birthmark.services.issue import IssueRequest
-from birthmark.services.recognition import enrolment_key
+from birthmark.services.recognition import enrolment_key, to_enrol
+from birthmark.services.runs import RunContext
 
 __all__ = ["SERVICE", "CMPTransactions", "transaction_key"]
 
@@ -29,7 +35,13 @@ SERVICE = "realm:device-plane"
 """The actor of what happens because nobody confirmed."""
 _REQUEST = "cmp"
 _UNCONFIRMED = "the client did not confirm its certificate in time"
+_NOT_TAKEN = "the client did not take its certificate"
+_ANOTHER = "the client confirmed another certificate than it was sent"
 _OPEN = (CMPStatus.WAITING, CMPStatus.ISSUED)
+_OF_THE_MOMENT = errors.Unauthenticated | errors.NotPermitted | errors.IntegrityFailure | errors.Fault
+"""Refusals that say nothing about the request: of who may not ask now, and of faults of ours."""
+_PKCS10_IDS = frozenset({-1, 0})
+"""certReqIds by which a certificate for a p10cr is confirmed: RFC 9483 section 4.1.4, and OpenSSL 3.0."""
 
 
 def transaction_key(client: str, transaction_id: bytes) -> str:
@@ -53,6 +65,28 @@ class CMPTransactions:
         self._confirmations = confirmations
         self._clock = clock
 
+    def run_of(self, caller: Caller, label: str | None, profile: str | None) -> UseCase[RunContext]:
+        """Return the run that a message is for; see ``EnrolDevices.run_of``.
+
+        Args:
+            caller: who asks.
+            label: the run, as the path names it.
+            profile: its certProfile (RFC 9810 section 5.1.1.4): the run, or beside a label the name of the
+                profile by which that certifies.
+
+        Raises:
+            errors.NotFound: there is no such run.
+            errors.PolicyRefused: path and certProfile contradict each other (rule ``certificate-profile``).
+        """
+        context = yield from self._enrolments.run_of(caller, label or profile)
+        licence = context.licence
+        if profile not in {None, licence.id, licence.profile}:
+            raise errors.PolicyRefused(
+                "certificate-profile",
+                f"run {licence.id} certifies by profile {licence.profile}, not {profile[:64]}",
+            )
+        return context
+
     def begin(
         self,
         caller: Caller,
@@ -61,8 +95,12 @@ class CMPTransactions:
         transaction_id: bytes,
         request: tuple[int, bytes],
         nonce: bytes,
+        *,
+        implicit: bool = False,
     ) -> UseCase[CMPTransaction]:
         """Put a transaction on record, or return the one that this very message began.
+
+        The message is counted here; see ``enrol``.
 
         Args:
             caller: who asks.
@@ -70,19 +108,24 @@ class CMPTransactions:
             kind: of the message that begins it.
             transaction_id: 16 to 64 octets.
             request: certReqId and body of that message (DER).
-            nonce: senderNonce of the answer to come.
+            nonce: senderNonce of the answer to come.  Of a message that comes again it is the one on record:
+                whoever repeats somebody's message cannot spoil the transaction.
+            implicit: the client asks to confirm nothing.
 
         Raises:
             errors.PolicyRefused: the client has used the transactionID before (rule ``transaction-in-use``).
             errors.NotFound: there is no such run.
+            errors.Refusal: the client may not enrol now.  It is on record.
         """
         context = yield from self._enrolments.run_of(caller, label)
         request_id, body = request
         name = transaction_key(caller.client.id, transaction_id)
 
         def decide(facts: Facts, at: datetime) -> Decision[CMPTransaction]:
-            found = facts.get(CMPTransaction, name)
-            if found is None:
+            # Before there is a row: else whoever was shut out could have as many as it likes.
+            live_client(facts, caller, to_enrol(caller), at)
+            row = facts.get(CMPTransaction, name)
+            if row is None:
                 row = CMPTransaction(
                     id=name,
                     client=caller.client.id,
@@ -95,25 +138,32 @@ class CMPTransactions:
                     status=CMPStatus.WAITING,
                     expires_at=at + self._confirm_within,
                 )
-            elif (found.request, found.body) == (body, str(kind)) and found.status in _OPEN:
-                row = replace(found, nonce=nonce)  # the answer was lost
-            else:
+                facts.put(row)
+            elif (row.request, row.body) != (body, str(kind)) or not _goes_on(row, at, implicit=implicit):
                 raise errors.PolicyRefused(
                     "transaction-in-use", "the transactionID was used before: choose another"
                 )
-            facts.put(row)
             return Decision(row)
 
-        return (yield from self._act(caller.client.id, name, decide))
+        said = {"transaction": name[:200]}
+        return (yield from decided(caller, _REQUEST, said, decide, {CMPTransaction: (name,)}))
 
-    def enrol(self, caller: Caller, row: CMPTransaction, nonce: bytes) -> UseCase[Granted | Waiting]:
+    def enrol(
+        self, caller: Caller, row: CMPTransaction, nonce: bytes, *, counted: bool = False
+    ) -> UseCase[Granted | Waiting]:
         """Issue what a transaction asks for, or return that a person has to look at it.
 
-        A refusal ends the transaction.
+        Args:
+            caller: who asks.
+            row: the transaction.
+            nonce: senderNonce of the answer.
+            counted: the message has begun the transaction, and was counted then.
 
         Raises:
             errors.Refusal: it is not granted.  It is on record.
         """
+        if counted:
+            caller = replace(caller, rate=None)
         request = IssueRequest(
             hardware_id="", csr=row.request, key=row.key, crmf=row.body != BodyKind.P10CR, keeps_refusal=False
         )
@@ -121,7 +171,7 @@ class CMPTransactions:
         try:
             answer = yield from self._enrolments.enrol(caller, row.run, request, renewal=renewal)
         except errors.Refusal as refusal:
-            if not refusal.retryable:
+            if row.attempt is None and not refusal.retryable and not isinstance(refusal, _OF_THE_MOMENT):
                 yield from self._put(row, nonce, status=CMPStatus.REJECTED)
             raise
         if isinstance(answer, Waiting):
@@ -155,15 +205,20 @@ class CMPTransactions:
 
         return (yield from self._act(row.client, row.id, decide))
 
-    def find(self, caller: Caller, transaction_id: bytes) -> UseCase[CMPTransaction]:
+    def find(
+        self, caller: Caller, transaction_id: bytes, *, confirms: bool = False
+    ) -> UseCase[CMPTransaction]:
         """Return a transaction of the caller's that is still open.
 
         Raises:
-            errors.PolicyRefused: there is none (rule ``message-transaction``).
+            errors.PolicyRefused: there is none (rule ``message-transaction``); or the caller ``confirms``
+                what it has confirmed before (rule ``certificate-confirmed``).
         """
         name = transaction_key(caller.client.id, transaction_id)
         facts: Facts = yield Look({CMPTransaction: (name,)})
         row = facts.get(CMPTransaction, name)
+        if confirms and row is not None and row.status is CMPStatus.CONFIRMED:
+            raise errors.PolicyRefused("certificate-confirmed", "the certificate was confirmed before")
         if row is None or row.status not in _OPEN or self._clock.now() >= row.expires_at:
             raise errors.PolicyRefused("message-transaction", "the transaction is over, or never began")
         return row
@@ -183,6 +238,38 @@ class CMPTransactions:
         An operational certificate still has to be used before the one before it is superseded.
         """
         yield from self._end(row, CMPStatus.CONFIRMED)
+
+    def settle(
+        self, caller: Caller, row: CMPTransaction, said: Sequence[CertStatus], *, pvno: int
+    ) -> UseCase[None]:
+        """Take what a client says of its certificate (RFC 9810 section 5.3.18): it is live, or revoked.
+
+        Whoever confirms another certificate than it was sent has not got this one: that is revoked, too
+        (section 4.2.2.2).
+
+        Args:
+            caller: the client.
+            row: the transaction.
+            said: what its certConf holds; nothing means that it does not take the certificate.
+            pvno: version of that message.
+
+        Raises:
+            errors.PolicyRefused: no certificate waits (rule ``message-expected``), or it is of another (rule
+                ``certificate-confirmation``).
+            errors.IllegalTransition: its attempt is over.
+        """
+        if row.status is not CMPStatus.ISSUED or len(said) > 1:
+            raise errors.PolicyRefused("message-expected", "no certificate waits for such a confirmation")
+        if not said or not said[0].accepted:
+            yield from self.reject(caller.client.id, row, _NOT_TAKEN)
+            return
+        certificate = yield from self.certificate(row)
+        try:
+            _verify_taken(row, said[0], certificate, pvno)
+        except errors.PolicyRefused:
+            yield from self.reject(caller.client.id, row, _ANOTHER)
+            raise
+        yield from self.confirm(caller, row)
 
     def confirm(self, caller: Caller, row: CMPTransaction) -> UseCase[None]:
         """End a transaction whose certificate the client took.
@@ -226,12 +313,20 @@ class CMPTransactions:
             found += some
         return found
 
-    def expire(self, name: str) -> UseCase[None]:
-        """End a transaction if its time has ended and nobody has confirmed it."""
+    def expire(self, name: str) -> UseCase[datetime | None]:
+        """End a transaction if its time has ended and nobody has confirmed it.
+
+        Returns:
+            When its time ends, if it has not; None for one that is over.
+        """
         facts: Facts = yield Look({CMPTransaction: (name,)})
         row = facts.get(CMPTransaction, name)
-        if row is not None and row.status in _OPEN and self._clock.now() >= row.expires_at:
-            yield from self.reject(SERVICE, row, _UNCONFIRMED)
+        if row is None or row.status not in _OPEN:
+            return None
+        if self._clock.now() < row.expires_at:
+            return row.expires_at
+        yield from self.reject(SERVICE, row, _UNCONFIRMED)
+        return None
 
     def _act(
         self, actor: str, name: str, decide: Callable[[Facts, datetime], Decision[CMPTransaction]]
@@ -246,3 +341,19 @@ class CMPTransactions:
         ]
         (row,) = outcomes(committed)
         return row
+
+
+def _goes_on(row: CMPTransaction, at: datetime, *, implicit: bool) -> bool:
+    """Return whether the message that began a transaction may come again."""
+    if row.status is CMPStatus.CONFIRMED:
+        return implicit  # nothing was confirmed: the answer may have been lost
+    return row.status in _OPEN and at < row.expires_at
+
+
+def _verify_taken(row: CMPTransaction, said: CertStatus, certificate: bytes, pvno: int) -> None:
+    expected = _PKCS10_IDS if row.body == BodyKind.P10CR else {row.request_id}
+    if said.cert_req_id not in expected:
+        raise errors.PolicyRefused(
+            "certificate-confirmation", f"certReqId {said.cert_req_id} is of no request in this transaction"
+        )
+    verify_confirmation(said, certificate, pvno=pvno)

@@ -29,6 +29,7 @@ __all__ = [
     "is_code",
     "recognise_device",
     "require_live",
+    "to_enrol",
 ]
 
 CODE = "code:"
@@ -106,6 +107,11 @@ class Codes:
         if not hmac.compare_digest(right.reveal(), code.reveal()):
             raise errors.Unauthenticated("no such name and code")
         return caller
+
+
+def to_enrol(caller: Caller) -> Capability:
+    """Return what somebody has to be allowed who asks for certificates: for itself, or for others."""
+    return Capability.ENROL_SELF if caller.client.role is Role.DEVICE else Capability.ISSUE
 
 
 def require_live(caller: Caller, capability: Capability, at: datetime) -> UseCase[None]:

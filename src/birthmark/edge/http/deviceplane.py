@@ -22,11 +22,12 @@ from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY, Admits
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.floor.clients import Capability, Role
+from birthmark.floor.limits import Rate
 from birthmark.pki.certificates import fingerprint
 from birthmark.secret import SecretBytes
 from birthmark.services.acts import ANONYMOUS, Caller
 from birthmark.services.prove import ProveRequest, Released
-from birthmark.services.recognition import recognise_device, require_live
+from birthmark.services.recognition import recognise_device, require_live, to_enrol
 
 __all__ = ["PLANE", "DevicePlaneApp"]
 
@@ -45,7 +46,13 @@ class DevicePlaneApp:
         self.application = application
         self._admits = admits
         self.border = Border(application)
-        self.refused = Refusals(application, self.border, asker=self._asker, is_unwelcome=self._is_unwelcome)
+        self.refused = Refusals(
+            application,
+            self.border,
+            asker=self._asker,
+            is_unwelcome=self._is_unwelcome,
+            rate=self._refused_rate,
+        )
 
     async def caller(self, request: Request) -> Caller | None:
         """Return who asks by certificate or one-time code; None for somebody who shows neither.
@@ -65,14 +72,22 @@ class DevicePlaneApp:
 
     def known(self, request: Request, caller: Caller) -> Caller:
         """Return a recognised caller as one of this plane."""
-        table = self.application.settings.device_plane
         request.scope[CLIENT_KEY] = caller.client.id
         return replace(
             caller,
             plane=PLANE,
-            rate=table.shared_rate if caller.client.role in _MANY else table.client_rate,
+            rate=self._rate(caller.client.role),
             address=request.client.host if request.client else "",
         )
+
+    def _rate(self, role: str) -> Rate:
+        table = self.application.settings.device_plane
+        return table.shared_rate if role in _MANY else table.client_rate
+
+    def _refused_rate(self, actor: str) -> Rate:
+        if actor == ANONYMOUS:
+            return self.application.settings.station_plane.stranger_rate
+        return self._rate(actor.partition(":")[0])
 
     async def require_live(self, caller: Caller, capability: Capability) -> None:
         """Refuse whoever may not do something now, where nothing is committed."""
@@ -80,8 +95,7 @@ class DevicePlaneApp:
 
     async def require_known(self, caller: Caller) -> None:
         """Refuse whoever can enrol for nothing."""
-        device = caller.client.role is Role.DEVICE
-        await self.require_live(caller, Capability.ENROL_SELF if device else Capability.ISSUE)
+        await self.require_live(caller, to_enrol(caller))
 
     async def challenge(self, request: Request) -> Response:
         """Hand over what the device has to sign; for an operational certificate nothing is left to prove."""
