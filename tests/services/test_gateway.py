@@ -300,7 +300,7 @@ class Fjord:
     """Another fleet's authority, registered at a door."""
 
     def __init__(self, door: Door, pki: ForeignPKI, **policy: object) -> None:
-        self.door, self.root = door, pki.root()
+        self.door, self.root, self.lists = door, pki.root(), 0
         self.fleet = Fleet(door.line.realm, SystemEntropy())
         agreed = FleetPolicy(**{"first_contact": FirstContact.REGISTER, **policy})  # type: ignore[arg-type]  # as the test says
         anna = door.line.operator.caller
@@ -309,9 +309,10 @@ class Fjord:
         carry(self.fleet.register(anna, "fjord", self.root.verification(challenged.nonce)))
 
     def list(self) -> None:
-        """Take in its next CRL."""
-        anna = self.door.line.operator.caller
-        self.door.service.carry(take_crl(anna, "fjord", self.root.list()))
+        """Take in its next CRL, ten minutes younger than the last."""
+        self.lists += 1
+        octets = self.root.list(at=self.root.at + timedelta(minutes=10 * self.lists))
+        self.door.service.carry(take_crl(self.door.line.operator.caller, "fjord", octets))
 
     def move(self, status: FleetStatus) -> None:
         anna = self.door.line.operator.caller

@@ -64,6 +64,14 @@ def recalled(gateway: GatewayRealm, car: Vehicle, how: str) -> None:
     command(gateway, "recall", "approve", json.loads(said)["id"], "--yes", who="bela")
 
 
+def context_of(gateway: GatewayRealm, car: Vehicle) -> ssl.SSLContext:
+    """Return the TLS context of a vehicle that keeps its connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(gateway.root)
+    context.load_cert_chain(car.certificate, car.key)
+    return context
+
+
 def test_a_released_vehicle_comes_in_and_is_registered_once(gateway: GatewayRealm, car: Vehicle) -> None:
     first = curl(gateway, "/v1/contact", car)
     assert first.status == 200, first.body
@@ -112,6 +120,17 @@ def test_a_vehicle_is_refused_at_the_next_contact_after_its_recall(
     assert kinds(gateway, car.id) == ["device-first-seen", "certificate-suspended", "certificate-revoked"]
 
 
+def test_an_open_connection_ends_with_the_recall(gateway: GatewayRealm, car: Vehicle) -> None:
+    """Nothing is remembered from the last request: the very next one is refused, and the connection ends."""
+    with Http(("127.0.0.1", gateway.port), context_of(gateway, car)) as kept:
+        assert kept.post("/v1/contact", {}).status == 200
+        assert kept.get("/v1/status").status == 200
+        recalled(gateway, car, "--reason=keyCompromise")
+        refused = kept.get("/v1/status")
+    assert (refused.status, refused.json["rule"]) == (403, "certificate-revoked")
+    assert refused.headers["connection"] == "close"
+
+
 def test_a_certificate_that_nobody_has_on_record_is_refused_though_it_is_under_our_root(
     gateway: GatewayRealm,
 ) -> None:
@@ -155,10 +174,7 @@ def test_two_with_one_identity_at_two_places_are_both_refused_until_a_person_dec
     gateway: GatewayRealm, car: Vehicle
 ) -> None:
     """The clone has key and certificate, and connects from somewhere else while the first is connected."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(gateway.root)
-    context.load_cert_chain(car.certificate, car.key)
-    with Http(("127.0.0.1", gateway.port), context) as first:
+    with Http(("127.0.0.1", gateway.port), context_of(gateway, car)) as first:
         assert first.post("/v1/contact", {}).status == 200
         assert curl(gateway, "/v1/contact", car, at="127.0.0.9").status == 200, "it may have moved there"
         refused = first.post("/v1/contact", {})
