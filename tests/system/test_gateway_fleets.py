@@ -69,7 +69,7 @@ def contact(gateway: GatewayRealm, who: Vehicle) -> tuple[int, str]:
 
 
 def known_to_both(gateway: GatewayRealm, who: Vehicle) -> bool:
-    """Wait until both processes believe the authority above it: the handshake is done, whatever comes of it."""
+    """Wait until both processes believe the authority above it, and a handshake is done by either."""
     return until(lambda: all(contact(gateway, who)[0] for _ in range(8)))
 
 
