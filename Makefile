@@ -11,6 +11,7 @@ JOBS ?= 2
 TOKEN ?=
 DATABASE ?=
 ELEMENT ?=
+GATEWAY ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench soak fuzz lock clean install
@@ -18,9 +19,9 @@ ELEMENT ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql for the real thing, ELEMENT=scp03 for secure elements
-	@scripts/install --runtime $(if $(TOKEN),--with $(TOKEN)) $(if $(DATABASE),--with $(DATABASE)) $(if $(filter scp03,$(ELEMENT)),--with scp03)
-	@.venv/bin/python demo/line.py $(if $(TOKEN),--token $(TOKEN)) $(if $(DATABASE),--database $(DATABASE)) $(if $(ELEMENT),--element $(ELEMENT))
+demo: ## a production line on this machine; TOKEN=softhsm2 DATABASE=postgresql for the real thing, ELEMENT=scp03 for secure elements, GATEWAY=1 for the field
+	@scripts/install --runtime $(if $(TOKEN),--with $(TOKEN)) $(if $(DATABASE),--with $(DATABASE)) $(if $(filter scp03,$(ELEMENT)),--with scp03) $(if $(GATEWAY),--with gateway)
+	@.venv/bin/python demo/line.py $(if $(TOKEN),--token $(TOKEN)) $(if $(DATABASE),--database $(DATABASE)) $(if $(ELEMENT),--element $(ELEMENT)) $(if $(GATEWAY),--gateway)
 
 # The tests start the same programs a thousand times: they are compiled once, whatever is set outside.
 test soak: export PYTHONDONTWRITEBYTECODE :=

@@ -14,7 +14,15 @@ real command, run as shown, and each expectation is checked.
     publication.py  the public role, and what relying parties see of it
     recall.py       a recall by two operators
     audit.py        the verification afterwards
-    screen.py, vins.py, proxy.py, foreign.py   how it is shown, and what it takes
+    screen.py, vins.py, proxy.py, foreign.py, waiting.py   how it is shown, and what it takes
+
+With ``--gateway`` it goes on outside: vehicles report to the gateway, and who must not is turned away:
+
+    field.py           the story
+    field_devices.py   what vehicles have on board: curl, openssl and a shell
+    field_trials.py    whom the gateway turns away
+    field_fleet.py     another fleet, whose authority OpenSSL made
+    field_upstream.py  the application behind: tokens, and headers through nginx
 
 With ``--element scp03`` another story is told, of devices with secure elements in readers:
 

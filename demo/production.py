@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from demo import chips
+from demo import chips, field
 from demo.audit import Audit
 from demo.floor import Floor, Order, jobs_of
 from demo.publication import PublicHost
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         make_directory(directory)
         workshop = Workshop(directory, screen)
-        return _tell(workshop, choices) if choices.element is None else chips.tell(workshop, choices)
+        story = field.tell if choices.gateway else _tell if choices.element is None else chips.tell
+        return story(workshop, choices)
     except CannotBegin as reason:
         screen.say(f"The demo cannot begin: {reason}", style="bold red")
         return 2
@@ -66,14 +67,18 @@ def _choices(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="demo/line.py", description="A production line on this machine.")
     parser.add_argument("--token", choices=["softhsm2"], help="keep the service's keys in a PKCS#11 token")
     parser.add_argument("--database", choices=["postgresql"], help="two server processes on PostgreSQL")
-    parser.add_argument("--element", choices=["scp03"], help="devices with secure elements, in readers")
+    stories = parser.add_mutually_exclusive_group()
+    stories.add_argument("--element", choices=["scp03"], help="devices with secure elements, in readers")
+    stories.add_argument("--gateway", action="store_true", help="vehicles leave the line and report")
     parser.add_argument(
         "--vehicles",
         type=_number(20, 100_000),
-        help=f"20 or more [{VEHICLES}; {chips.VEHICLES} with elements]",
+        help=f"20 or more [{VEHICLES}; {chips.VEHICLES} with elements, {field.VEHICLES} with a gateway]",
     )
     parser.add_argument(
-        "--stations", type=_number(2, 16), help=f"2 to 16 [{STATIONS}; {chips.STATIONS} with elements]"
+        "--stations",
+        type=_number(2, 16),
+        help=f"2 to 16 [{STATIONS}; {chips.STATIONS} with elements or a gateway]",
     )
     parser.add_argument("--directory", type=Path, default=Path("demo-realm"), help="[demo-realm]")
     parser.add_argument("--plain", action="store_true", help="no colour, no moving display")

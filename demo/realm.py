@@ -6,6 +6,9 @@
     ├── vehicles/VIN/        the vehicles' own storage
     ├── public/              the public role's host: its settings, its own key, what is published
     ├── audit/               the exported log
+    ├── trials/              what clones, strangers and others show
+    ├── fleet/, other/       with --gateway: another fleet's authority, another realm
+    ├── edge/                with --gateway: nginx in front of an application
     ├── token/               with --token softhsm2: the token, its configuration and PIN
     └── server.log, public.log
 
@@ -86,7 +89,7 @@ class Workshop:
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("BIRTHMARK_")
         }
-        self.port, self.public_port = _free_ports(2)
+        self.port, self.public_port = free_ports(2)
         self._server: subprocess.Popen[bytes] | None = None
         self.program = Path(sys.executable).with_name("birthmark")
         """The command."""
@@ -137,14 +140,15 @@ class Workshop:
         return done
 
     @contextmanager
-    def server(self, *, processes: int) -> Iterator[None]:
-        """Run the service until the block ends.
+    def server(self, *, processes: int, planes: Sequence[int] = ()) -> Iterator[None]:
+        """Run the service until the block ends; ``planes`` are the ports of its further planes.
 
         Raises:
             WentWrong: it does not start.
         """
         words = ["serve", *(["--processes", str(processes)] if processes > 1 else [])]
-        with self._serving(words, self.port, self.directory / "server.log", self.environment):
+        ports = (self.port, *planes)
+        with self._serving(words, ports, self.directory / "server.log", self.environment):
             yield
 
     @contextmanager
@@ -157,12 +161,12 @@ class Workshop:
         words = ["serve", "--plane", "public", "--settings", "../public/birthmark.toml"]
         # Nothing that leads to the token goes with it.
         environment = {name: value for name, value in self.environment.items() if name != "SOFTHSM2_CONF"}
-        with self._serving(words, self.public_port, self.directory / "public.log", environment):
+        with self._serving(words, (self.public_port,), self.directory / "public.log", environment):
             yield
 
     @contextmanager
     def _serving(
-        self, words: Sequence[str], port: int, where: Path, environment: Mapping[str, str]
+        self, words: Sequence[str], ports: Sequence[int], where: Path, environment: Mapping[str, str]
     ) -> Iterator[None]:
         self.screen.command(words)
         self.log = where
@@ -178,7 +182,8 @@ class Workshop:
             )
         self._server = process
         try:
-            self._wait_for(process, port)
+            for port in ports:
+                self._wait_for(process, port)
             yield
             self.require_server()
         finally:
@@ -216,7 +221,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that nobody has."""
     with ExitStack() as probing:
         probes = [probing.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
@@ -299,8 +305,17 @@ def make_realm(
     database: str | None,
     stations: Sequence[str],
     until_the_end: ExitStack,
+    *more: str,
 ) -> None:
     """Make the realm by ``birthmark init``, with a token or a database of the demo's own where one is wanted.
+
+    Args:
+        workshop: where.
+        token: the kind of token, or None.
+        database: likewise.
+        stations: their names.
+        until_the_end: keeps the database running.
+        more: further options of ``birthmark init``.
 
     Raises:
         CannotBegin: what that needs is not installed.
@@ -313,7 +328,7 @@ def make_realm(
     names = [word for name in stations for word in ("--station", name)]
     workshop.birthmark(
         *("init", "realm", "--realm", "acme", "--organization", "Acme Motors", "--port", str(workshop.port)),
-        *(*names, "--operator", OPERATOR, *options),
+        *(*names, "--operator", OPERATOR, *options, *more),
         place=workshop.directory,
         answer=lambda lines: [line for line in lines if line.startswith(_FOUNDED)],
     )

@@ -50,6 +50,12 @@ def test_the_demo_hands_its_choices_on(words: str) -> None:
     assert demo.split() == [".venv/bin/python", "demo/line.py", f"--{option.lower()}", value]
 
 
+def test_the_demo_is_told_that_there_is_a_gateway() -> None:
+    install, demo = make("--dry-run", "demo", "GATEWAY=1").stdout.splitlines()
+    assert install.split() == ["scripts/install", "--runtime", "--with", "gateway"]
+    assert demo.split() == [".venv/bin/python", "demo/line.py", "--gateway"]
+
+
 @pytest.mark.parametrize(
     ("printed", "returned", "expected"),
     [

@@ -17,6 +17,10 @@ import pytest
 
 from demo.audit import Audit, forge
 from demo.chip_audit import ChipAudit
+from demo.field import claim_each_once
+from demo.field_devices import Answer, Field, Vehicle
+from demo.field_trials import FieldTrials
+from demo.field_upstream import Upstream
 from demo.floor import Job, Order, jobs_of
 from demo.production import main
 from demo.publication import PublicHost
@@ -481,6 +485,153 @@ def test_without_readers_it_says_so_and_reaches_the_elements_over_tcp(
     assert processes_in(tmp_path) == []
 
 
+# --- the field ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A demo with a gateway that has run: its directory and what it said."""
+    for program in ("curl", "openssl"):
+        need(program)
+    directory = tmp_path_factory.mktemp("demo") / "field-of-a-test"
+    done = run_demo(directory, "--gateway", "--vehicles", "20")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.stderr == ""
+    return directory, done.stdout
+
+
+@pytest.mark.timeout(SECONDS)
+def test_vehicles_report_and_a_clone_and_an_unreleased_one_are_turned_away(
+    reported: tuple[Path, str],
+) -> None:
+    """SPEC H1 to H6, C9, G1: each refusal is the right one and stands in the log."""
+    _, said = reported
+    table = said.partition("what happened")[2].partition("the log has one first contact")[0]
+    rows = re.findall(r"^  (ok|FAILED) .*?(\d+|\?) [A-Za-z ]+$", table, re.MULTILINE)
+    assert [mark for mark, _ in rows] == ["ok"] * 10
+    assert all(leaf.isdigit() for _, leaf in rows)
+    flat = " ".join(said.split())
+    for rule in ("device-not-released", "device-cloned", "device-unknown", "wrong-realm", "foreign-revoked"):
+        assert f"403 {rule}: " in table
+    for part in (
+        "ok 20 vehicles hold a release token",
+        "ok 60 of 60 contacts let in: each of 20 vehicles 3 times",
+        "ok the log has one first contact of each of 20 vehicles and one boat, and nobody else's",
+        "ok OpenSSL accepts 20 of 20 certificates",
+        "ok 20 of 20 release tokens are proved by the log's key alone",
+        "ok OpenSSL verifies the token (ES256)",
+        "one handshake each",
+        "10 of 10 trials came out",
+        "4 with one image, 1 with a code, 1 by CMP; 1 issued and never released",
+    ):
+        assert part in flat
+    assert re.search(r"60 contacts in [\d.]+ s: \d+ handshakes/s on \d+ cores", flat)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_application_behind_nginx_is_told_who_reports(reported: tuple[Path, str]) -> None:
+    need("nginx", "nginx-light")
+    flat = " ".join(reported[1].split())
+    assert "SKIPPED" not in flat
+    assert re.search(r"ok through nginx the application is told vin:\w{17}, whatever the vehicle says", flat)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_the_demo_of_the_field_leaves_nothing_running_and_shows_no_secret(
+    reported: tuple[Path, str],
+) -> None:
+    directory, said = reported
+    assert processes_in(directory) == []
+    assert max(map(len, said.splitlines())) <= WIDTH
+    assert not [line for line in said.splitlines() if line != line.rstrip()]
+    codes = [path.read_text().strip() for path in directory.glob("vehicles/*/code")]
+    codes += [path.read_text().strip() for path in directory.glob("vehicles/*/provisioning.code")]
+    assert len(codes) == 2
+    assert not [code for code in codes if code.rpartition(":")[2] in said]
+    commands = [line.split() for line in said.partition("To look around:")[2].splitlines()]
+    tried = [words for words in commands if words[:1] == ["birthmark"]]
+    assert len(tried) == 5
+    for _, *words in tried:
+        program = str(Path(sys.executable).with_name("birthmark"))
+        done = subprocess.run(
+            [program, *words], cwd=directory / "realm", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (words, done.stderr)
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_vehicle_that_was_registered_twice_or_never_is_noticed(
+    reported: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(reported[0], tmp_path / "copy")
+    workshop = Workshop(tmp_path / "copy", Screen(plain=True))
+    told = workshop.birthmark("log", "tail", "--lines", "100000", "--json", show=False).stdout
+    entries = [json.loads(line) for line in told.splitlines()]
+    vehicles = {str(entry["device"]) for entry in entries if entry["kind"] == "device-released"}
+    first = next(at for at, entry in enumerate(entries) if entry["kind"] == "device-first-seen")
+    audit = Audit(workshop)
+    claim_each_once(audit, entries, vehicles)
+    assert audit.failures == []
+    claim_each_once(audit, [*entries, entries[first]], vehicles)
+    claim_each_once(audit, entries[:first] + entries[first + 1 :], vehicles)
+    claim_each_once(audit, [*entries, {**entries[first], "device": "vin:UNPROVED"}], vehicles)
+    assert len(audit.failures) == 3
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_gateway_that_does_not_answer_is_no_refusal(reported: tuple[Path, str], tmp_path: Path) -> None:
+    """What is turned away has to be turned away by the gateway, and for the right reason."""
+    shutil.copytree(reported[0], tmp_path / "copy")
+    field = Field(Workshop(tmp_path / "copy", Screen(plain=True)))
+    some = next(field.workshop.vehicles.glob("*/shown.pem"))
+    vehicle = Vehicle(vin=some.parent.name, certificate=some, key=some.with_name("device.key"))
+    trials = FieldTrials(field, tmp_path)
+    assert not trials.unreleased(vehicle).as_expected
+    assert not trials.no_vehicle(field.workshop.realm / "stations" / "ST01").as_expected
+    assert not trials.stranger("1M8GDM9AXKP042788").as_expected
+    answer = field.contact(vehicle)
+    assert (answer.status, answer.reason) == (0, "")
+    assert answer.words.startswith("curl: (7)")
+
+
+def test_an_answer_is_told_in_one_line() -> None:
+    def words(body: str, status: int = 403, complaint: str = "") -> str:
+        return Answer(status=status, body=body, complaint=complaint).words
+
+    assert words('{"code": "policy", "rule": "device-held", "detail": "it is"}') == "403 device-held: it is"
+    assert words('{"status": "accepted", "device": "vin:A"}', 200) == "200 accepted vin:A"
+    assert words("<html>", 502) == "502"
+    assert words("[1]", 200) == "200"
+    assert words("", 0, "curl: (56) x:SSL routines::alert unknown ca, errno 0\n") == (
+        "no answer but a TLS alert: alert unknown ca"
+    )
+    assert words("", 0) == "no answer"
+
+
+def test_without_curl_there_is_no_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_directory(tmp_path / "demo-realm")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(CannotBegin, match="needs curl and openssl"):
+        Field(Workshop(tmp_path / "demo-realm", Screen(plain=True)))
+
+
+@pytest.mark.timeout(SECONDS)
+def test_without_nginx_it_says_so(
+    reported: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(reported[0], tmp_path / "copy")
+    field = Field(Workshop(tmp_path / "copy", Screen(plain=True)))
+    vehicle = Vehicle(vin="A", certificate=tmp_path / "a", key=tmp_path / "a")
+    audit = Audit(field.workshop)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    Upstream(field, audit).proxy(vehicle, vehicle)
+    assert "SKIPPED" in capsys.readouterr().out
+    assert audit.failures == []
+
+
 # --- pieces -------------------------------------------------------------------------------------------------
 
 
@@ -515,15 +666,20 @@ def test_every_vehicle_gets_a_place_in_one_job(count: int, gang: int) -> None:
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("token", [False, True], ids=["files", "softhsm2"])
 @pytest.mark.parametrize("database", [False, True], ids=["sqlite", "postgresql"])
-@pytest.mark.parametrize("element", [False, True], ids=["enclaves", "scp03"])
+@pytest.mark.parametrize("story", ["enclaves", "scp03", "gateway"])
 def test_the_whole_demo_with_every_token_and_database(
-    tmp_path: Path, *, token: bool, database: bool, element: bool
+    tmp_path: Path, *, token: bool, database: bool, story: str
 ) -> None:
     words: list[str] = []
+    element = story == "scp03"
     if element:
         need_extra("smartcard", "pcsc")
         need("pcscd")
         words += ["--element", "scp03"]
+    if story == "gateway":
+        need("curl")
+        need("openssl")
+        words += ["--gateway"]
     if token:
         need("softhsm2-util", "softhsm2")
         need("pkcs11-tool", "opensc")
@@ -533,7 +689,12 @@ def test_the_whole_demo_with_every_token_and_database(
         words += ["--database", "postgresql"]
     done = run_demo(tmp_path / "demo-realm", *words)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert ("25 of 25 elements are different ones" if element else "501 of 501 certificates") in done.stdout
+    shown = {
+        "enclaves": "501 of 501 certificates",
+        "scp03": "25 of 25 elements are different ones",
+        "gateway": "40 of 40 certificates",
+    }
+    assert shown[story] in done.stdout
     assert ("route in-token" in " ".join(done.stdout.split())) is (element and token)
     assert ("development only" in done.stdout) is not token
     if token:
