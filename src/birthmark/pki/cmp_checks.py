@@ -18,6 +18,7 @@ from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.cmp import PKIMessage, read_directory_name
 from birthmark.pki.cmp_protection import ProtectionKind, protection_kind, verify_mac, verify_signature
+from birthmark.pki.crmf import decode as decode_request
 from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
@@ -28,6 +29,7 @@ __all__ = [
     "verify_header",
     "verify_signed",
     "verify_under_secret",
+    "verify_update",
 ]
 
 NONCE_SIZES = range(16, 65)
@@ -143,6 +145,27 @@ def verify_signed(message: PKIMessage) -> Certificate:
         raise PolicyRefused("message-sender", "the signer's certificate is not for signatures")
     verify_signature(message, certificate.subject_public_key_info)
     return certificate
+
+
+def verify_update(message: PKIMessage, certificate: bytes) -> None:
+    """Check that a kur updates the certificate it is signed with (RFC 9483 section 4.1.3).
+
+    1. It is signed.
+    2. oldCertID, where it is there, is issuer and serial number of the signer's certificate.
+
+    Args:
+        message: the kur.
+        certificate: of who signed it (DER).
+
+    Raises:
+        PolicyRefused: step 1 ("protection-kind"; wrongIntegrity), step 2 ("certificate-updated"; badCertId).
+        MalformedRequest: its body, or the certificate, cannot be read.
+    """
+    if protection_kind(message) is not ProtectionKind.SIGNATURE:
+        raise PolicyRefused("protection-kind", "a kur is signed with the key to be updated")
+    old, own = decode_request(message.body).old_cert_id, Certificate.from_der(certificate)
+    if old is not None and (old.issuer, old.serial_number) != (own.issuer_name, own.serial_number):
+        raise PolicyRefused("certificate-updated", "oldCertID is not the certificate that signs the message")
 
 
 def sender_reference(message: PKIMessage) -> bytes:

@@ -18,6 +18,7 @@ from birthmark.pki import cmp_der, der
 from birthmark.pki.cmp import MAX_MESSAGE_SIZE, PKIMessage, decode, read_directory_name
 from birthmark.pki.cmp_signatures import HASHES
 from birthmark.pki.cmp_status import PKIStatus, PKIStatusInfo, read_status
+from birthmark.pki.crl_reading import CRLSummary
 from birthmark.pki.crmf import CertId, read_template
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.revocation import REASON_NUMBERS, ReasonCode, read_time
@@ -43,6 +44,8 @@ _SHORT_SHAKE256 = 32
 _REASON_CODE = der.oid("2.5.29.21")
 _ENUMERATED = 0x0A
 _EXPLICIT_0, _EXPLICIT_1 = 0xA0, 0xA1
+_URI = 0x86
+"""uniformResourceIdentifier of a GeneralName (RFC 5280 section 4.2.1.6)."""
 _REASONS = {number: reason for reason, number in REASON_NUMBERS.items()}
 
 
@@ -80,8 +83,19 @@ class CRLStatus:
     """CRLSource (DER)."""
     issuer: bytes | None
     """Name (DER) of the CRL's issuer, if the client says that; else it says a distribution point."""
+    location: str | None
+    """The distribution point, if the client says that by its URI."""
     this_update: datetime | None
     """Of the CRL that it has; None if it has none."""
+
+    def wants(self, crl: CRLSummary, location: str | None) -> bool:
+        """Return whether a CRL, published at a location, is the one it asks for, and newer than its own.
+
+        The distribution point is but a name for it (RFC 9810 section 5.3.19.17): nothing is fetched.
+        """
+        named = self.issuer == crl.issuer if self.issuer is not None else self.location == location
+        said = self.issuer is not None or self.location is not None
+        return said and named and (self.this_update is None or self.this_update < crl.this_update)
 
 
 # --- confirmations ---
@@ -288,7 +302,11 @@ def _crl_status(octets: bytes, element: der.Element) -> CRLStatus:
     if len(found) not in {1, 2} or found[0][0] not in {_EXPLICIT_0, _EXPLICIT_1}:
         raise MalformedRequest("CRLStatus: not source and thisUpdate")
     inner = cmp_der.explicit(octets, found[0], "CRLSource")
-    issuer = None
+    issuer, location = None, None
+    if found[0][0] == _EXPLICIT_0 and inner[0] == _EXPLICIT_0:  # fullName
+        names = cmp_der.sequence_of(octets, inner, "CRLSource", _MAX_ENTRIES, tag=_EXPLICIT_0)
+        uris = [cmp_der.contents(octets, name) for name in names if name[0] == _URI]
+        location = next((uri.decode("latin-1") for uri in uris), None)
     if found[0][0] == _EXPLICIT_1:
         names = cmp_der.sequence_of(octets, inner, "CRLSource", _MAX_ENTRIES)
         read = [read_directory_name(cmp_der.whole(octets, name)) for name in names]
@@ -297,5 +315,6 @@ def _crl_status(octets: bytes, element: der.Element) -> CRLStatus:
     return CRLStatus(
         source=cmp_der.whole(octets, found[0]),
         issuer=issuer,
+        location=location,
         this_update=None if time is None else read_time(time[0], cmp_der.contents(octets, time)),
     )

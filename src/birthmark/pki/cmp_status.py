@@ -97,6 +97,7 @@ FAILURES_OF_RULES: Mapping[str, PKIFailureInfo] = {
     "certificate-confirmed": PKIFailureInfo.CERT_CONFIRMED,
     "certificate-profile": PKIFailureInfo.BAD_REQUEST,
     "certificate-revoked": PKIFailureInfo.CERT_REVOKED,
+    "certificate-updated": PKIFailureInfo.BAD_CERT_ID,
     "information-available": PKIFailureInfo.ADD_INFO_NOT_AVAILABLE,
     "key-algorithm": PKIFailureInfo.BAD_ALG,
     "message-expected": PKIFailureInfo.BAD_REQUEST,

@@ -24,7 +24,7 @@ from birthmark.pki.keys import KeyAlgorithm
 from birthmark.pki.names import ATTRIBUTES, encode_attribute
 from birthmark.pki.profilelanguage import DEVICE_VARIABLES, Extension, Profile, SubjectAttribute
 
-__all__ = ["csr_attributes"]
+__all__ = ["asked_extensions", "asked_subject", "csr_attributes"]
 
 _EXTENSION_REQUEST = der.oid("1.2.840.113549.1.9.14")
 _INFO_TEMPLATE = der.oid("1.2.840.113549.1.9.16.2.61")
@@ -52,16 +52,8 @@ def csr_attributes(profile: Profile, variables: Mapping[str, str]) -> bytes:
             missing.
     """
     key = _key(profile.subject_key_algorithms[0])
-    names, unknown = _subject(profile, variables)
-    extensions = [
-        constant_extension(profile, extension, variables)
-        for extension in profile.extensions_for(variables)
-        if extension in _ASKED_FOR
-    ]  # at least keyUsage, which every profile has
-    asked = _attribute(
-        _EXTENSION_REQUEST,
-        der.encode(der.SEQUENCE, *(octets for octets in extensions if octets is not None)),
-    )
+    names, unknown = asked_subject(profile, variables)
+    asked = _attribute(_EXTENSION_REQUEST, asked_extensions(profile, variables))
     template = der.encode(
         der.SEQUENCE,
         der.integer(0),
@@ -77,6 +69,20 @@ def csr_attributes(profile: Profile, variables: Mapping[str, str]) -> bytes:
         key.signature,
         _attribute(_INFO_TEMPLATE, template),
     )
+
+
+def asked_extensions(profile: Profile, variables: Mapping[str, str]) -> bytes:
+    """Return Extensions (DER), with their values; at least keyUsage, which every profile has.
+
+    Raises:
+        MalformedRequest: as ``csr_attributes``.
+    """
+    extensions = [
+        constant_extension(profile, extension, variables)
+        for extension in profile.extensions_for(variables)
+        if extension in _ASKED_FOR
+    ]
+    return der.encode(der.SEQUENCE, *(octets for octets in extensions if octets is not None))
 
 
 def _attribute(kind: bytes, value: bytes) -> bytes:
@@ -127,8 +133,19 @@ def _key(algorithm: KeyAlgorithm) -> _Key:
 # --- the subject ---
 
 
-def _subject(profile: Profile, variables: Mapping[str, str]) -> tuple[bytes, list[bytes]]:
-    """Return a NameTemplate (DER), empty if nothing is asked for, and the types of what the client gives."""
+def asked_subject(
+    profile: Profile, variables: Mapping[str, str], *, blank: bytes = b""
+) -> tuple[bytes, list[bytes]]:
+    """Return a NameTemplate (DER), empty if nothing is asked for, and the types of what the client gives.
+
+    Args:
+        profile: of an end entity.
+        variables: as of ``csr_attributes``.
+        blank: what stands for a value that the client gives (DER); nothing in a NameTemplate.
+
+    Raises:
+        MalformedRequest: as ``csr_attributes``.
+    """
     names: list[bytes] = []
     unknown: list[bytes] = []
     for attribute in profile.subject:
@@ -137,7 +154,7 @@ def _subject(profile: Profile, variables: Mapping[str, str]) -> tuple[bytes, lis
             continue
         if missing:
             kind = ATTRIBUTES[attribute.attribute].oid
-            names.append(der.encode(der.SET, der.encode(der.SEQUENCE, kind)))
+            names.append(der.encode(der.SET, der.encode(der.SEQUENCE, kind, blank)))
             unknown.append(kind)
         else:
             names.append(encode_attribute(attribute.attribute, attribute.value.render(variables)))

@@ -51,6 +51,7 @@ __all__ = [
     "licence_of",
     "signers",
     "values_for",
+    "values_known",
     "verified_licence",
 ]
 
@@ -184,6 +185,14 @@ def issuer_of(chain: Sequence[Authority]) -> Issuer:
 def values_for(profile: Profile, licence: RunLicence) -> Mapping[str, str]:
     """Return the values of a licence that a profile uses."""
     return {name: value for name, value in licence.variables.items() if name in profile.variables}
+
+
+def values_known(profile: Profile, licence: RunLicence, client: Client | None) -> Mapping[str, str]:
+    """Return the values that a profile uses as far as they are known: the licence's, and who asks."""
+    values = dict(values_for(profile, licence))
+    if client is not None and client.hardware_id is not None:
+        values["hardware_id"] = client.hardware_id.partition(":")[2]
+    return values
 
 
 def signers(run: Run) -> tuple[str, ...]:

@@ -43,9 +43,9 @@ def create_device_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        await cmp.begin()
+        await cmp.unconfirmed.begin()
         yield {}
-        await cmp.end()
+        await cmp.unconfirmed.end()
         plane.border.close()
         await asyncio.to_thread(plane.refused.end)
         await asyncio.to_thread(at_end)

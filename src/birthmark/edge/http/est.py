@@ -44,7 +44,7 @@ from birthmark.services.acts import Caller
 from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.issue import IssueRequest
 from birthmark.services.recognition import enrolment_key, is_code
-from birthmark.services.runs import RunContext, values_for
+from birthmark.services.runs import RunContext, values_known
 
 __all__ = ["add_est"]
 
@@ -109,9 +109,7 @@ class _EST:
         caller = await self._plane.caller(request)
         context = await self._carry(self._app.enrolments.run_of(caller, _label(request)))
         profile = context.template.profile
-        variables = dict(values_for(profile, context.licence))
-        if caller is not None and caller.client.hardware_id is not None:
-            variables["hardware_id"] = caller.client.hardware_id.partition(":")[2]
+        variables = values_known(profile, context.licence, None if caller is None else caller.client)
         return Response(to_base64(csr_attributes(profile, variables)), media_type=_CSR_ATTRIBUTES)
 
     async def fullcmc(self, _request: Request) -> Response:
