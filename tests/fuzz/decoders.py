@@ -83,6 +83,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "ledger/entry.py:encode",
         "pki/articles.py:article",
         "pki/est_attributes.py:csr_attributes",
+        "pki/keypackage.py:package_signer",
         "pki/nameconstraints.py:name_constraints_x509",
         "edge/station/credentials.py:write_station_directory",
         "edge/station/elements/requests.py:certification_request",

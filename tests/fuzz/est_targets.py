@@ -1,14 +1,16 @@
-"""Targets of EST: the bodies of requests, and what their attributes say beside what they are for."""
+"""Targets of EST: the bodies of requests, what their attributes say, and the names they are for."""
 
 import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-from birthmark.errors import MalformedRequest, TooLarge
-from birthmark.pki import der, est
+from birthmark.errors import MalformedRequest, PolicyRefused, TooLarge
+from birthmark.pki import der, est, est_requests
 from birthmark.pki.certificates import to_pem
+from birthmark.pki.keys import KeyAlgorithm
 from tests.fuzz.mutators import Shape
 from tests.fuzz.target import Target
+from tests.pki.sample import realm
 
 _VECTORS = Path(__file__).parent.parent / "vectors" / "est"
 _LIMIT = 4000
@@ -58,7 +60,23 @@ def _said(data: bytes) -> None:
         est.requested_decryption(data)
 
 
+def _names(data: bytes) -> None:
+    """Compared with those of an authority's certificate, which are nobody's."""
+    try:
+        est_requests.named_device(data)
+    finally:
+        est_requests.require_same_names(data, realm(KeyAlgorithm.EC_P256).issuing_der)
+
+
 EST_TARGETS = (
     Target(name="est-body", run=_body, seeds=_bodies, refuses=(MalformedRequest, TooLarge)),
     Target(name="est-request-attributes", shape=Shape.DER, run=_said, seeds=_attributes),
+    Target(
+        name="est-request-names",
+        shape=Shape.DER,
+        run=_names,
+        seeds=_examples,
+        refuses=(MalformedRequest, PolicyRefused),
+        refused_seeds=True,
+    ),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tests.fuzz.cmp_targets import CMP_TARGETS
+from tests.fuzz.device_targets import DEVICE_TARGETS
 from tests.fuzz.element_targets import ELEMENT_TARGETS
 from tests.fuzz.est_targets import EST_TARGETS
 from tests.fuzz.fleet_targets import FLEET_TARGETS
@@ -21,6 +22,7 @@ TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         *PLANE_TARGETS,
+        *DEVICE_TARGETS,
         *GATEWAY_TARGETS,
         *PKI_TARGETS,
         *CMP_TARGETS,
