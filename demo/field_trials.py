@@ -6,10 +6,10 @@ from pathlib import Path
 
 from demo.field_devices import OPERATIONAL, Answer, Field, Vehicle
 from demo.field_fleet import NAME, Fleet
+from demo.field_line import SECOND
 from demo.realm import OPERATOR, WentWrong
 from demo.trials import Trial, kind
 
-SECOND = "bela"
 ELSEWHERE = "127.0.0.9"
 _FORBIDDEN = 403
 

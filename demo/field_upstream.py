@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from demo.audit import Audit
 from demo.field_devices import Answer, Field, Vehicle
+from demo.field_line import AUDIENCE
 from demo.realm import STOP_SECONDS, WentWrong, free_ports
 from demo.waiting import until
 from tools.programs import find
 
-AUDIENCE = "https://fleet.acme.example"
 PROXY = "edge-1"
 _CONFIGURATION = Path(__file__).parents[1] / "deploy" / "gateway" / "nginx.conf"
 _HALF = 32
@@ -98,14 +98,14 @@ class Upstream:
 
     def proxy(self, vehicle: Vehicle, recalled: Vehicle) -> None:
         """Have nginx ask about a vehicle that may come in and one that was recalled; no nginx, no trial."""
-        if find("nginx") is None:
+        if (nginx := find("nginx")) is None:
             self._field.screen.say(
                 "nginx is not installed, so what it would pass on was SKIPPED (Debian package nginx-light)",
                 style="bold yellow",
             )
             return
         self._enrol()
-        with _application() as application, self._nginx(application) as port:
+        with _application() as application, self._nginx(nginx, application) as port:
             forged = ("--header", "Birthmark-Device: vin:ANOTHER")
             seen = self._through(port, vehicle, *forged)
             gone = self._through(port, recalled)
@@ -138,7 +138,7 @@ class Upstream:
         return answer
 
     @contextmanager
-    def _nginx(self, application: int) -> Iterator[int]:
+    def _nginx(self, program: str, application: int) -> Iterator[int]:
         """Run nginx as ``deploy/gateway`` has it, with addresses of the demo's own."""
         place, (port,) = self._place, free_ports(1)
         text = _CONFIGURATION.read_text()
@@ -162,7 +162,7 @@ class Upstream:
         words = ["-c", str(settings), "-e", str(place / "error.log")]
         self._field.screen.command(words, "nginx")
         process = subprocess.Popen(
-            ["nginx", *words],
+            [program, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

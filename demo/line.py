@@ -19,6 +19,7 @@ real command, run as shown, and each expectation is checked.
 With ``--gateway`` it goes on outside: vehicles report to the gateway, and who must not is turned away:
 
     field.py           the story
+    field_line.py      its realm, and how its vehicles come to be
     field_devices.py   what vehicles have on board: curl, openssl and a shell
     field_trials.py    whom the gateway turns away
     field_fleet.py     another fleet, whose authority OpenSSL made

@@ -626,7 +626,7 @@ def test_without_nginx_it_says_so(
     field = Field(Workshop(tmp_path / "copy", Screen(plain=True)))
     vehicle = Vehicle(vin="A", certificate=tmp_path / "a", key=tmp_path / "a")
     audit = Audit(field.workshop)
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("demo.field_upstream.find", lambda _program: None)
     Upstream(field, audit).proxy(vehicle, vehicle)
     assert "SKIPPED" in capsys.readouterr().out
     assert audit.failures == []
