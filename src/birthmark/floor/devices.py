@@ -90,7 +90,7 @@ class KeyOrigin(StrEnum):
     BORN = "born"
     """Made in the device, which sent a certification request."""
     DELIVERED = "delivered"
-    """Made by the service, sent once inside TLS 1.3, kept nowhere."""
+    """Made by the service, sent once inside TLS, kept nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
