@@ -506,6 +506,17 @@ def test_a_request_for_another_device_is_refused(plane: DeviceRealm, bench: Benc
         told = est(plane, f"{run}/{operation}", other, who=who)
         assert (told.status, told.reason) == (422, "csr-names-the-device"), told.body
         assert plane.realm.entries()[-1]["rule"] == "csr-names-the-device"
+    station = Vehicle(
+        id="", certificate=plane.realm.station() / "station.crt", key=plane.realm.station() / "station.key"
+    )
+    nameless = bench.request(subject="/O=Acme Motors")
+    for run, operation in ((RUN, "simpleenroll"), (DELIVERING, "serverkeygen")):
+        told = est(plane, f"{run}/{operation}", nameless, who=station)
+        assert (told.status, told.reason, "names no device" in told.json["detail"]) == (
+            422,
+            "csr-names-the-device",
+            True,
+        )
     idevid = vehicle(plane.realm, f"{bench.name}V", bench.folder)
     told = est(plane, f"{LOCAL}/simpleenroll", other, who=idevid)
     assert (told.status, told.reason) == (422, "csr-names-the-device")
