@@ -259,7 +259,14 @@ def _work(workshop: Workshop, stations: Sequence[str], numbers: Sequence[str]) -
             station = _station(workshop, name, until_they_are_done)
             begun.append((name, station, json.dumps({"gang": len(share) > 1, "vehicles": share}) + "\n"))
         with ThreadPoolExecutor(len(begun)) as pool:
-            said = list(pool.map(lambda one: one[1].communicate(one[2], STALL_SECONDS)[0], begun))
+            try:
+                said = list(pool.map(lambda one: one[1].communicate(one[2], STALL_SECONDS)[0], begun))
+            except BaseException as stopped:
+                for _, station, _ in begun:
+                    station.kill()  # whoever listens to it hears that it ended
+                if isinstance(stopped, subprocess.TimeoutExpired):
+                    raise WentWrong(f"the line stands still for {STALL_SECONDS} s") from stopped
+                raise
     for (name, _, _), lines in zip(begun, said, strict=True):
         told = Counter(json.loads(line)["event"] for line in lines.splitlines())
         if told["refused"] or not told["done"]:
