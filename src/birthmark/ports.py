@@ -517,8 +517,8 @@ class Store(Protocol):
 
         Args:
             kind: type of value.
-            where: only values with these fields.  ``DeviceCertificate.run`` has an index; any other field is
-                looked at value by value.
+            where: only values with these fields.  ``DeviceCertificate.run`` and ``CMPTransaction.attempt``
+                have an index; any other field is looked at value by value.
             after: only keys above this one.
             limit: at most so many.
         """

@@ -1,8 +1,8 @@
 """CMP transactions that take several messages, and go on after a restart (RFC 9810 section 5.1.1, RFC 9483).
 
-A transaction is on record before anything is issued in it: what was interrupted is asked again, or is found
-when its time has ended, and then its certificate is revoked.  Nothing of it stands in the log; what is
-issued, confirmed and revoked in it does.
+A transaction is on record before anything is issued in it, and changes in the commit that issues, confirms
+or revokes: what was interrupted is asked again, or is found when its time has ended, and then its certificate
+is revoked.  Nothing of it stands in the log; what is issued, confirmed and revoked in it does.
 
 The message that began a transaction may come again: whoever lost the answer gets the same one.  What may be
 granted later (who asks is closed out now, or we are at fault) ends no transaction; what is refused for good
@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from birthmark import errors
-from birthmark.floor.answers import Answer
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.enrolments import WAITING_LIFE, CMPStatus, CMPTransaction
 from birthmark.pki.certificates import Certificate
@@ -165,42 +165,60 @@ class CMPTransactions:
         if counted:
             caller = replace(caller, rate=None)
         request = IssueRequest(
-            hardware_id="", csr=row.request, key=row.key, crmf=row.body != BodyKind.P10CR, keeps_refusal=False
+            hardware_id="",
+            csr=row.request,
+            key=row.key,
+            crmf=row.body != BodyKind.P10CR,
+            keeps_refusal=False,
+            noted=partial(self._note, row, nonce),
         )
         renewal = row.body == BodyKind.KUR
         try:
             answer = yield from self._enrolments.enrol(caller, row.run, request, renewal=renewal)
         except errors.Refusal as refusal:
-            if row.attempt is None and not refusal.retryable and not isinstance(refusal, _OF_THE_MOMENT):
-                yield from self._put(row, nonce, status=CMPStatus.REJECTED)
+            if not refusal.retryable and not isinstance(refusal, _OF_THE_MOMENT):
+                yield from self._waited(row, nonce, CMPStatus.REJECTED, self._confirm_within)
             raise
         if isinstance(answer, Waiting):
-            yield from self._put(row, nonce, life=True)
-            return answer
-        serial = Certificate.from_der(answer.certificate).serial_hex
-        yield from self._put(row, nonce, status=CMPStatus.ISSUED, attempt=answer.attempt, certificate=serial)
+            yield from self._waited(row, nonce, CMPStatus.WAITING, WAITING_LIFE)
         return answer
 
-    def _put(
+    def _note(
         self,
         row: CMPTransaction,
         nonce: bytes,
-        *,
-        status: CMPStatus = CMPStatus.WAITING,
-        attempt: str | None = None,
-        certificate: str | None = None,
-        life: bool = False,
-    ) -> UseCase[CMPTransaction]:
-        def decide(facts: Facts, at: datetime) -> Decision[CMPTransaction]:
-            now = replace(
-                facts.get(CMPTransaction, row.id) or row,
+        facts: Facts,
+        at: datetime,
+        attempt: str,
+        certificate: bytes,
+    ) -> None:
+        """Put on record, in the commit that issues it, what a transaction got."""
+        now = facts.get(CMPTransaction, row.id)
+        if now is None or now.status is CMPStatus.REJECTED:  # its time ended while this was being signed
+            raise _over()
+        if now.status is CMPStatus.CONFIRMED:  # the answer was lost; see ``begin``
+            return
+        facts.put(
+            replace(
+                now,
                 nonce=nonce,
-                status=status,
+                status=CMPStatus.ISSUED,
                 attempt=attempt,
-                certificate=certificate,
-                expires_at=at + (WAITING_LIFE if life else self._confirm_within),
+                certificate=Certificate.from_der(certificate).serial_hex,
+                expires_at=at + self._confirm_within,
             )
-            facts.put(now)
+        )
+
+    def _waited(
+        self, row: CMPTransaction, nonce: bytes, status: CMPStatus, life: timedelta
+    ) -> UseCase[CMPTransaction]:
+        """Put on record what becomes of a transaction in which nothing was issued; of another, nothing."""
+
+        def decide(facts: Facts, at: datetime) -> Decision[CMPTransaction]:
+            now = facts.get(CMPTransaction, row.id) or row
+            if now.status is CMPStatus.WAITING:
+                now = replace(now, nonce=nonce, status=status, expires_at=at + life)
+                facts.put(now)
             return Decision(now)
 
         return (yield from self._act(row.client, row.id, decide))
@@ -220,7 +238,7 @@ class CMPTransactions:
         if confirms and row is not None and row.status is CMPStatus.CONFIRMED:
             raise errors.PolicyRefused("certificate-confirmed", "the certificate was confirmed before")
         if row is None or row.status not in _OPEN or self._clock.now() >= row.expires_at:
-            raise errors.PolicyRefused("message-transaction", "the transaction is over, or never began")
+            raise _over()
         return row
 
     def certificate(self, row: CMPTransaction) -> UseCase[bytes]:
@@ -277,24 +295,15 @@ class CMPTransactions:
         Raises:
             errors.IllegalTransition: its attempt is over.
         """
-        yield from self._confirmations.confirm(caller, row.attempt or "")
-        yield from self._end(row, CMPStatus.CONFIRMED)
+        yield from self._confirmations.confirm(caller, row.attempt or "", partial(_put_ended, row))
 
     def reject(self, actor: str, row: CMPTransaction, reason: str) -> UseCase[None]:
-        """End a transaction whose certificate the client did not take, and revoke that.
-
-        Where it was interrupted before it could be noted what was issued, the answer that was kept says so.
-        """
-        attempt = row.attempt
-        if attempt is None:
-            key = f"{row.client}/{row.key}"
-            facts: Facts = yield Look({Answer: (key,)})
-            answer = facts.get(Answer, key)
-            attempt = None if answer is None else answer.attempt
-        if attempt is not None:
+        """End a transaction whose certificate the client did not take, and revoke that."""
+        if row.attempt is not None:
             # The device may have asked anew, or was held or scrapped: then nothing waits any more.
             with suppress(errors.IllegalTransition, errors.NotFound):
-                yield from self._confirmations.reject(actor, attempt, reason)
+                yield from self._confirmations.reject(actor, row.attempt, reason, partial(_put_ended, row))
+                return
         yield from self._end(row, CMPStatus.REJECTED)
 
     def _end(self, row: CMPTransaction, status: CMPStatus) -> UseCase[CMPTransaction]:
@@ -314,17 +323,29 @@ class CMPTransactions:
         return found
 
     def expire(self, name: str) -> UseCase[datetime | None]:
-        """End a transaction if its time has ended and nobody has confirmed it.
+        """End a transaction if its time has ended and nobody has confirmed what was issued in it.
+
+        A client that lost an answer may ask the same in another transaction, and gets the same certificate:
+        then it counts what becomes of it there.
 
         Returns:
-            When its time ends, if it has not; None for one that is over.
+            When to look again, if its time has not ended; None for one that is over.
         """
         facts: Facts = yield Look({CMPTransaction: (name,)})
-        row = facts.get(CMPTransaction, name)
+        row, now = facts.get(CMPTransaction, name), self._clock.now()
         if row is None or row.status not in _OPEN:
             return None
-        if self._clock.now() < row.expires_at:
+        if now < row.expires_at:
             return row.expires_at
+        others: list[CMPTransaction] = []
+        if row.attempt is not None:
+            others = yield Scan(kind=CMPTransaction, where={"attempt": row.attempt})
+        if any(one.status is CMPStatus.CONFIRMED for one in others):
+            yield from self._end(row, CMPStatus.CONFIRMED)
+            return None
+        later = [one.expires_at for one in others if one.status in _OPEN and one.expires_at > now]
+        if later:
+            return max(later)
         yield from self.reject(SERVICE, row, _UNCONFIRMED)
         return None
 
@@ -341,6 +362,15 @@ class CMPTransactions:
         ]
         (row,) = outcomes(committed)
         return row
+
+
+def _over() -> errors.PolicyRefused:
+    return errors.PolicyRefused("message-transaction", "the transaction is over, or never began")
+
+
+def _put_ended(row: CMPTransaction, facts: Facts, good: bool) -> None:  # noqa: FBT001  # confirmations.Ended
+    status = CMPStatus.CONFIRMED if good else CMPStatus.REJECTED
+    facts.put(replace(facts.get(CMPTransaction, row.id) or row, status=status))
 
 
 def _goes_on(row: CMPTransaction, at: datetime, *, implicit: bool) -> bool:

@@ -4,7 +4,7 @@ An operational certificate is proved by the first handshake with it, or confirme
 before, the one before it is superseded.  What is not taken is revoked, and a device on the line is held.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -24,10 +24,18 @@ from birthmark.services.acts import Caller, decided, live_client, outcomes, refu
 from birthmark.services.revocations import line_of, revoke, status
 from birthmark.services.runs import RunContext, Runs
 
-__all__ = ["LOCAL", "ConfirmEnrolments", "give_back", "put_proved"]
+__all__ = ["LOCAL", "ConfirmEnrolments", "Ended", "give_back", "put_proved"]
 
+_OF_PASSING = frozenset({ReasonCode.CERTIFICATE_HOLD, ReasonCode.REMOVE_FROM_CRL})
 LOCAL = "local"
 """What revokes operational certificates here; see ``floor.revocations.Revocation.cause``."""
+
+Ended = Callable[[Facts, bool], None]
+"""Puts on record, in the same commit, that what waited for it is over; told if the certificate is good."""
+
+
+def _nothing_waits(_facts: Facts, _good: bool) -> None:  # noqa: FBT001  # see Ended
+    """Put nothing on record."""
 
 
 class ConfirmEnrolments:
@@ -88,7 +96,7 @@ class ConfirmEnrolments:
         )
         return attempt.id, message
 
-    def confirm(self, caller: Caller, attempt: str) -> UseCase[None]:
+    def confirm(self, caller: Caller, attempt: str, ended: Ended = _nothing_waits) -> UseCase[None]:
         """Take a CMP client's confirmation (RFC 9810 section 5.3.18) of the certificate of an attempt.
 
         An operational certificate is live from then on; a device on the line still has to pass the gate.
@@ -98,18 +106,25 @@ class ConfirmEnrolments:
             errors.IllegalTransition: it is over.
         """
         found, context = yield from self._attempt(attempt)
-        if context.licence.purpose is RunPurpose.IDENTITY:
-            return
-        decide = partial(_decide_proved, caller, attempt, "confirmation")
+        identity = context.licence.purpose is RunPurpose.IDENTITY  # what it waits for is the gate
+
+        def decide(facts: Facts, at: datetime) -> Decision[None]:
+            decision: Decision[None] = Decision(None)
+            if not identity:
+                decision = _decide_proved(caller, attempt, "confirmation", facts, at)
+            ended(facts, True)
+            return decision
+
         yield from decided(caller, "confirm", {"attempt": attempt}, decide, _local_reads(found))
 
-    def reject(self, actor: str, attempt: str, reason: str) -> UseCase[None]:
+    def reject(self, actor: str, attempt: str, reason: str, ended: Ended = _nothing_waits) -> UseCase[None]:
         """Revoke the certificate of an attempt that the client did not take; a device on the line is held.
 
         Args:
             actor: id of the client, or of the service itself if it waited in vain.
             attempt: its id.
             reason: for the log.
+            ended: ends what waited for it.
 
         Raises:
             errors.NotFound: there is no such attempt.
@@ -118,7 +133,12 @@ class ConfirmEnrolments:
         found, context = yield from self._attempt(attempt)
         identity = context.licence.purpose is RunPurpose.IDENTITY
         judge = _decide_held if identity else _decide_rejected
-        decide = partial(judge, attempt, reason)
+
+        def decide(facts: Facts, at: datetime) -> Decision[None]:
+            decision = judge(attempt, reason, facts, at)
+            ended(facts, not decision.entries)  # it was used or proved meanwhile
+            return decision
+
         reads = _local_reads(found) | {Run: (found.run,), Device: (found.device,)}
         committed: list[Committed[None]] = yield [
             Act(
@@ -143,8 +163,9 @@ class ConfirmEnrolments:
 
         Raises:
             errors.NotFound: the device has no such certificate.
-            errors.NotPermitted: it is the device's identity, or the caller is no device.
-            errors.IllegalTransition: it is revoked already.
+            errors.NotPermitted: it is the device's identity, the caller is no device, or the reason is one of
+                passing.
+            errors.PolicyRefused: it is revoked already (rule ``certificate-revoked``).
         """
         facts: Facts = yield Look({DeviceCertificate: (serial,)})
         found = facts.get(DeviceCertificate, serial)
@@ -159,9 +180,11 @@ class ConfirmEnrolments:
                 raise errors.NotFound(f"certificate {serial} is of another authority")
             if run is None or run.purpose is not RunPurpose.OPERATIONAL:
                 raise errors.NotPermitted(f"certificate {serial} is an identity: people recall it")
+            if because in _OF_PASSING:
+                raise errors.NotPermitted("a device revokes for good, or not at all")
             revoked = give_back(facts, [serial], because, at)
             if not revoked:
-                raise errors.IllegalTransition(f"certificate {serial} is revoked already")
+                raise errors.PolicyRefused("certificate-revoked", f"certificate {serial} is revoked already")
             said = {"device": found.device, "attempt": found.attempt, "run": found.run}
             entry = said | {"certificates": revoked, "revocation_reason": str(because)}
             return Decision(None, [("local-revoked", entry)])

@@ -10,7 +10,6 @@ Where the licence says so a person looks at each request first; until then the a
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from birthmark import errors
@@ -236,7 +235,13 @@ class EnrolDevices:
             reads[KeyUse] = (prepared.certified.spki_sha256,)
         if licence.allow_list is not None:
             reads[AllowedDevice] = (AllowedDevice.key(licence.allow_list, device),)
-        decide = partial(self._decide_local, caller, context, prepared, request.key, digest)
+
+        def decide(facts: Facts, at: datetime) -> Decision[Granted]:
+            decision = self._decide_local(caller, context, prepared, request.key, digest, facts, at)
+            if request.noted is not None:
+                request.noted(facts, at, decision.answer.attempt, decision.answer.certificate)
+            return decision
+
         said = {"run": run, "device": device}
         kept = request.key if request.keeps_refusal else None
         granted: Granted = yield from decided(

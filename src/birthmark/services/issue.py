@@ -9,11 +9,10 @@ told: a delivered key is kept nowhere, so asking again makes a new one, and the 
 proved is revoked in the same commit.  A delivered key is of the first algorithm that the profile allows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -59,9 +58,11 @@ from birthmark.services.dialogues import Commands, Dialogues, element_of, journa
 from birthmark.services.revocations import line_of, revoke
 from birthmark.services.runs import RunContext, Runs, check_scope
 
-__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate"]
+__all__ = ["IssueDevices", "IssueRequest", "Issued", "IssuedCertificate", "Noted"]
 
 CHALLENGE_SIZE = 32
+Noted = Callable[[Facts, datetime, str, bytes], None]
+"""Given the id of an attempt and its certificate (DER); what it raises refuses the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,8 @@ class IssueRequest:
     """A refusal is the answer to the same request for ever; not where the client did not choose the key."""
     crmf: bool = False
     """``csr`` is a request in the form of CMP: CertReqMessages (RFC 4211), DER."""
+    noted: Noted | None = field(default=None, repr=False, compare=False)
+    """Puts on record where the certificate goes, in the commit that issues it or repeats the answer."""
 
     def digest(self, run: str) -> str:
         """Return what tells this request from another under the same key."""
@@ -292,11 +295,18 @@ class IssueDevices:
             }
             if context.licence.allow_list is not None:
                 reads[AllowedDevice] = (AllowedDevice.key(context.licence.allow_list, prepared.device),)
+
+        def decide(facts: Facts, at: datetime) -> Decision[Issued]:
+            decision = self._decide_issue(caller, context, prepared, key, digest, facts, at)
+            if request.noted is not None:
+                request.noted(facts, at, decision.answer.attempt, decision.answer.certificate)
+            return decision
+
         return Act(
             actor=caller.client.id,
             seq=caller.seq,
             operator=caller.operator,
-            decide=partial(self._decide_issue, caller, context, prepared, key, digest),
+            decide=decide,
             refuse=refuse(
                 caller, "issue", fields, key=key if request.keeps_refusal else None, request_sha256=digest
             ),

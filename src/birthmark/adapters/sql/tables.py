@@ -363,6 +363,7 @@ Table(
     _integer("expires_at"),
     _text("attempt", null=True),
     _text("certificate", null=True),
+    Index("cmp_transaction_of_attempt", "attempt", "id"),
 )
 Table("shared_credential", METADATA, _key("id"), _integer("quantity"), _integer("used"), _text("networks"))
 Table(

@@ -41,6 +41,7 @@ CREATE TABLE cmp_transaction (
     nonce {bytes} NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('waiting', 'issued', 'confirmed', 'rejected')),
     expires_at BIGINT NOT NULL, attempt TEXT, certificate TEXT) {strict};
+CREATE INDEX cmp_transaction_of_attempt ON cmp_transaction (attempt, id);
 CREATE TABLE shared_credential (
     id TEXT NOT NULL PRIMARY KEY, quantity BIGINT NOT NULL,
     used BIGINT NOT NULL CHECK (used BETWEEN 0 AND quantity), networks TEXT NOT NULL) {keyed};
