@@ -199,6 +199,4 @@ def _point(workshop: Workshop, choices: argparse.Namespace, vin: str) -> None:
         ]
     )
     screen.say()
-    screen.say(
-        "deploy/first-boot.sh is all that such a vehicle needs; docs/fleet.md says whose devices come in."
-    )
+    screen.say("deploy/first-boot.sh is all that such a vehicle needs; docs/gateway.md says who is let in.")
