@@ -228,7 +228,7 @@ def _observed(on_refused: Told, admits: Admits) -> type[ssl.SSLObject]:
                 old = self.context.minimum_version < ssl.TLSVersion.TLSv1_3
                 if cause.reason in _AFTERWARDS or (old and cause.reason is None):
                     raise  # a farewell as a fatal alert, which has no name: strongSwan 5.9 says it so
-                told = errors.MalformedRequest(f"this is not TLS 1.3: {_reason(cause)}")
+                told = errors.MalformedRequest(f"this is not TLS as it is spoken here: {_reason(cause)}")
                 on_refused(Cause.PROTOCOL, told, self.peer)
                 self._fail()
 
@@ -591,10 +591,7 @@ def opened_seconds_ago(scope: Any) -> float:
 
 
 def tls_unique(scope: Any) -> bytes | None:
-    """Return the channel binding of a request's connection (RFC 5929 section 3); None for TLS 1.3.
-
-    TLS 1.3 defines none (RFC 8446 appendix C.5); OpenSSL answers something there, too.
-    """
+    """Return a connection's channel binding (RFC 5929 section 3); TLS 1.3 has none (RFC 8446 C.5)."""
     tls: ssl.SSLObject | None = scope.get(_TLS_KEY)
     if tls is None or tls.version() != "TLSv1.2":
         return None
