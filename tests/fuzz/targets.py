@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tests.fuzz.cmp_plane_targets import CMP_PLANE_TARGETS
 from tests.fuzz.cmp_targets import CMP_TARGETS
 from tests.fuzz.device_targets import DEVICE_TARGETS
 from tests.fuzz.element_targets import ELEMENT_TARGETS
@@ -23,6 +24,7 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         *PLANE_TARGETS,
         *DEVICE_TARGETS,
+        *CMP_PLANE_TARGETS,
         *GATEWAY_TARGETS,
         *PKI_TARGETS,
         *CMP_TARGETS,

@@ -7,7 +7,7 @@ answer says is held to its protection first: nothing unsigned is read.
 import asyncio
 import itertools
 import json
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -60,6 +60,8 @@ __all__ = [
 
 P256 = KeyAlgorithm.EC_P256
 CONFIRM_SECONDS = 600
+LIMITLESS = 1_000_000_000
+"""How many refusals of strangers a minute are put on record."""
 _numbers = itertools.count(1)
 
 
@@ -188,7 +190,11 @@ class CMPPlane:
             "client": (address, 4711),
             "headers": [(b"content-type", media_type.encode())],
         }
-        return self._runner.run(answer_of(self._app, scope, octets))
+        return self.request(scope, octets)
+
+    def request(self, scope: Mapping[str, Any], body: bytes) -> Answered:
+        """Ask anything (a scope of ASGI)."""
+        return self._runner.run(answer_of(self._app, scope, body))
 
     def ask(self, octets: bytes, path: str = "", *, by: Party | None = None) -> Heard:
         """Ask in CMP; the answer is under the code of ``by``, or signed by the service, or it is not read."""
@@ -394,7 +400,7 @@ def _settings(line: Line, place: Path, **table: object) -> Settings:
             "directory": str(hierarchy().directory),
             "passphrase-file": str(passphrase),
         },
-        "station-plane": files,
+        "station-plane": files | {"stranger-per-minute": LIMITLESS, "stranger-burst": LIMITLESS},
         "device-plane": {"confirm-seconds": CONFIRM_SECONDS, "retry-seconds": 7}
         | {name.replace("_", "-"): value for name, value in table.items()},
     }
