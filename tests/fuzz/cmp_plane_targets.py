@@ -4,12 +4,12 @@ import atexit
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 from birthmark import errors
 from birthmark.pki import cmp, cmp_bodies, der
-from birthmark.pki.cmp import CONFIRM_WAIT_TIME, FROM_CLIENTS, BodyKind, InfoTypeAndValue, encode_info
+from birthmark.pki.cmp import FROM_CLIENTS, BodyKind, InfoTypeAndValue, encode_info
 from birthmark.pki.cmp_status import PKIFailureInfo, PKIStatus, PKIStatusInfo
 from tests.fuzz.files import folder
 from tests.fuzz.mutators import Shape
@@ -23,15 +23,19 @@ _KINDS = {kind.tag: kind for kind in FROM_CLIENTS}
 _MANY = 1_000_000_000
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
     """A plane, and those who ask."""
 
     plane: CMPPlane
     device: Party
     boot: Party
-    open: tuple[bytes, bytes] = field(default=(bytes(16), bytes(16)))
-    """transactionID of the device's last transaction, and the nonce that goes on with it."""
+
+    def begun(self, path: str) -> tuple[bytes, bytes]:
+        """Begin a transaction of the device's; return its transactionID, and the nonce to go on with."""
+        answered = self.plane.post(self.device.says(BodyKind.CR, request()), path)
+        header = cmp.decode(answered.body).header
+        return header.transaction_id or b"", header.sender_nonce or b""
 
 
 @cache
@@ -41,6 +45,7 @@ def served() -> _Served:
     line = make_line(place, f"sqlite:///{place / 'line.sqlite'}")
     line.open_run()
     line.open_operational(quantity=1_000_000)
+    line.open_operational("L2", quantity=1_000_000, approval=True)
     unhurried = cmp_plane(
         line, place, client_per_minute=_MANY, client_burst=_MANY, shared_per_minute=_MANY, shared_burst=_MANY
     )
@@ -65,8 +70,10 @@ def _body(data: bytes) -> None:
     at, kind = served(), _KINDS[found[0][0]]
     body, way = data[found[0][2] :], len(data) % 3
     by = at.boot if way == 1 else at.device
-    goes_on = kind in (BodyKind.CERT_CONF, BodyKind.POLL_REQ, BodyKind.ERROR)
-    transaction, nonce = at.open if goes_on else (None, None)
+    transaction, nonce = None, None
+    if kind in (BodyKind.CERT_CONF, BodyKind.POLL_REQ, BodyKind.ERROR):
+        by = at.device
+        transaction, nonce = at.begun("/p/L2" if kind is BodyKind.POLL_REQ else "/p/L1")
     if kind is BodyKind.NESTED:
         octets = at.plane.station.says(kind, body)
     else:
@@ -78,9 +85,7 @@ def _body(data: bytes) -> None:
         raise errors.MalformedRequest("no message")
     if answered.status != 200:
         raise AssertionError(f"answered {answered.status}: {answered.body[:500]!r}")
-    answer = cmp.decode(answered.body, 4_000_000)
-    if any(one.info_type == CONFIRM_WAIT_TIME for one in answer.header.general_info) and by is at.device:
-        at.open = answer.header.transaction_id or b"", answer.header.sender_nonce or b""
+    cmp.decode(answered.body, 4_000_000)
 
 
 def _bodies() -> Iterator[bytes]:
