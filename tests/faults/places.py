@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.adapters.sql.rows import MAPPINGS
@@ -22,8 +22,14 @@ from birthmark.ledger.entry import decode
 from birthmark.pki.profiles import Catalogue
 from birthmark.ports import KeyStore, Store, UseCase, carry
 from birthmark.services.authorise import Authorise
+from birthmark.services.cmp_transactions import CMPTransactions
 from birthmark.services.custody import KeyCustody
+from birthmark.services.fleet import Fleet
+from birthmark.services.foreign_devices import ForeignDevices, Listed
+from birthmark.services.foreign_status import Answers, Lists
+from birthmark.services.gateway import Gateway
 from birthmark.services.invitations import Invitations
+from birthmark.services.own_devices import OwnDevices
 from birthmark.services.proposals import Proposals
 from birthmark.services.recall import Recalls
 from birthmark.services.renewals import Renewals
@@ -34,6 +40,7 @@ from tests.support.postgresql import LocalPostgreSQL
 from tests.support.realm import PASSPHRASE, Hands, Line, Service, hierarchy, libpq, open_service
 
 __all__ = [
+    "CONFIRM_WITHIN",
     "FOLDERS",
     "RATES",
     "Ground",
@@ -50,6 +57,8 @@ FOLDERS: dict[str, Path] = {}
 """Where a line's key stores lie, by the URL of its database."""
 _numbers = itertools.count(1)
 ORGANIZATION = "Acme Motors"
+CONFIRM_WITHIN = timedelta(minutes=5)
+"""How long a CMP client has to confirm."""
 RATES = (Rate(per_minute=600, burst=600), Rate(per_minute=600, burst=600))
 
 
@@ -77,7 +86,8 @@ class Place:
     here: KeyStore
     mirror: KeyStore
     clock: Hands
-    fresh: dict[str, Any] = field(default_factory=dict)
+    listed: Listed = field(default_factory=lambda: Listed(lists=Lists(), answers=Answers()))
+    """What it has read of other fleets' revocations."""
 
     def carry(self, use_case: UseCase[T]) -> T:
         """Carry a use case over the stepped store."""
@@ -118,6 +128,23 @@ class Place:
     def responders(self) -> Responders:
         """See the use cases of that name."""
         return Responders(self.keys, self.clock, SystemEntropy(), catalogue(), ORGANIZATION, "TEST")
+
+    @property
+    def transactions(self) -> CMPTransactions:
+        """See the use cases of that name."""
+        service = self.service
+        return CMPTransactions(service.enrolments, service.confirmations, self.clock, CONFIRM_WITHIN)
+
+    @property
+    def fleet(self) -> Fleet:
+        """See the use cases of that name."""
+        return Fleet(self.service.store.realm, SystemEntropy())
+
+    @property
+    def gateway(self) -> Gateway:
+        """See the use case of that name."""
+        foreign = ForeignDevices(self.clock, SystemEntropy(), self.listed)
+        return Gateway(self.clock, OwnDevices(), foreign, {})
 
 
 def here_and_mirror(folder: Path) -> tuple[SoftwareKeyStore, SoftwareKeyStore]:
@@ -204,6 +231,8 @@ class Summary:
     """What a record comes to, without what is random in it: rows by kind with their states and numbers."""
 
     rows: dict[str, Counter[tuple[object, ...]]]
+    leaves: Counter[tuple[str, int]]
+    """Indices of log entries that rows name, with the kind of the row."""
     kinds: tuple[str, ...]
     """Of the log's entries, in their order."""
 
@@ -211,13 +240,22 @@ class Summary:
 def summary(service: Service) -> Summary:
     """Sum up a record."""
     rows: dict[str, Counter[tuple[object, ...]]] = {}
+    leaves: Counter[tuple[str, int]] = Counter()
     for kind in MAPPINGS:
         if not dataclasses.is_dataclass(kind) or kind is Bucket:  # how full a bucket is, is a matter of when
             continue
         names = [one.name for one in dataclasses.fields(kind)]
+        placed = [name for name in names if name.endswith("_leaf")]
+        values = list(service.store.scan(kind))
         rows[kind.__name__] = Counter(
-            tuple(v for v in (getattr(value, name) for name in names) if isinstance(v, (StrEnum, int)))
-            for value in service.store.scan(kind)
+            tuple(
+                v
+                for v in (getattr(value, name) for name in names if name not in placed)
+                if isinstance(v, (StrEnum, int))
+            )
+            for value in values
         )
+        found = (getattr(value, name) for value in values for name in placed)
+        leaves.update((kind.__name__, leaf) for leaf in found if leaf is not None)
     kinds = tuple(str(decode(item.entry)["kind"]) for item in service.store.log.entries())
-    return Summary(rows=rows, kinds=kinds)
+    return Summary(rows=rows, leaves=leaves, kinds=kinds)

@@ -5,15 +5,9 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark import errors
 from birthmark.adapters.system import SystemEntropy
@@ -43,75 +37,21 @@ from birthmark.services.publication_index import Published
 from birthmark.services.publication_record import record_published
 from birthmark.services.recall import Recalls
 from birthmark.services.shipments import record_shipment
-from tests.faults.places import FOLDERS, ORGANIZATION, RATES, Place, catalogue, here_and_mirror
+from tests.faults.places import ORGANIZATION, RATES, Place, catalogue, here_and_mirror
+from tests.faults.scenario import Prepared, Scenario, bela, csr, folder_of, one, spki
+from tests.faults.scenarios_field import FIELD
+from tests.faults.scenarios_fleet import FLEET
 from tests.services.ceremonies import more
 from tests.support.ceremonies import sealed
 from tests.support.elements import element_profile, give_masters, put_on_record
 from tests.support.keystores import KEK, TRANSPORT
-from tests.support.realm import Client, Line, hierarchy, proof, workpiece
+from tests.support.realm import Line, hierarchy, proof, workpiece
 from tests.support.recalls import People, sign
 
-__all__ = ["ALONE", "READERS", "SCENARIOS", "Scenario", "base_line"]
+__all__ = ["ALONE", "READERS", "SCENARIOS"]
 
 CA, NEW = KeyLabel("ca"), KeyLabel("new")
 WINDOW = timedelta(hours=1)
-Prepared = Any
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One request that writes."""
-
-    covers: tuple[str, ...]
-    """Use cases (``module.name``) that it goes through; held against what it does go through."""
-    request: Callable[[Place, Any], object]
-    prepare: Callable[[Line], Prepared] = lambda _line: None
-    """May leave files in the line's folder; they are copied with it."""
-    environment: Environment = Environment.TEST
-    orphan: tuple[str, ...] = ()
-    """Steps that make what no commit takes back (a key in a store): once such a step is done and nothing of
-    it is on record, the same request is refused (``IllegalTransition``), and people see to it."""
-    slow: bool = False
-    """It needs an RSA key, or keys that every process opens anew (scrypt): seconds, so only in the soak."""
-    mend: Callable[[Place, Any], object] | None = None
-    """What they ask then; None if they have to go to the store itself (docs/faults.md)."""
-
-
-def base_line(line: Line) -> None:
-    """Fill a new line with what all scenarios begin with."""
-    if line.realm.environment is Environment.TEST:
-        line.open_run()
-
-
-def folder_of(line: Line) -> Path:
-    """Return where a line's key stores lie."""
-    return FOLDERS[line.url]
-
-
-def bela(line: Line) -> Client:
-    """Return the second officer, who is made anew."""
-    return line.enrol(Role.OFFICER, "bob")
-
-
-def spki() -> bytes:
-    """Return a new public key."""
-    made = ec.generate_private_key(ec.SECP256R1()).public_key()
-    return made.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def csr() -> bytes:
-    """Return a request with a new key."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    key = ec.generate_private_key(ec.SECP256R1())
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def one(results: list[Any]) -> Any:
-    """Return the one result, or raise it if it is a refusal."""
-    (result,) = results
-    if isinstance(result, errors.Refusal):
-        raise result
-    return result
 
 
 # --- the line
@@ -424,7 +364,7 @@ def _ask_inject(place: Place, prepared: Prepared) -> object:
     return one(place.carry(place.service.inject(caller, [request])))
 
 
-SCENARIOS: Mapping[str, Scenario] = {
+_LINE: Mapping[str, Scenario] = {
     "issue": Scenario(
         covers=("issue.IssueDevices.__call__",), prepare=_issue(delivered=False), request=_ask_issue
     ),
@@ -641,6 +581,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         request=lambda place, prepared: place.carry(record_published([prepared[0]], prepared[1])),
     ),
 }
+SCENARIOS: Mapping[str, Scenario] = {**_LINE, **FIELD, **FLEET}
 
 READERS: Mapping[str, str] = {
     "acts.recognise": "finds a client by its certificate",

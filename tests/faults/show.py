@@ -11,7 +11,8 @@ from pathlib import Path
 
 from birthmark.floor.realm import Environment
 from tests.faults.places import Ground
-from tests.faults.scenarios import SCENARIOS, base_line
+from tests.faults.scenario import base_line
+from tests.faults.scenarios import SCENARIOS
 from tests.faults.table import ready
 from tests.support.realm import make_line
 

@@ -23,15 +23,21 @@ from typing import Any
 from birthmark import errors
 from birthmark.floor.clients import Credential
 from birthmark.floor.devices import Device, DeviceCertificate, DeviceState
+from birthmark.floor.enrolments import CMPStatus, CMPTransaction
+from birthmark.floor.fleet import FieldDevice, FieldStatus
+from birthmark.floor.revocations import Revocation
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.ledger.proof import verify
 from birthmark.services.authorise import Enrolled
 from birthmark.services.check import check
+from birthmark.services.enrolments import Granted
 from birthmark.services.issue import Issued
 from birthmark.services.prove import Released
+from birthmark.services.revocations import line_of, status
+from birthmark.services.visits import Welcome
 from tests.faults.places import Ground, Place, Summary, place, summary
 from tests.faults.ports import Fault, Killed, Steps, faults_of
-from tests.faults.scenarios import Scenario
+from tests.faults.scenario import Scenario
 from tests.support.realm import Line
 
 __all__ = ["Case", "Ready", "cases", "ready", "run_case", "use_cases"]
@@ -236,12 +242,30 @@ def require_sound(at: Place, outcome: Outcome) -> None:
     report = check(store, store.log, store.realm)
     assert report.findings == [], report.findings
     answer = outcome.answer
-    if isinstance(answer, Issued):
+    _require_rejected(at)
+    if isinstance(answer, Issued | Granted):
         assert answer.certificate in {one.der for one in store.scan(DeviceCertificate)}
     elif isinstance(answer, Enrolled):
         assert answer.certificate.serial_hex in {one.serial for one in store.scan(Credential)}
     elif isinstance(answer, Released):
         _require_token(at, answer)
+    elif isinstance(answer, Welcome):
+        device = store.look({FieldDevice: (answer.device,)}).get(FieldDevice, answer.device)
+        assert device is not None
+        assert device.status is FieldStatus.ACTIVE
+
+
+def _require_rejected(at: Place) -> None:
+    """What a CMP client did not take is revoked, and what it confirmed is not."""
+    store = at.service.store
+    for row in store.scan(CMPTransaction):
+        certificate = store.look({DeviceCertificate: (row.certificate or "",)}).get(
+            DeviceCertificate, row.certificate or ""
+        )
+        if certificate is not None:
+            line = line_of(certificate)
+            revoked = status(store.look({Revocation: (line.id,)}), line) is not None
+            assert revoked == (row.status is CMPStatus.REJECTED), f"{row.status}, revoked: {revoked}"
 
 
 def _require_token(at: Place, released: Released) -> None:

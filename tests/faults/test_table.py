@@ -11,7 +11,8 @@ import pytest
 from birthmark.floor.realm import Environment
 from tests.faults.places import Ground
 from tests.faults.ports import faults_of
-from tests.faults.scenarios import ALONE, READERS, SCENARIOS, base_line
+from tests.faults.scenario import base_line
+from tests.faults.scenarios import ALONE, READERS, SCENARIOS
 from tests.faults.table import Case, Ready, cases, ready, run_case, use_cases
 from tests.support.realm import Line, make_line
 
