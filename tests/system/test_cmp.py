@@ -1,6 +1,7 @@
 """CMP as OpenSSL speaks it, against the served program (SPEC H1): every message that its client can send."""
 
 import itertools
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -256,14 +257,18 @@ def test_a_request_that_waits_for_a_person_is_polled_for(tmp_path: Path) -> None
             "cr", "-cert", identity, "-key", key, "-newkey", mine, "-subject", SERIAL,
             "-certout", device.folder / "mine.crt", "-keep_alive", "0", "-verbosity", "7", path="/p/FIELD",
         )  # fmt: skip
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as polling:
+        # Line by line: else what it says comes many polls at a time, and the server is away in the midst of one.
+        lines = [need("stdbuf", "coreutils"), "--output=L", *words]
+        with subprocess.Popen(lines, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as polling:
             try:
                 assert polling.stdout is not None
                 said = iter(polling.stdout.readline, "")
                 told = "".join(itertools.takewhile(lambda line: "checkAfter" not in line, said))
+                polling.send_signal(signal.SIGSTOP)  # it asks again in so many seconds, ready or not
                 server.restart()  # while the client waits; a transaction survives that
                 (waits,) = entries(plane, "enrolment-waiting")
                 plane.realm.run("enrolment", "approve", str(waits["enrolment"]), "--reason", "known")
+                polling.send_signal(signal.SIGCONT)
                 told += polling.communicate(timeout=100)[0]
             finally:
                 polling.kill()
