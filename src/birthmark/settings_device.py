@@ -20,7 +20,7 @@ class DevicePlane(Table):
     default_run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")
     """For devices with an identity that name no run: an operational one."""
     processes: int = Field(default=1, ge=1, le=64)
-    max_body_bytes: int = Field(default=65_536, ge=4096, le=1_048_576)
+    max_body_bytes: int = Field(default=65_536, ge=4096, le=65_536)
     client_per_minute: int = Field(default=60, ge=1)
     """How many acts a device may make a minute on average."""
     client_burst: int = Field(default=60, ge=1)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,16 +13,19 @@ from birthmark import errors
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
 from birthmark.floor.enrolments import LocalIdentity, WaitingEnrolment, local_identity_id, waiting_id
+from birthmark.floor.fleet import FieldDevice, FieldStatus
 from birthmark.floor.runs import Run, RunLicence, RunPurpose
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.revocation import ReasonCode
+from birthmark.services.acts import outcomes
 from birthmark.services.approvals import Approvals
 from birthmark.services.check import check
 from birthmark.services.chronicle import Chronicle
 from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.issue import IssueRequest
 from birthmark.services.recognition import recognise_device
-from tests.support.realm import Client, Line, proof, workpiece
+from tests.support.acts import put
+from tests.support.realm import START, Client, Line, proof, workpiece
 
 _numbers = itertools.count(1)
 
@@ -342,8 +346,62 @@ def test_what_was_refused_stays_refused_and_what_nobody_saw_ends(line: Line) -> 
     with pytest.raises(errors.NotPermitted, match="operator:anna refused it: stolen"):
         line.service.carry(line.service.enrolments.enrol(idevid.caller, "L1", one))
     line.clock.turn(days=8)
-    with pytest.raises(errors.NotPermitted, match="nobody looked at it within 7 days"):
+    with pytest.raises(errors.NotPermitted, match="it was not looked at within 7 days"):
         line.service.carry(line.service.enrolments.enrol(idevid.caller, "L1", two))
+    assert_sound(line)
+
+
+def test_nobody_approves_what_has_ended_and_an_approval_does_not_last_for_ever(line: Line) -> None:
+    line.open_operational(approval=True, not_after=START + timedelta(days=30))
+    idevid = released(line)
+    device = workpiece("D1")
+    seen, unseen = (IssueRequest(hardware_id="", csr=device.csr, key=name) for name in ("a", "b"))
+    for request in (seen, unseen):
+        line.service.carry(line.service.enrolments.enrol(idevid.caller, "L1", request))
+    name = waiting_id("device:serial:D1", "a")
+    line.service.carry(Approvals().settle(line.operator.caller, name, approved=True, reason="ok"))
+    line.clock.turn(days=8)
+    with pytest.raises(errors.NotPermitted, match="it was approved, and not asked for within 7 days"):
+        line.service.carry(line.service.enrolments.enrol(idevid.caller, "L1", seen))
+    late = waiting_id("device:serial:D1", "b")
+    with pytest.raises(errors.IllegalTransition, match="ended: the device asks again"):
+        line.service.carry(Approvals().settle(line.operator.caller, late, approved=True, reason="late"))
+    assert_sound(line)
+
+
+def test_a_device_that_is_held_in_the_field_gets_nothing(line: Line) -> None:
+    """Two may have its key: the clone would take the certificate, and revoke the genuine device's."""
+    line.open_operational()
+    idevid = released(line)
+    first, holder = granted(line, idevid)
+    uses(line, holder)
+    second, renewed = granted(line, holder, renewal=True)
+    met = FieldDevice(
+        id="serial:D1",
+        authority="",
+        certificate="00",
+        status=FieldStatus.HELD,
+        reason="it is a clone",
+        place="127.0.0.1",
+        moved_at=START,
+        moves=0,
+        counted_from=START,
+        first_seen_at=START,
+        first_seen_leaf=0,
+    )
+    outcomes(line.service.store.submit([put(met)]).result())
+    for attempt in (lambda: granted(line, idevid), lambda: uses(line, renewed)):
+        with pytest.raises(errors.NotPermitted, match="serial:D1 is held in the field: it is a clone"):
+            attempt()
+    assert [reason(line, one) for one in (first, second)] == [None, None], "nothing is superseded meanwhile"
+
+
+@pytest.mark.parametrize("text", ["L1\x00", "\x00"])
+def test_a_run_that_no_database_can_hold_is_one_that_is_not_there(line: Line, text: str) -> None:
+    with pytest.raises(errors.NotFound):
+        asked(line, released(line), text)
+    with pytest.raises(errors.Unauthenticated):
+        line.service.carry(line.service.codes.named(text))
     assert_sound(line)
 
 
@@ -442,7 +500,7 @@ def test_a_device_gives_an_operational_certificate_back_and_never_its_identity(l
         give_back(idevid, serial(first), b"0")
     give_back(idevid, serial(first))
     assert reason(line, first) is because
-    with pytest.raises(errors.IllegalTransition, match="is revoked already"):
+    with pytest.raises(errors.PolicyRefused, match="is revoked already"):
         give_back(idevid, serial(first))
     assert_sound(line)
     second, again = granted(line, idevid)

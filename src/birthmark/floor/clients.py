@@ -19,6 +19,7 @@ from birthmark.floor.segments import is_segment
 
 __all__ = [
     "CAPABILITIES",
+    "CODE",
     "FEWEST_OFFICERS",
     "PEOPLE",
     "PERSON",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 
+CODE = "code:"
+"""What the serial of a credential that is a one-time code begins with."""
 PERSON = "operator"
 """What the ids of people begin with, and the profile of their certificates, whatever their role."""
 

@@ -280,7 +280,7 @@ class FieldDevice:
     place: str
     """The address, or IPv6 network of 64 bits, it was at last."""
     moved_at: datetime
-    """When it came there."""
+    """When the connection was opened by which it was seen to be there."""
     moves: int
     """How often it moved since ``counted_from``."""
     counted_from: datetime
@@ -314,4 +314,4 @@ def moved(device: FieldDevice, place: str, connected_at: datetime, at: datetime)
             f"{device.id} moved {moves} times within {MOVES_WITHIN}: it is more than one"
         )
     counted_from = at if fresh else device.counted_from
-    return replace(device, place=place, moved_at=at, moves=moves, counted_from=counted_from)
+    return replace(device, place=place, moved_at=connected_at, moves=moves, counted_from=counted_from)

@@ -80,7 +80,7 @@ def _names(naming: DeviceNaming, certificate: x509.Certificate) -> list[str]:
             return list(alternative.get_values_for_type(x509.UniformResourceIdentifier))
         case DeviceNaming.HARDWARE_MODULE:
             others = alternative.get_values_for_type(x509.OtherName)
-            return [_module(one.value) for one in others if one.type_id == _HARDWARE_MODULE]
+            return [name for one in others if one.type_id == _HARDWARE_MODULE for name in _module(one.value)]
 
 
 def _attributes(certificate: x509.Certificate, kind: x509.ObjectIdentifier) -> list[str]:
@@ -90,9 +90,15 @@ def _attributes(certificate: x509.Certificate, kind: x509.ObjectIdentifier) -> l
     ]
 
 
-def _module(value: bytes) -> str:
-    """Return hwSerialNum of a HardwareModuleName: SEQUENCE { hwType OID, hwSerialNum OCTET STRING }."""
-    parts = der.children(value, *der.only(value, der.SEQUENCE)[2:])
+def _module(value: bytes) -> list[str]:
+    """Return hwSerialNum of a HardwareModuleName: SEQUENCE { hwType OID, hwSerialNum OCTET STRING }.
+
+    Nothing where it is none of those.
+    """
+    try:
+        parts = der.children(value, *der.only(value, der.SEQUENCE)[2:])
+    except MalformedRequest:
+        return []
     if [part[0] for part in parts] != [der.OID, der.OCTET_STRING]:
-        raise MalformedRequest("a hardwareModuleName is a type and a serial number")
-    return value[parts[1][2] : parts[1][3]].decode("latin-1")
+        return []
+    return [value[parts[1][2] : parts[1][3]].decode("latin-1")]

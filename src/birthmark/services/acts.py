@@ -9,9 +9,10 @@ from cryptography import x509
 
 from birthmark import errors
 from birthmark.floor.answers import Answer
-from birthmark.floor.authorities import Authority, AuthorityStatus
+from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import (
     CAPABILITIES,
+    CODE,
     PERSON,
     Capability,
     Client,
@@ -22,12 +23,13 @@ from birthmark.floor.clients import (
 )
 from birthmark.floor.devices import DeviceCertificate
 from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
+from birthmark.floor.fleet import FieldDevice, FieldStatus
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
 from birthmark.floor.shared import SharedCredential, require_network
 from birthmark.pki.certificates import serial_hex
 from birthmark.pki.library import UNREADABLE
 from birthmark.ports import Act, Committed, Decision, Facts, Look, Reads, UseCase
-from birthmark.services.revocations import identity_status, line_of, status
+from birthmark.services.revocations import device_status, identity_status
 
 __all__ = [
     "ANONYMOUS",
@@ -46,6 +48,7 @@ __all__ = [
     "record_refusal",
     "recorded",
     "refuse",
+    "require_now",
     "require_reader",
     "stored_refusal",
     "together",
@@ -119,6 +122,7 @@ def client_reads(caller: Caller) -> dict[type, Sequence[str]]:
         reads[Bucket] = (bucket_of("client", caller.client.id),)
     if caller.client.role is Role.DEVICE:
         reads[DeviceCertificate] = (caller.credential.serial,)
+        reads[FieldDevice] = (caller.client.hardware_id or "",)
         reads[Authority] = (caller.credential.authority,)
     if caller.client.role is Role.SHARED:
         reads[SharedCredential] = (caller.client.id,)
@@ -176,15 +180,16 @@ def _live_device(facts: Facts, caller: Caller, capability: Capability) -> Client
     issued = facts.get(DeviceCertificate, caller.credential.serial)
     if issued is None or issued.der != caller.credential.der:
         raise errors.Unauthenticated(f"{caller.client.id} is not known")
-    authority = facts.get(Authority, issued.authority)
-    if authority is None or authority.status is AuthorityStatus.REVOKED:
-        raise errors.Unauthenticated(f"authority {issued.authority} of {caller.client.id} is revoked")
-    reason = status(facts, line_of(issued))
+    reason = device_status(facts, issued)
     if reason is not None:
         raise errors.Unauthenticated(f"certificate {issued.serial} of {issued.device} is revoked ({reason})")
     reason = identity_status(facts, issued)
     if reason is not None:
         raise errors.Unauthenticated(f"the identity of {issued.device} is revoked ({reason})")
+    # Two may have its key, or it was stolen: nobody gets anything by it until a person has decided.
+    met = facts.get(FieldDevice, issued.device)
+    if met is not None and met.status is FieldStatus.HELD:
+        raise errors.NotPermitted(f"{issued.device} is held in the field: {met.reason}")
     require(caller.client, caller.credential, capability)
     return caller.client
 
@@ -200,16 +205,26 @@ def live_client(facts: Facts, caller: Caller, capability: Capability, at: dateti
     """
     client = allowed_client(facts, caller, capability)
     if caller.plane is not None:
-        _require_now(facts, client, caller.credential, caller.plane, at)
+        require_now(facts, client, caller.credential, caller.plane, at)
     _charge(facts, caller.client.id, caller.rate, at)
     _count(facts, client, caller.seq)
     return client
 
 
-def _require_now(facts: Facts, client: Client, credential: Credential, plane: str, at: datetime) -> None:
+def require_now(facts: Facts, client: Client, credential: Credential, plane: str, at: datetime) -> None:
+    """Refuse a credential that has ended, and whoever is closed at this time.
+
+    Raises:
+        errors.Unauthenticated: it has ended; a connection outlives the certificate that opened it.
+        errors.NotPermitted: the client, its run or the plane is closed.
+    """
     if at >= credential.not_after:
-        # A connection outlives the certificate that opened it.
-        raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
+        code = credential.serial.startswith(CODE)
+        raise errors.Unauthenticated(
+            f"the one-time code of {client.id} ended: ask for a new one"
+            if code
+            else f"the certificate of {client.id} ended: renew it"
+        )
     require_open((facts.get(Exposure, name) for name in exposures_of(plane, client)), at)
 
 
@@ -229,7 +244,7 @@ def require_reader(caller: Caller, plane: str, at: datetime, *, bootstrap: bool 
     provisions = bootstrap and caller.client.role is Role.BOOTSTRAP
     require(caller.client, caller.credential, Capability.PROVE if provisions else Capability.READ)
     facts: Facts = yield Look({Exposure: exposures_of(plane, caller.client)})
-    _require_now(facts, caller.client, caller.credential, plane, at)
+    require_now(facts, caller.client, caller.credential, plane, at)
 
 
 def _count(facts: Facts, client: Client, seq: int | None) -> None:

@@ -75,6 +75,8 @@ class Approvals:
             found = facts.get(WaitingEnrolment, enrolment)
             if found is None:
                 raise errors.NotFound(f"no enrolment {enrolment[:100]} waits")
+            if at >= found.asked_at + WAITING_LIFE:
+                raise errors.IllegalTransition(f"enrolment {enrolment} ended: the device asks again, or not")
             if found.status is not WaitingStatus.WAITING:
                 raise errors.IllegalTransition(
                     f"enrolment {enrolment} is {found.status}, by {found.decided_by}"
@@ -96,7 +98,8 @@ def _is_approved(found: WaitingEnrolment, digest: str, at: datetime) -> bool:
     if found.status is WaitingStatus.REFUSED:
         raise errors.NotPermitted(f"{found.decided_by} refused it: {found.reason}")
     if at >= found.asked_at + WAITING_LIFE:
-        raise errors.NotPermitted(f"nobody looked at it within {WAITING_LIFE.days} days: ask with a new key")
+        looked = "approved, and not asked for" if found.status is WaitingStatus.APPROVED else "not looked at"
+        raise errors.NotPermitted(f"it was {looked} within {WAITING_LIFE.days} days: ask with a new key")
     return found.status is WaitingStatus.APPROVED
 
 

@@ -166,7 +166,7 @@ def _first_seen(
         status=FieldStatus.ACTIVE,
         reason=None,
         place=visit.place,
-        moved_at=at,
+        moved_at=visit.connected_at,
         moves=0,
         counted_from=at,
         first_seen_at=at,

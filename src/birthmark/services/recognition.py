@@ -11,17 +11,15 @@ import hmac
 from datetime import datetime
 
 from birthmark import errors
-from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, client_id
+from birthmark.floor.clients import CODE, Capability, Client, ClientStatus, Credential, Role, client_id
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate
-from birthmark.floor.exposure import Exposure, require_open
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.keys import KeyLabel
 from birthmark.ports import Facts, KeyStore, Look, UseCase
 from birthmark.secret import SecretBytes
-from birthmark.services.acts import Caller, allowed_client, client_reads, exposures_of, recognise
+from birthmark.services.acts import Caller, allowed_client, client_reads, recognise, require_now
 
 __all__ = [
-    "CODE",
     "SALT_OCTETS",
     "Codes",
     "code_serial",
@@ -32,8 +30,6 @@ __all__ = [
     "to_enrol",
 ]
 
-CODE = "code:"
-"""What the serial of a credential that is a code begins with."""
 SALT_OCTETS = 16
 _CODE_KEY = "code"
 _DOMAIN = b"birthmark one-time code v1\x00"
@@ -123,10 +119,8 @@ def require_live(caller: Caller, capability: Capability, at: datetime) -> UseCas
     """
     facts: Facts = yield Look(client_reads(caller))
     client = allowed_client(facts, caller, capability)
-    if at >= caller.credential.not_after:
-        raise errors.Unauthenticated(f"the certificate of {client.id} ended: renew it")
     if caller.plane is not None:
-        require_open((facts.get(Exposure, name) for name in exposures_of(caller.plane, client)), at)
+        require_now(facts, client, caller.credential, caller.plane, at)
 
 
 def recognise_device(peer: bytes) -> UseCase[Caller]:

@@ -18,6 +18,7 @@ from birthmark.ports import Facts
 
 __all__ = [
     "Line",
+    "device_status",
     "identity_status",
     "line_of",
     "reinstate",
@@ -85,17 +86,24 @@ def identity_status(facts: Facts, shown: DeviceCertificate) -> ReasonCode | None
         errors.IntegrityFailure: it, or an authority above it, is gone.
     """
     identity = _identity_below(facts, shown)
-    if identity is None:
-        return None
-    because = status(facts, line_of(identity))
-    name, above = identity.authority, ""
-    while because is None and name != above:
+    return None if identity is None else device_status(facts, identity)
+
+
+def device_status(facts: Facts, shown: DeviceCertificate) -> ReasonCode | None:
+    """Return why a device's certificate, or an authority above it, is not good; None if all are.
+
+    Raises:
+        errors.IntegrityFailure: an authority above it is gone.
+    """
+    because = status(facts, line_of(shown))
+    name, below = shown.authority, ""
+    while because is None and name != below:
         authority = facts.get(Authority, name)
         if authority is None:
             raise errors.IntegrityFailure(f"authority {name} above {shown.device} is gone")
         if authority.status is AuthorityStatus.REVOKED:
             because = ReasonCode.CA_COMPROMISE
-        name, above = authority.issuer, name
+        name, below = authority.issuer, name
     return because
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "TableShape",
     "Writes",
     "failure_of",
+    "possible",
 ]
 
 Row = Sequence[Any]
@@ -170,6 +171,11 @@ _POSTGRESQL_WORDS = {
     ),
     psycopg.errors.QueryCanceled: "its server gave up a statement that took too long",
 }
+
+
+def possible(keys: Sequence[Any]) -> list[Any]:
+    """Return the keys that a row can have: no text of PostgreSQL's holds a NUL, which anybody can send."""
+    return [key for key in keys if not isinstance(key, str) or "\x00" not in key]
 
 
 def failure_of(cause: Exception) -> Exception:

@@ -25,7 +25,16 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import Diagnostic
 
 from birthmark import errors
-from birthmark.adapters.sql.database import IMPOSSIBLE, Query, Reads, Row, TableShape, Writes, failure_of
+from birthmark.adapters.sql.database import (
+    IMPOSSIBLE,
+    Query,
+    Reads,
+    Row,
+    TableShape,
+    Writes,
+    failure_of,
+    possible,
+)
 from birthmark.secret import SecretBytes
 
 __all__ = ["PostgreSQL", "connection_parameters", "standbys_demanded"]
@@ -253,7 +262,9 @@ class PostgreSQL:
                 head_cursor = train.execute("SELECT size, edge, at FROM head WHERE id = 1 FOR UPDATE")
                 if self._standbys:  # what was promised when we connected may be taken back by a reload
                     promised = train.execute(_PROMISES)
-                cursors = [train.execute(_select_statement(shape), (list(keys),)) for shape, keys in reads]
+                cursors = [
+                    train.execute(_select_statement(shape), (possible(keys),)) for shape, keys in reads
+                ]
             head = head_cursor.fetchone()
             rows = [cursor.fetchall() for cursor in cursors]
             if promised is not None:
@@ -277,7 +288,7 @@ class PostgreSQL:
     def fetch(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.fetch``."""
         try:
-            return self._under_way().execute(_select_statement(shape), (list(keys),)).fetchall()
+            return self._under_way().execute(_select_statement(shape), (possible(keys),)).fetchall()
         except (psycopg.Error, *IMPOSSIBLE) as cause:
             raise failure_of(cause) from cause
 
@@ -347,7 +358,7 @@ class PostgreSQL:
 
     def select(self, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
         """See ``Database.select``."""
-        return self._read(_select_statement(shape), (list(keys),))
+        return self._read(_select_statement(shape), (possible(keys),))
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """See ``Database.query``."""

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from birthmark import errors
-from birthmark.adapters.sql.database import IMPOSSIBLE, Query, Reads, Row, TableShape, Writes, failure_of
+from birthmark.adapters.sql.database import (
+    IMPOSSIBLE,
+    Query,
+    Reads,
+    Row,
+    TableShape,
+    Writes,
+    failure_of,
+    possible,
+)
 
 __all__ = ["SQLite"]
 
@@ -132,7 +141,8 @@ class SQLite:
         return self._train
 
     @staticmethod
-    def _fetch(db: sqlite3.Connection, shape: TableShape, keys: Sequence[Any]) -> list[Row]:
+    def _fetch(db: sqlite3.Connection, shape: TableShape, asked: Sequence[Any]) -> list[Row]:
+        keys = possible(asked)
         columns, key = ", ".join(shape.columns), shape.columns[0]
         try:
             if len(keys) == 1:

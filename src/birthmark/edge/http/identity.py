@@ -14,6 +14,7 @@ from birthmark import errors
 from birthmark.pki.algorithms import PrivateKey, recognise, signature_by
 from birthmark.pki.certificates import Certificate, from_pem
 from birthmark.pki.keys import KeyAlgorithm
+from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
 __all__ = ["ServerIdentity"]
@@ -41,7 +42,7 @@ class ServerIdentity:
             private = load_pem_private_key(key.read_bytes(), passphrase.reveal())
         except OSError as cause:
             raise errors.NotFound(f"cannot read {cause.filename}: {cause.strerror}") from cause
-        except (ValueError, TypeError):
+        except UNREADABLE:
             raise errors.MalformedRequest(f"{certificate}, {key}: no certificate and key") from None
         algorithm = recognise(Certificate.from_der(chain[0]).subject_public_key_info)
         if algorithm is None:
