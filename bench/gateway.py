@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from bench import machine
 from bench.devices import Device, Pool
 from bench.installation import RUN, Failed, Installation, installation
-from birthmark.edge.http.peer import server_context
+from birthmark.edge.http.contexts import server_context
 from birthmark.pki.certificates import from_pem
 from birthmark.pki.possession import proof_message
 from birthmark.secret import SecretBytes

@@ -11,12 +11,13 @@
 #   contact   report to the gateway
 #   reset     factory reset: all goes but the identity
 #
-# Without a step: enrol, local, contact, as far as the settings go.  HARDWARE-ID is the text that stands in the
+# Without a step: enrol; local, if LOCAL_RUN is set; contact, if there is a gateway.  HARDWARE-ID is the text that stands in the
 # certificate, without its kind.
 #
 # In the directory $DEVICE (the current one if that is not set) there have to be gateway.json, gateway-ca.pem and either
 # provisioning.pem with provisioning.key, or provisioning.code (a line NAME:CODE): what 'birthmark shared make' packs,
-# or 'birthmark bootstrap' gives.  LOCAL_RUN is the id of the operational run; unset, the service's own default.
+# or 'birthmark bootstrap' gives.  LOCAL_RUN is the id of the operational run; unset, the step asks for the
+# service's own default.
 # GATEWAY and EST overrule what gateway.json says.
 #
 # Exit code: 0 done; 1 refused, and asking again changes nothing; 75 try again later.
@@ -173,7 +174,7 @@ contact() {
     say "the gateway accepts it: $(head -c 200 "$work/answer")"
 }
 
-[ $# -gt 0 ] || set -- enrol local ${gateway:+contact}
+[ $# -gt 0 ] || set -- enrol ${LOCAL_RUN:+local} ${gateway:+contact}
 for step; do
     case $step in
     enrol) enrol ;;

@@ -71,8 +71,9 @@ def _used(line: Line, device: Client) -> None:
 
 
 def _attempt(line: Line, device: Client) -> str:
-    found, _ = line.service.carry(line.service.confirmations.challenge(device.caller))
-    return found
+    """Return the attempt of the certificate that a device shows."""
+    shown = line.the(DeviceCertificate, device.caller.credential.serial)
+    return shown.attempt
 
 
 # --- by EST
@@ -153,7 +154,9 @@ def _at_the_gate(line: Line) -> Prepared:
     granted = service.carry(service.enrolments.enrol(caller, None, _request(key)))
     assert isinstance(granted, Granted)
     device = line.device(granted.certificate, key)
-    attempt, message = service.carry(service.confirmations.challenge(device.caller))
+    asked = service.carry(service.confirmations.challenge(device.caller))
+    assert asked is not None
+    attempt, message = asked
     return granted.certificate, ProveRequest(
         attempt=attempt,
         certificate_sha256=fingerprint(granted.certificate),
@@ -166,8 +169,9 @@ def _ask_gate(place: Place, prepared: Prepared) -> object:
     certificate, request = prepared
     caller = place.carry(recognise_device(certificate))
     place.carry(require_live(caller, Capability.PROVE, place.clock.now()))
-    attempt, _ = place.carry(place.service.confirmations.challenge(caller))
-    return one(place.carry(place.service.prove(caller, [replace(request, attempt=attempt)])))
+    asked = place.carry(place.service.confirmations.challenge(caller))
+    assert asked is not None
+    return one(place.carry(place.service.prove(caller, [replace(request, attempt=asked[0])])))
 
 
 def _renewed(line: Line) -> Prepared:

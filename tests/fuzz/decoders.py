@@ -126,7 +126,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
         "adapters/tokensession.py:require_text",
         "edge/cli/histories.py:opened_bundle",
         "edge/cli/profile_files.py:read_whole",
-        "edge/http/peer.py:server_context",
+        "edge/http/contexts.py:server_context",
         "edge/pins.py:pin_of",
         "edge/station/elements/__init__.py:allow",
         "edge/station/elements/__init__.py:opened",

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from birthmark import app, errors
+from birthmark.edge.http.contexts import everybody
 from birthmark.edge.http.device import create_device_app
 from birthmark.edge.http.identity import ServerIdentity
-from birthmark.edge.http.peer import SCOPE_KEY, everybody
+from birthmark.edge.http.peer import SCOPE_KEY
 from birthmark.floor.clients import Role
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.settings import Settings

@@ -420,7 +420,9 @@ def test_a_bootstrapped_device_gets_its_identity_and_passes_the_same_gate(line: 
     got, device = granted(line, bootstrap, "R1")
     assert line.the(Device, "serial:D7").state is DeviceState.ISSUED
     assert not uses(line, device), "a handshake is no proof on the line"
-    attempt, message = line.service.carry(line.service.confirmations.challenge(device.caller))
+    asked_for = line.service.carry(line.service.confirmations.challenge(device.caller))
+    assert asked_for is not None
+    attempt, message = asked_for
     assert attempt == got.attempt
     assert message.startswith(b"birthmark/proof/v1\n")
     issued = line.issue(workpiece("D8"))  # another's challenge proves nothing for it

@@ -25,9 +25,9 @@ from pyasn1_alt_modules import rfc4210  # type: ignore[import-untyped]  # likewi
 from birthmark import app as composition
 from birthmark.adapters.sql.database import Database
 from birthmark.edge.application import Application
+from birthmark.edge.http.contexts import everybody
 from birthmark.edge.http.device import create_device_app
 from birthmark.edge.http.identity import ServerIdentity
-from birthmark.edge.http.peer import everybody
 from birthmark.floor.clients import Role
 from birthmark.pki import cmp, cmp_checks, cmp_requests, der
 from birthmark.pki.algorithms import ALGORITHMS, key_identifier

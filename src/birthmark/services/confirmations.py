@@ -21,7 +21,7 @@ from birthmark.pki.possession import proof_message
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, decided, live_client, outcomes, refuse
-from birthmark.services.revocations import line_of, revoke, status
+from birthmark.services.revocations import device_status, line_of, revoke, status
 from birthmark.services.runs import RunContext, Runs
 
 __all__ = ["LOCAL", "ConfirmEnrolments", "Ended", "give_back", "put_proved"]
@@ -73,11 +73,14 @@ class ConfirmEnrolments:
         yield from decided(caller, "prove-local", {"attempt": attempt.id}, decide, _local_reads(attempt))
         return True
 
-    def challenge(self, caller: Caller) -> UseCase[tuple[str, bytes]]:
+    def challenge(self, caller: Caller) -> UseCase[tuple[str, bytes] | None]:
         """Return the attempt of the certificate a device shows, and what it has to sign for the gate.
+
+        None for an operational certificate: the connection was the proof, the first time.
 
         Raises:
             errors.NotFound: the certificate is of no attempt that can be proved.
+            errors.IllegalTransition: it, or an authority above it, is revoked.
             errors.NotPermitted: the device has further certificates, and proves them at its station.
         """
         serial = caller.credential.serial
@@ -89,6 +92,11 @@ class ConfirmEnrolments:
         attempt = facts.get(Attempt, shown.attempt)
         if attempt is None or attempt.certificate != serial:
             raise errors.NotFound(f"certificate {serial} waits for no proof")
+        because = device_status(facts, shown)
+        if because is not None:
+            raise errors.IllegalTransition(f"certificate {serial} is revoked ({because}): enrol again")
+        if (yield from self._runs.known(shown.run)).licence.purpose is RunPurpose.OPERATIONAL:
+            return None
         if attempt.further:
             raise errors.NotPermitted(f"{attempt.device} has several certificates: its station proves them")
         message = proof_message(

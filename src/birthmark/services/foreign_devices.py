@@ -27,7 +27,7 @@ from birthmark.floor.fleet import (
 )
 from birthmark.floor.naming import device_name
 from birthmark.floor.runs import AllowedDevice
-from birthmark.pki.certificates import Certificate
+from birthmark.pki.certificates import Certificate, issued_by
 from birthmark.pki.crl_index import CRLIndex
 from birthmark.ports import Clock, Entropy, Facts, Scan, UseCase
 from birthmark.services.foreign_status import (
@@ -141,13 +141,16 @@ def _above(
 ) -> FleetAuthority | None:
     """Return the registered authority that certificates a proxy passed on name as their issuer, if one does.
 
-    Whether it really issued them, the path is going to say.
+    Several may have the name: it is the one that signed.  Where none did, the path is going to say so.
     """
-    subjects = {Certificate.from_der(one.der).subject_name: one for one in known}
+    named: FleetAuthority | None = None
     for certificate in (shown, *map(Certificate.from_der, path)):
-        if certificate.issuer_name in subjects:
-            return subjects[certificate.issuer_name]
-    return None
+        for one in known:
+            if Certificate.from_der(one.der).subject_name == certificate.issuer_name:
+                if issued_by(certificate.der, one.der):
+                    return one
+                named = named or one
+    return named
 
 
 def _turned_away(refused: errors.PolicyRefused, device: str) -> TurnedAway:

@@ -8,8 +8,8 @@ import pytest
 
 from birthmark import app, errors
 from birthmark.edge.application import Application
+from birthmark.edge.http.contexts import everybody
 from birthmark.edge.http.gateway_view import GatewayView
-from birthmark.edge.http.peer import everybody
 from birthmark.edge.pins import other_realms, pin_of
 from birthmark.settings import load
 from tests.edge.cli.command import done

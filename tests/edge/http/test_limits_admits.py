@@ -17,8 +17,9 @@ import uvloop
 from uvicorn.server import ServerState
 
 from birthmark import errors
+from birthmark.edge.http.contexts import Admits, everybody, server_context
 from birthmark.edge.http.limits import Door, Limits
-from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, protocol, server_context
+from birthmark.edge.http.peer import SCOPE_KEY, protocol
 from birthmark.pki.certificates import from_pem
 from birthmark.secret import SecretBytes
 from birthmark.settings import load

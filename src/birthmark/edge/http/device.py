@@ -13,11 +13,11 @@ from fastapi import FastAPI, Response
 from birthmark import __version__
 from birthmark.edge.application import Application
 from birthmark.edge.http.cmp import CMPEdge, add_cmp
+from birthmark.edge.http.contexts import Admits
 from birthmark.edge.http.deviceplane import DevicePlaneApp
 from birthmark.edge.http.est import add_est
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.identity import ServerIdentity
-from birthmark.edge.http.peer import Admits
 from birthmark.edge.http.screening import ScreenedRoute
 
 __all__ = ["create_device_app"]

@@ -18,8 +18,9 @@ from fastapi import Request, Response
 from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.edge.http.border import Border
+from birthmark.edge.http.contexts import Admits
 from birthmark.edge.http.metrics import CLIENT_KEY
-from birthmark.edge.http.peer import SCOPE_KEY, Admits
+from birthmark.edge.http.peer import SCOPE_KEY
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.floor.clients import Capability, Role
 from birthmark.floor.limits import Rate
@@ -102,15 +103,20 @@ class DevicePlaneApp:
         caller = await self._device(request)
         if await self.border.carry(self.application.confirmations.proved_by_use(caller)):
             return Response(status_code=204)
-        attempt, message = await self.border.carry(self.application.confirmations.challenge(caller))
+        asked = await self.border.carry(self.application.confirmations.challenge(caller))
+        if asked is None:
+            return Response(status_code=204)
+        attempt, message = asked
         return Response(message, media_type=_OCTETS, headers={"birthmark-attempt": attempt})
 
     async def prove(self, request: Request) -> Response:
         """Take a device's signature, and release it or hold it."""
         caller, signature = await self._device(request), await request.body()
-        attempt, _ = await self.border.carry(self.application.confirmations.challenge(caller))
+        asked = await self.border.carry(self.application.confirmations.challenge(caller))
+        if asked is None:
+            raise errors.IllegalTransition("the connection was the proof: nothing is left to sign")
         proof = ProveRequest(
-            attempt=attempt,
+            attempt=asked[0],
             certificate_sha256=fingerprint(caller.credential.der),
             signature=signature,
             key=f"proof-{sha256(signature).hexdigest()[:32]}",

@@ -182,19 +182,20 @@ class _EST:
 
     async def _known(self, request: Request, use: _Use) -> Response:
         """Answer somebody who is known; ask others who they are (RFC 9110 section 11.6.1)."""
+        challenge = {"www-authenticate": f'Basic realm="{self._app.realm.name}", charset="UTF-8"'}
         try:
             caller = await self._plane.caller(request)
-            if caller is None:
-                raise errors.Unauthenticated(
-                    "nobody is named: show a certificate, or a name and one-time code"
-                )
         except errors.Unauthenticated as refusal:
             if request.scope.get(SCOPE_KEY):
                 raise
             answer = await self._plane.refused(request, refusal, status=401)
             if answer.status_code == 401:  # or it could not be put on record
-                answer.headers["www-authenticate"] = f'Basic realm="{self._app.realm.name}", charset="UTF-8"'
+                answer.headers.update(challenge)
             return answer
+        if caller is None:
+            # A question, which many clients wait for, and no refusal: nothing was asked for by anybody.
+            said = "nobody is named: show a certificate, or a name and one-time code\n"
+            return Response(said, status_code=401, headers=challenge, media_type="text/plain")
         if caller.client.role is Role.DEVICE:
             await self._carry(self._app.confirmations.proved_by_use(caller))
         return await use(request, caller)

@@ -22,15 +22,10 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.border import Border
 from birthmark.edge.http.client_certificates import CLIENT_CERT, NGINX_CERT, client_certificate
+from birthmark.edge.http.contexts import Admits, everybody
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.metrics import CLIENT_KEY
-from birthmark.edge.http.peer import (
-    Admits,
-    everybody,
-    opened_seconds_ago,
-    path_above,
-    peer_certificate,
-)
+from birthmark.edge.http.peer import opened_seconds_ago, path_above, peer_certificate
 from birthmark.edge.http.places import UNKNOWN, place_of
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.pins import Pins, other_realms

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from birthmark import errors
+from birthmark.edge.http.contexts import Admits, server_context
 from birthmark.edge.http.limits import Told
-from birthmark.edge.http.peer import Admits, server_context
 from birthmark.edge.pins import other_realms, pins_of
 from birthmark.floor.authorities import Authority, AuthorityKind
 from birthmark.floor.fleet import FleetAuthority, FleetStatus

@@ -21,6 +21,7 @@ import uvicorn
 from birthmark import errors
 from birthmark.edge.application import Application, Factory, PublicApplication
 from birthmark.edge.http.board import Board, Desk
+from birthmark.edge.http.contexts import anonymous, optional, server_context
 from birthmark.edge.http.device import create_device_app
 from birthmark.edge.http.direct import public_protocol
 from birthmark.edge.http.enrolment import create_enrolment_app
@@ -32,7 +33,7 @@ from birthmark.edge.http.limits import Cause, Door, Limits, Told, allow_descript
 from birthmark.edge.http.lookout import Lookout
 from birthmark.edge.http.metrics import CountedAnswering, Meter, ObservedApp, counted, measure_process
 from birthmark.edge.http.ops import OpsPlaneApp
-from birthmark.edge.http.peer import anonymous, optional, protocol, server_context
+from birthmark.edge.http.peer import protocol
 from birthmark.edge.http.public import PublicPlane
 from birthmark.edge.http.refusals import rate_of
 from birthmark.edge.http.station import create_app

@@ -19,10 +19,11 @@ from birthmark.edge.application import Application
 from birthmark.edge.http import models
 from birthmark.edge.http.attestation import attest_request, attest_result
 from birthmark.edge.http.border import Border
+from birthmark.edge.http.contexts import Admits, everybody
 from birthmark.edge.http.delivery import mark, with_keys
 from birthmark.edge.http.gate import Gate, answer_refusals
 from birthmark.edge.http.metrics import CLIENT_KEY
-from birthmark.edge.http.peer import SCOPE_KEY, Admits, everybody, peer_certificate
+from birthmark.edge.http.peer import SCOPE_KEY, peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.edge.http.screening import ScreenedRoute
