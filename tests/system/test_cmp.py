@@ -257,7 +257,7 @@ def test_a_request_that_waits_for_a_person_is_polled_for(tmp_path: Path) -> None
             "cr", "-cert", identity, "-key", key, "-newkey", mine, "-subject", SERIAL,
             "-certout", device.folder / "mine.crt", "-keep_alive", "0", "-verbosity", "7", path="/p/FIELD",
         )  # fmt: skip
-        # Line by line: else what it says comes many polls at a time, and the server is away in the midst of one.
+        # Line by line: else what it says comes many polls at a time, and the server goes in the midst of one.
         lines = [need("stdbuf", "coreutils"), "--output=L", *words]
         with subprocess.Popen(lines, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as polling:
             try:
