@@ -48,6 +48,8 @@ LONGEST_PAUSE = timedelta(hours=1)
 
 An issuer may publish one long before the last has ended.
 """
+REFUSED_FOR = timedelta(minutes=5)
+"""After so long a CRL that was refused is tried again: its window may have begun."""
 RETRY_SECONDS = 60.0
 """Nothing is fetched more often than this."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -194,8 +196,8 @@ class ForeignWatcher:
         self._store, self._clock, self._lists, self._every = store, clock, lists, every_seconds
         self._tried: dict[str, float] = {}
         self._fetched: dict[str, datetime] = {}
-        self._refused: dict[str, str] = {}
-        """Hash of what was refused last, so that it stands in the log once."""
+        self._refused: dict[str, tuple[str, datetime]] = {}
+        """Hash of what was refused last, and when: it stands in the log again only after a while."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -258,8 +260,9 @@ class ForeignWatcher:
             log.warning("the CRL %s cannot be fetched: %s", source.crl, refusal)
             return
         digest = sha256(octets).hexdigest()
-        self._fetched[source.crl] = self._clock.now()
-        if digest == self._refused.get(source.crl):
+        self._fetched[source.crl] = now = self._clock.now()
+        before, when = self._refused.get(source.crl, ("", now))
+        if digest == before and now - when < REFUSED_FOR:
             return
         issuer = None if source.row is None else source.row.issuer
         url = source.url if issuer is not None else ""
@@ -268,7 +271,7 @@ class ForeignWatcher:
         except errors.Refusal as refusal:
             log.warning("the CRL %s from %s is refused: %s", source.crl, source.url, refusal)
             if not refusal.retryable:
-                self._refused[source.crl] = digest
+                self._refused[source.crl] = (digest, now)
 
     def _read(self, lists: Lists) -> None:
         for row in self._store.scan(ForeignCRL):
