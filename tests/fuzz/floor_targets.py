@@ -30,6 +30,7 @@ from birthmark.floor.proposals import Deed, Motion
 from birthmark.floor.recalls import RecallAction, RecallOrder, Selection, SelectionKind, check_order
 from birthmark.floor.runs import RunLicence
 from birthmark.floor.samples import sample_hardware_id
+from birthmark.floor.shared import networks_text
 from birthmark.ledger.entry import canonical
 from birthmark.pki import profiles
 from birthmark.pki.attributes import SecretKind
@@ -317,6 +318,11 @@ FLOOR_TARGETS = (
         seeds=lambda: [b"vin:1M8GDM9AXKP042788", b"certificate:0f:00", b"0f00", b"run:R1"],
     ),
     Target(name="scope", run=text(Scope.parse), seeds=lambda: [b"product=VAN|CAR;site=graz", b"*"]),
+    Target(
+        name="networks",
+        run=text(lambda said: networks_text(said.split())),
+        seeds=lambda: [b"10.4.0.0/16 fd00::/8", b"192.0.2.1"],
+    ),
     Target(
         name="hardware-id-pattern",
         run=text(_pattern),
