@@ -170,6 +170,7 @@ def _needed(settings: Settings, *, station: bool, gateway: bool, public: bool) -
     if gateway:
         field = settings.gateway_plane
         read += [field.certificate_file, field.key_file, field.key_passphrase_file, *field.other_realms]
+        read += [field.next_certificate_file, field.next_key_file]
     if station or gateway:
         stores.append(settings.key_store)
     elif settings.public_plane.ocsp != "live":
