@@ -22,9 +22,9 @@ from typing import Any, Final
 from birthmark import app, settings
 from birthmark.adapters.softkeys import SoftwareKeyStore
 from birthmark.adapters.sql import postgresql, sqlite, store
-from birthmark.edge.http import border, serve, station
+from birthmark.edge.http import border, listeners, serve, station
 from birthmark.pki import issuance
-from birthmark.services import issue, prove
+from birthmark.services import certifying, issue, prove
 
 __all__ = ["PARTS"]
 
@@ -100,9 +100,9 @@ def install() -> None:
     _time(station.StationPlane, "_issue_result", "render")
     _time(station, "_json", "render")
     _time(border, "_advance", "think")
-    _time(issue, "vet", "vet")
+    _time(certifying, "vet", "vet")
     _time(issuance.Template, "fill", "fill")
-    _time(issue, "permit", "permit")
+    _time(certifying, "permit", "permit")
     _time(SoftwareKeyStore, "sign", lambda _, label, *__: "checkpoint" if label == "log" else "sign")
     _time(issue.IssueDevices, "_issued", "reparse")
     _time(prove, "verify_proof", "verify")
@@ -160,7 +160,7 @@ def main() -> None:
     """Serve until SIGTERM, then write what was counted."""
     path, result, warm_up = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     install()
-    names = vars(serve)
+    names = vars(listeners)
     names["create_app"] = _around(names["create_app"], warm_up)
     names["protocol"] = _http_timed(names["protocol"])
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has stopped

@@ -74,11 +74,11 @@ class FieldTrials:
         both = [field.contact(true), field.contact(clone, at=ELSEWHERE)]
         self._run("fleet", "devices", "--status", "held")
         field.screen.say(
-            "In the workshop. The identity's key, which belongs into a secure element, was not copied; with"
-            " it the vehicle gets another operational certificate, and an officer lets it go on:"
+            "In the workshop. The identity's key, which belongs into a secure element, was not copied: an"
+            " officer lets the vehicle go on, and with it the vehicle gets another operational certificate:"
         )
+        self._run("fleet", "resume", true.id, "--reason", "the vehicle was looked at; it gets a new key")
         field.first_boot(vin, "reset", "local")
-        self._run("fleet", "resume", true.id, "--reason", "the vehicle was looked at; it has a new key")
         after, again = field.contact(true), field.contact(clone, at=ELSEWHERE)
         return Trial(
             tried="a clone: the same identity at two places at once",

@@ -118,7 +118,7 @@ def device(
 def test_a_first_boot_ends_at_the_gateway_which_refuses_it_once_it_is_revoked(
     gateway: tuple[DeviceRealm, GatewayRealm], device: Device
 ) -> None:
-    device.does()
+    device.does("enrol", "local", "contact")
     assert device.kinds()[:2] == ["device-issued", "device-released"]
     assert {"local-issued", "local-proved"} <= set(device.kinds())
     assert kinds(gateway[1], device.id) == ["device-first-seen"]
@@ -127,7 +127,7 @@ def test_a_first_boot_ends_at_the_gateway_which_refuses_it_once_it_is_revoked(
     assert (released["kind"], released["device"]) == ("device-released", device.id)
 
     size = len(device.plane.realm.entries())
-    device.does()
+    device.does("enrol", "local", "contact")
     assert len(device.plane.realm.entries()) == size, "what is done is not done again"
 
     recall(device)
