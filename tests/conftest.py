@@ -35,6 +35,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: rank.get(item.path.relative_to(_HERE).parts[0], len(rank)))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name octets by their place: a signature differs from worker to worker, and the names may not."""
+    return argname if isinstance(val, bytes) and len(val) > 8 else None
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[LocalPostgreSQL]:
     """A cluster shared by the whole run: make databases in it, do not kill it (start your own for that)."""

@@ -263,6 +263,26 @@ class EnrolmentPlane(_Table):
     max_connections_per_address: int = Field(default=16, ge=1)
 
     @property
+    def answer_seconds(self) -> int:
+        """How long an answer may wait for the station to take it."""
+        return 30
+
+    @property
+    def keep_alive_seconds(self) -> int:
+        """How long a connection is kept on which nothing is asked."""
+        return self.request_seconds
+
+    @property
+    def max_handshakes(self) -> int:
+        """Not finished at a time: as many as connections."""
+        return self.max_connections
+
+    @property
+    def max_connections_per_client(self) -> int:
+        """With one certificate: nobody shows any."""
+        return 0
+
+    @property
     def rates(self) -> tuple[Rate, Rate]:
         """How fast codes may be tried: altogether, and from one address."""
         return (

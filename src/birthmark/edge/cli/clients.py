@@ -39,6 +39,7 @@ __all__ = [
     "end_of",
     "enrol",
     "enrolment_of",
+    "list_command",
     "operators",
     "requested_key",
     "revoke_command",
@@ -200,10 +201,13 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "station": ("name", "status", "site", "line", "runs", "last_seq", "until"),
     PERSON: ("name", "role", "status", "until"),
     "bootstrap": ("name", "status", "hardware_id", "run", "until"),
+    "proxy": ("name", "status", "until"),
 }
 
 
-def _list(kind: str) -> Callable[..., None]:
+def list_command(kind: str) -> Callable[..., None]:
+    """Return the command that lists the clients of a kind."""
+
     def command(
         context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS, as_json: AsJson = False
     ) -> None:
@@ -246,7 +250,7 @@ def revoke_command(kind: str) -> Callable[..., None]:
 
 for _group, _kind in ((stations, "station"), (operators, PERSON), (bootstraps, "bootstrap")):
     _group.command("list", help=f"List the {_kind}s and until when their certificates are good.")(
-        _list(_kind)
+        list_command(_kind)
     )
     _group.command("revoke", help=f"Shut a {_kind} out, from this moment on and for good.")(
         revoke_command(_kind)

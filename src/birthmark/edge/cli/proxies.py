@@ -1,6 +1,6 @@
 """``birthmark proxy``: who ends the TLS of devices in the gateway's place, and asks it about each of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +8,20 @@ import typer
 
 from birthmark import errors
 from birthmark.edge.cli import credentials, printing
-from birthmark.edge.cli.clients import AuthorityOption, UntilOption, Wanted, enrolment_of, requested_key
+from birthmark.edge.cli.clients import (
+    AuthorityOption,
+    UntilOption,
+    Wanted,
+    enrolment_of,
+    list_command,
+    requested_key,
+    revoke_command,
+)
 from birthmark.edge.cli.credentials import DIRECTORY_MODE, PRIVATE_MODE, write_new_file
-from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, AsJson, Csr, Out, Reason, SettingsPath
+from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsDirectory, Csr, Out, SettingsPath
 from birthmark.edge.cli.session import session_of
 from birthmark.edge.roots import service_root
-from birthmark.floor.clients import Client, Credential, Role, client_id
+from birthmark.floor.clients import Role
 from birthmark.pki.certificates import to_pem
 from birthmark.ports import carry
 
@@ -58,88 +66,42 @@ def _let_in(
     }
 
 
-@proxies.command("enrol")
-def enrol_proxy(
-    context: typer.Context,
-    name: Name,
-    *,
-    out: Out,
-    csr: Csr = None,
-    authority: AuthorityOption = None,
-    until: UntilOption = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-) -> None:
-    """Let a proxy ask about devices: certify its key, put it on record, write key, certificate and root."""
-    wanted = Wanted(
-        role=Role.PROXY,
-        name=name,
-        variables={"proxy": name},
-        out=out,
-        csr=csr,
-        authority=authority,
-        until=until,
-    )
-    printing.fields(_let_in(context, wanted, settings, as_directory))
+def _command(*, renew: bool) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        name: Name,
+        *,
+        out: Out,
+        csr: Csr = None,
+        authority: AuthorityOption = None,
+        until: UntilOption = None,
+        settings: SettingsPath = DEFAULT_SETTINGS,
+        as_directory: AsDirectory = None,
+    ) -> None:
+        wanted = Wanted(
+            role=Role.PROXY,
+            name=name,
+            variables={"proxy": name},
+            out=out,
+            csr=csr,
+            authority=authority,
+            until=until,
+            renew=renew,
+        )
+        printing.fields(_let_in(context, wanted, settings, as_directory))
+
+    return command
 
 
-@proxies.command("renew")
-def renew_proxy(
-    context: typer.Context,
-    name: Name,
-    *,
-    out: Out,
-    csr: Csr = None,
-    authority: AuthorityOption = None,
-    until: UntilOption = None,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-) -> None:
-    """Give a proxy another key and certificate; the ones it has stay good until they end."""
-    wanted = Wanted(
-        role=Role.PROXY,
-        name=name,
-        variables={"proxy": name},
-        out=out,
-        csr=csr,
-        authority=authority,
-        until=until,
-        renew=True,
-    )
-    printing.fields(_let_in(context, wanted, settings, as_directory))
+for _name, _renew, _help in (
+    ("enrol", False, "Let a proxy ask about devices: certify its key, write key, certificate and root."),
+    ("renew", True, "Give a proxy another key and certificate; the ones it has stay good until they end."),
+):
+    proxies.command(_name, help=_help)(_command(renew=_renew))
 
-
-@proxies.command("revoke")
-def revoke_proxy(
-    context: typer.Context,
-    name: Name,
-    *,
-    reason: Reason,
-    settings: SettingsPath = DEFAULT_SETTINGS,
-    as_directory: AsDirectory = None,
-) -> None:
-    """Shut a proxy out, from this moment on and for good."""
-    with session_of(context).acting(settings, as_directory) as (application, operator):
-        revoking = application.authorise.revoke(operator.caller, client_id(Role.PROXY, name), reason)
-        revoked = carry(application.store, revoking)
-    printing.line(f"{revoked.id} is {revoked.status}; its name is not given out again")
-
-
-@proxies.command("list")
-def list_proxies(
-    context: typer.Context, *, settings: SettingsPath = DEFAULT_SETTINGS, as_json: AsJson = False
-) -> None:
-    """List the proxies and until when their certificates are good."""
-    with session_of(context).application(settings) as application:
-        held = sorted(application.store.scan(Credential), key=lambda one: one.not_after)
-        ends = {one.client: one.not_after for one in held}
-        rows = [
-            {"name": one.name, "status": str(one.status), "until": ends.get(one.id)}
-            for one in application.store.scan(Client, after=f"{Role.PROXY}:")
-            if one.role is Role.PROXY
-        ]
-    if as_json:
-        printing.line(printing.json_text(rows))
-        return
-    heads = ("name", "status", "until")
-    printing.columns(heads, ([row[head] for head in heads] for row in rows))
+proxies.command("list", help="List the proxies and until when their certificates are good.")(
+    list_command(Role.PROXY)
+)
+proxies.command("revoke", help="Shut a proxy out, from this moment on and for good.")(
+    revoke_command(Role.PROXY)
+)

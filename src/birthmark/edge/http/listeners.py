@@ -10,11 +10,13 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import uvicorn
 
@@ -102,199 +104,173 @@ def _when_it_can(build: Callable[[], _Built], meter: Meter) -> _Built:
         time.sleep(RETRY_SECONDS)
 
 
-def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
-    """Build the application and serve it on the socket until told to stop."""
-    plane = settings.station_plane
-    allow_descriptors(plane.max_connections)
-    application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
-    _require_log_key(application)
-    application.watch_keys()
-    refusals, note_refused = _refused_handshakes(application, meter)
-    lookout = None if settings.ops_table is None else Lookout(application, meter.desk, settings.ops_table)
+class _Table(Protocol):
+    """What the settings say of the door of a plane with TLS; each plane's table has it."""
 
-    exposures = ExposureView(application.store, application.log, application.clock, Plane.STATION)
-
-    def at_end() -> None:
-        if lookout is not None:
-            lookout.stop()
-        exposures.stop()
-        refusals.record_all(last=True)
-
-    context = server_context(
-        plane.certificate_file,
-        plane.key_file,
-        factory.read_secret(plane.key_passphrase_file),
-        plane.client_ca_file,
-        note_refused,
-        exposures.admits,
-    )
-    config = _config(
-        ObservedApp(create_app(application, at_end=at_end, admits=exposures.admits), meter),
-        counted(
-            protocol(
-                note_refused, plane.request_seconds, plane.answer_seconds, plane.max_connections_per_client
-            ),
-            meter,
-        ),
-        keep_alive_seconds=plane.keep_alive_seconds,
-    )
-    limits = Limits(
-        connections=plane.max_connections,
-        per_address=plane.max_connections_per_address,
-        handshakes=plane.max_handshakes,
-        handshake_seconds=plane.handshake_seconds,
-        answer_seconds=plane.answer_seconds,
-    )
-    if lookout is not None:
-        lookout.start()
-    exposures.start()
-    _Server(config, limits, meter.desk, note_refused, context).run(sockets=[listener])
+    @property
+    def request_seconds(self) -> int: ...
+    @property
+    def answer_seconds(self) -> int: ...
+    @property
+    def keep_alive_seconds(self) -> int: ...
+    @property
+    def handshake_seconds(self) -> int: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def max_connections_per_address(self) -> int: ...
+    @property
+    def max_connections_per_client(self) -> int: ...
+    @property
+    def max_handshakes(self) -> int: ...
 
 
-def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
-    """Build the application and let stations in on the socket until told to stop."""
-    table, plane = settings.enrolment_plane, settings.station_plane
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What every plane with TLS has: its application, who is welcome, who hears of refusals at the door."""
+
+    application: Application
+    exposures: ExposureView
+    refusals: Tally[_Seen]
+    told: Told
+    meter: Meter
+
+    def end(self) -> None:
+        """Put on record what waits, before the application is closed."""
+        self.exposures.stop()
+        self.refusals.record_all(last=True)
+
+    def serve(
+        self,
+        listener: socket.socket,
+        app: Any,
+        table: _Table,
+        context: ssl.SSLContext | Callable[[], ssl.SSLContext],
+        *,
+        several_roots: bool = False,
+    ) -> None:
+        """Serve an application (ASGI 3) on the socket until told to stop."""
+        spoken = protocol(
+            self.told,
+            table.request_seconds,
+            table.answer_seconds,
+            table.max_connections_per_client,
+            several_roots=several_roots,
+        )
+        config = _config(app, counted(spoken, self.meter), keep_alive_seconds=table.keep_alive_seconds)
+        limits = Limits(
+            connections=table.max_connections,
+            per_address=table.max_connections_per_address,
+            handshakes=table.max_handshakes,
+            handshake_seconds=table.handshake_seconds,
+            answer_seconds=table.answer_seconds,
+        )
+        self.exposures.start()
+        _Server(config, limits, self.meter.desk, self.told, context).run(sockets=[listener])
+
+
+def _open(
+    factory: Factory,
+    settings: Settings,
+    meter: Meter,
+    plane: Plane,
+    table: _Table,
+    rate: Callable[[str], Rate] | None = None,
+) -> _Opened:
+    """Build the application of a plane with TLS, as soon as what it needs is there; see ``_when_it_can``."""
     allow_descriptors(table.max_connections)
     application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
     _require_log_key(application)
     application.watch_keys()
-    refusals, note_refused = _refused_handshakes(application, meter)
-    exposures = ExposureView(application.store, application.log, application.clock, Plane.ENROLMENT)
+    refusals, told = _refused_handshakes(application, meter, rate)
+    exposures = ExposureView(application.store, application.log, application.clock, plane)
+    return _Opened(application=application, exposures=exposures, refusals=refusals, told=told, meter=meter)
+
+
+def _context(
+    factory: Factory, settings: Settings, opened: _Opened, anchors: Path | Sequence[bytes] | None = None
+) -> ssl.SSLContext:
+    """Return a context with the station plane's certificate; ``anchors`` are the realm's root if left out."""
+    plane = settings.station_plane
+    return server_context(
+        plane.certificate_file,
+        plane.key_file,
+        factory.read_secret(plane.key_passphrase_file),
+        plane.client_ca_file if anchors is None else anchors,
+        opened.told,
+        opened.exposures.admits,
+    )
+
+
+def _run(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
+    """Build the application and serve it on the socket until told to stop."""
+    table = settings.station_plane
+    opened = _open(factory, settings, meter, Plane.STATION, table)
+    application = opened.application
+    lookout = None if settings.ops_table is None else Lookout(application, meter.desk, settings.ops_table)
 
     def at_end() -> None:
-        exposures.stop()
-        refusals.record_all(last=True)
+        if lookout is not None:
+            lookout.stop()
+        opened.end()
 
-    context = anonymous(
-        server_context(
-            plane.certificate_file,
-            plane.key_file,
-            factory.read_secret(plane.key_passphrase_file),
-            plane.client_ca_file,
-            note_refused,
-            exposures.admits,
-        )
-    )
-    config = _config(
-        ObservedApp(create_enrolment_app(application, at_end=at_end), meter, "enrolment"),
-        counted(protocol(note_refused, table.request_seconds, plane.answer_seconds, 0), meter),
-        keep_alive_seconds=table.request_seconds,
-    )
-    limits = Limits(
-        connections=table.max_connections,
-        per_address=table.max_connections_per_address,
-        handshakes=table.max_connections,
-        handshake_seconds=table.handshake_seconds,
-        answer_seconds=plane.answer_seconds,
-    )
-    exposures.start()
-    _Server(config, limits, meter.desk, note_refused, context).run(sockets=[listener])
+    app = create_app(application, at_end=at_end, admits=opened.exposures.admits)
+    context = _context(factory, settings, opened)
+    if lookout is not None:
+        lookout.start()
+    opened.serve(listener, ObservedApp(app, meter), table, context)
+
+
+def _run_enrolment(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
+    """Build the application and let stations in on the socket until told to stop."""
+    table = settings.enrolment_plane
+    opened = _open(factory, settings, meter, Plane.ENROLMENT, table)
+    app = create_enrolment_app(opened.application, at_end=opened.end)
+    context = anonymous(_context(factory, settings, opened))
+    opened.serve(listener, ObservedApp(app, meter, Plane.ENROLMENT), table, context)
 
 
 def _run_device(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
     """Build the application and let devices enrol on the socket until told to stop."""
     table, plane = settings.device_plane, settings.station_plane
-    allow_descriptors(table.max_connections)
-    application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
-    _require_log_key(application)
-    application.watch_keys()
-    refusals, note_refused = _refused_handshakes(application, meter)
-    exposures = ExposureView(application.store, application.log, application.clock, Plane.DEVICE)
-
-    def at_end() -> None:
-        exposures.stop()
-        refusals.record_all(last=True)
-
-    context = optional(
-        server_context(
-            plane.certificate_file,
-            plane.key_file,
-            factory.read_secret(plane.key_passphrase_file),
-            # EST gives a device its own certificate only (RFC 7030 section 4.2.3): we know the ones above it.
-            [authority.der for authority in application.store.scan(Authority)],
-            note_refused,
-            exposures.admits,
-        )
-    )
+    opened = _open(factory, settings, meter, Plane.DEVICE, table)
+    # EST gives a device its own certificate only (RFC 7030 section 4.2.3): we know the ones above it.
+    above = [authority.der for authority in opened.application.store.scan(Authority)]
+    context = optional(_context(factory, settings, opened, above))
     identity = ServerIdentity.open(
         plane.certificate_file, plane.key_file, factory.read_secret(plane.key_passphrase_file)
     )
-    app = create_device_app(application, exposures.admits, identity, at_end=at_end)
-    config = _config(
-        ObservedApp(app, meter, "device"),
-        counted(
-            protocol(
-                note_refused, table.request_seconds, table.answer_seconds, table.max_connections_per_client
-            ),
-            meter,
-        ),
-        keep_alive_seconds=table.keep_alive_seconds,
-    )
-    limits = Limits(
-        connections=table.max_connections,
-        per_address=table.max_connections_per_address,
-        handshakes=table.max_handshakes,
-        handshake_seconds=table.handshake_seconds,
-        answer_seconds=table.answer_seconds,
-    )
-    exposures.start()
-    _Server(config, limits, meter.desk, note_refused, context).run(sockets=[listener])
+    app = create_device_app(opened.application, opened.exposures.admits, identity, at_end=opened.end)
+    opened.serve(listener, ObservedApp(app, meter, Plane.DEVICE), table, context)
 
 
 def _run_gateway(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
     """Build the application and meet devices on the socket until told to stop."""
-    plane = settings.gateway_plane
-    allow_descriptors(plane.max_connections)
-    application = _when_it_can(lambda: factory.build(settings, observer=meter), meter)
-    _require_log_key(application)
-    application.watch_keys()
-    refusals, note_refused = _refused_handshakes(application, meter, lambda _actor: plane.refusal_rate)
-    exposures = ExposureView(application.store, application.log, application.clock, Plane.GATEWAY)
+    table = settings.gateway_plane
+    opened = _open(factory, settings, meter, Plane.GATEWAY, table, lambda _actor: table.refusal_rate)
+    application, admits = opened.application, opened.exposures.admits
     record = (application.store, application.log)
-    view = GatewayView(plane, record, factory.read_secret, note_refused, exposures.admits)
+    view = GatewayView(table, record, factory.read_secret, opened.told, admits)
     listed = Listed(lists=Lists(), answers=Answers())
     watcher = application.watch_fleets(listed.lists)
 
     def at_end() -> None:
-        exposures.stop()
         view.stop()
         watcher.close()
-        refusals.record_all(last=True)
+        opened.end()
 
     app = create_gateway_app(
         application,
         pins=lambda: view.pins,
         tell=meter.contact,
         at_end=at_end,
-        admits=exposures.admits,
+        admits=admits,
         listed=listed,
         ask=application.ask_responder,
     )
-    config = _config(
-        ObservedApp(app, meter),
-        counted(
-            protocol(
-                note_refused,
-                plane.request_seconds,
-                plane.answer_seconds,
-                plane.max_connections_per_client,
-                several_roots=True,
-            ),
-            meter,
-        ),
-        keep_alive_seconds=plane.keep_alive_seconds,
-    )
-    limits = Limits(
-        connections=plane.max_connections,
-        per_address=plane.max_connections_per_address,
-        handshakes=plane.max_handshakes,
-        handshake_seconds=plane.handshake_seconds,
-        answer_seconds=plane.answer_seconds,
-    )
-    exposures.start()
     view.start()
     watcher.start()
-    _Server(config, limits, meter.desk, note_refused, view.context).run(sockets=[listener])
+    opened.serve(listener, ObservedApp(app, meter), table, view.context, several_roots=True)
 
 
 def _run_public(factory: Factory, settings: Settings, listener: socket.socket, meter: Meter) -> None:
