@@ -279,6 +279,31 @@ def test_two_processes_that_watch_put_a_crl_on_record_once(harbour: Harbour, web
     assert second.find(row) is not None
 
 
+def test_a_slow_server_keeps_no_other_fleet_waiting(harbour: Harbour, web: Hosting) -> None:
+    go_on, lists = threading.Event(), Lists()
+    for name, path in (("alpha", "/slow"), ("beta", "/quick")):
+        root = harbour.pki.root(name)
+        harbour.challenge(root, name, policy=FleetPolicy(crl_url=f"{web.url}{path}"))
+        harbour.register(root, name)
+        web.paths[path] = root.list()
+    slow = web.paths["/slow"]
+    assert isinstance(slow, bytes)
+
+    def serve(_body: bytes) -> bytes:
+        assert go_on.wait(timeout=30.0)
+        return slow
+
+    web.paths["/slow"] = serve
+    watching = ForeignWatcher(harbour.line.service.store, harbour.line.clock, lists, every_seconds=1.0)
+    watching.look()
+    assert lists.find(harbour.line.the(ForeignCRL, "beta")) is not None
+    assert list(harbour.line.service.store.scan(ForeignCRL)) == [harbour.line.the(ForeignCRL, "beta")]
+    go_on.set()
+    watching.look()
+    assert harbour.line.the(ForeignCRL, "alpha").authority == "alpha"
+    assert sorted(web.asked) == ["/quick", "/slow"]
+
+
 def test_the_thread_looks_and_ends(harbour: Harbour, web: Hosting) -> None:
     root = harbour.pki.root()
     accepted(harbour, root, f"{web.url}/crl")

@@ -10,6 +10,7 @@ on one database, and has them read in its own before a device asks.
 
 import http.client
 import logging
+import queue
 import socket
 import threading
 import time
@@ -52,6 +53,8 @@ REFUSED_FOR = timedelta(minutes=5)
 """After so long a CRL that was refused is tried again: its window may have begun."""
 RETRY_SECONDS = 60.0
 """Nothing is fetched more often than this."""
+MOST_FETCHES = 16
+"""So many CRLs are fetched at a time: a server that is slow does not keep the others' away."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -105,14 +108,14 @@ def _once(
         target += f"?{parts.query}" if parts.query else ""
         headers = {"Content-Type": media_type} if body is not None else {}
         connection.request("GET" if body is None else "POST", target, body, headers)
-        response = connection.getresponse()
-        if response.status in _REDIRECTS:
-            return b"", response.headers.get("Location", "")
-        if response.status != http.client.OK:
-            raise http.client.HTTPException(f"status {response.status}")
-        if (response.length or 0) > limit:
-            raise errors.TooLarge(f"{url} has more than {limit} octets")
-        octets = response.read(limit + 1)
+        with connection.getresponse() as response:
+            if response.status in _REDIRECTS:
+                return b"", response.headers.get("Location", "")
+            if response.status != http.client.OK:
+                raise http.client.HTTPException(f"status {response.status}")
+            if (response.length or 0) > limit:
+                raise errors.TooLarge(f"{url} has more than {limit} octets")
+            octets, missing = response.read(limit + 1), response.length
     finally:
         timer.cancel()
         connection.close()
@@ -120,8 +123,8 @@ def _once(
         raise TimeoutError("it took too long")
     if len(octets) > limit:
         raise errors.TooLarge(f"{url} has more than {limit} octets")
-    if response.length:
-        raise http.client.IncompleteRead(octets, response.length)
+    if missing:
+        raise http.client.IncompleteRead(octets, missing)
     return octets, None
 
 
@@ -198,6 +201,8 @@ class ForeignWatcher:
         self._fetched: dict[str, datetime] = {}
         self._refused: dict[str, tuple[str, datetime]] = {}
         """Hash of what was refused last, and when: it stands in the log again only after a while."""
+        self._under_way: set[str] = set()
+        self._answers: queue.SimpleQueue[tuple[_Source, bytes | errors.Refusal] | None] = queue.SimpleQueue()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -209,6 +214,7 @@ class ForeignWatcher:
     def close(self) -> None:
         """End; a fetch that is under way is left to itself.  Closing twice does nothing."""
         self._over.set()
+        self._answers.put(None)
         if self._thread is not None:
             self._thread.join(timeout=1.0)
 
@@ -223,14 +229,31 @@ class ForeignWatcher:
             self._over.wait(self._every)
 
     def look(self) -> None:
-        """Fetch what is due, put it on record, and read what is new there."""
+        """Fetch what is due, put it on record, and read what is new there.
+
+        It waits for what is fetched no longer than until it looks again; what comes later is taken then.
+        """
+        ends = time.monotonic() + self._every
         for source in self._sources():
-            if self._over.is_set():
-                return
+            if len(self._under_way) == MOST_FETCHES:
+                break
             if self._is_due(source):
-                self._renew(source)
-        if self._lists is not None:
-            self._read(self._lists)
+                self._tried[source.crl] = time.monotonic()
+                self._under_way.add(source.crl)
+                # The end of the program does not wait for a thread of this kind.
+                threading.Thread(target=self._fetch, args=(source,), name="fleet-crl", daemon=True).start()
+        self._read()
+        while self._under_way and not self._over.is_set():
+            try:
+                answered = self._answers.get(timeout=max(0.0, ends - time.monotonic()))
+            except queue.Empty:
+                return
+            if answered is None:
+                return
+            source, answer = answered
+            self._under_way.discard(source.crl)
+            self._take(source, answer)
+            self._read()
 
     def _sources(self) -> Iterator[_Source]:
         authorities = {one.id: one for one in self._store.scan(FleetAuthority) if _is_accepted(one)}
@@ -244,7 +267,8 @@ class ForeignWatcher:
                 yield _Source(crl=row.id, authority=authorities[row.authority], url=row.url, row=row)
 
     def _is_due(self, source: _Source) -> bool:
-        if time.monotonic() - self._tried.get(source.crl, -RETRY_SECONDS) < RETRY_SECONDS:
+        rested = time.monotonic() - self._tried.get(source.crl, -RETRY_SECONDS) >= RETRY_SECONDS
+        if source.crl in self._under_way or not rested:
             return False
         fetched = self._fetched.get(source.crl)
         if source.row is None or fetched is None:
@@ -252,12 +276,21 @@ class ForeignWatcher:
         at = self._clock.now()
         return at >= fetched + min(LONGEST_PAUSE, (source.row.next_update - at) / 10)
 
-    def _renew(self, source: _Source) -> None:
-        self._tried[source.crl] = time.monotonic()
+    def _fetch(self, source: _Source) -> None:
         try:
-            octets = crl_der(fetch(source.url, limit=LARGEST_CRL, seconds=CRL_SECONDS))
+            answer: bytes | errors.Refusal = crl_der(
+                fetch(source.url, limit=LARGEST_CRL, seconds=CRL_SECONDS)
+            )
         except errors.Refusal as refusal:
-            log.warning("the CRL %s cannot be fetched: %s", source.crl, refusal)
+            answer = refusal
+        except Exception as cause:
+            log.exception("the CRL %s cannot be fetched", source.crl)
+            answer = errors.Unavailable(f"{source.url}: {cause!r}")
+        self._answers.put((source, answer))
+
+    def _take(self, source: _Source, octets: bytes | errors.Refusal) -> None:
+        if isinstance(octets, errors.Refusal):
+            log.warning("the CRL %s cannot be fetched: %s", source.crl, octets)
             return
         digest = sha256(octets).hexdigest()
         self._fetched[source.crl] = now = self._clock.now()
@@ -273,7 +306,9 @@ class ForeignWatcher:
             if not refusal.retryable:
                 self._refused[source.crl] = (digest, now)
 
-    def _read(self, lists: Lists) -> None:
+    def _read(self) -> None:
+        if (lists := self._lists) is None:
+            return
         for row in self._store.scan(ForeignCRL):
             if lists.find(row) is not None:
                 continue
