@@ -7,18 +7,26 @@ What a device has from such a run is its ``LocalIdentity`` (IEEE 802.1AR: the LD
 Where the licence says that a person looks at each request, it waits as a ``WaitingEnrolment``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from types import MappingProxyType
+
+from birthmark import errors
 
 __all__ = [
+    "CMP_OPEN",
+    "CMP_TRANSITIONS",
     "WAITING_LIFE",
+    "CMPEvent",
     "CMPStatus",
     "CMPTransaction",
     "LocalIdentity",
     "WaitingEnrolment",
     "WaitingStatus",
     "local_identity_id",
+    "moved",
     "waiting_id",
 ]
 
@@ -87,7 +95,38 @@ class CMPStatus(StrEnum):
     """The certificate was sent; the client has to confirm it."""
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
-    """The client did not take the certificate, or did not confirm it in time: it is revoked."""
+    """Nothing was issued, or the certificate was not taken or not confirmed in time: that is revoked."""
+
+
+class CMPEvent(StrEnum):
+    """What happens in a CMP transaction."""
+
+    WAIT = "wait"
+    """The client was told to ask again."""
+    ISSUE = "issue"
+    """The certificate is sent, for the first time or again."""
+    CONFIRM = "confirm"
+    """The client took the certificate, here or in another transaction; or it asked to confirm nothing."""
+    REJECT = "reject"
+    """It is refused for good, or given up, or not taken, or not confirmed in time."""
+
+
+_S, _E = CMPStatus, CMPEvent
+
+CMP_TRANSITIONS: Mapping[CMPStatus, Mapping[CMPEvent, CMPStatus]] = MappingProxyType(
+    {
+        _S.WAITING: {_E.WAIT: _S.WAITING, _E.ISSUE: _S.ISSUED, _E.REJECT: _S.REJECTED},
+        _S.ISSUED: {_E.ISSUE: _S.ISSUED, _E.CONFIRM: _S.CONFIRMED, _E.REJECT: _S.REJECTED},
+        # An answer that was lost is given again: what has been said twice changes nothing.
+        _S.CONFIRMED: {_E.ISSUE: _S.CONFIRMED, _E.CONFIRM: _S.CONFIRMED},
+        # Every process ends what is overdue.
+        _S.REJECTED: {_E.REJECT: _S.REJECTED},
+    }
+)
+"""What may follow what.  A test visits every pair."""
+
+CMP_OPEN = (CMPStatus.WAITING, CMPStatus.ISSUED)
+"""Where something is still to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,3 +153,21 @@ class CMPTransaction:
     attempt: str | None = None
     certificate: str | None = None
     """Serial number of what was issued (hex)."""
+
+    def is_open(self, at: datetime) -> bool:
+        """Return whether the client may go on at this time."""
+        return self.status in CMP_OPEN and at < self.expires_at
+
+
+def moved(transaction: CMPTransaction, event: CMPEvent) -> CMPTransaction:
+    """Return a transaction after an event.
+
+    Raises:
+        errors.IllegalTransition: the event is not allowed in its status.
+    """
+    following = CMP_TRANSITIONS[transaction.status].get(event)
+    if following is None:
+        raise errors.IllegalTransition(
+            f"cannot {event} in cmp transaction {transaction.id}: it is {transaction.status}; begin another"
+        )
+    return replace(transaction, status=following)

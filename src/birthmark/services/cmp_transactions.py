@@ -17,7 +17,14 @@ from functools import partial
 
 from birthmark import errors
 from birthmark.floor.devices import DeviceCertificate
-from birthmark.floor.enrolments import WAITING_LIFE, CMPStatus, CMPTransaction
+from birthmark.floor.enrolments import (
+    CMP_OPEN,
+    WAITING_LIFE,
+    CMPEvent,
+    CMPStatus,
+    CMPTransaction,
+    moved,
+)
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.cmp import BodyKind
 from birthmark.pki.cmp_requests import CertStatus, verify_confirmation
@@ -37,7 +44,6 @@ _REQUEST = "cmp"
 _UNCONFIRMED = "the client did not confirm its certificate in time"
 _NOT_TAKEN = "the client did not take its certificate"
 _ANOTHER = "the client confirmed another certificate than it was sent"
-_OPEN = (CMPStatus.WAITING, CMPStatus.ISSUED)
 _OF_THE_MOMENT = errors.Unauthenticated | errors.NotPermitted | errors.IntegrityFailure | errors.Fault
 """Refusals that say nothing about the request: of who may not ask now, and of faults of ours."""
 _PKCS10_IDS = frozenset({-1, 0})
@@ -177,10 +183,10 @@ class CMPTransactions:
             answer = yield from self._enrolments.enrol(caller, row.run, request, renewal=renewal)
         except errors.Refusal as refusal:
             if not refusal.retryable and not isinstance(refusal, _OF_THE_MOMENT):
-                yield from self._waited(row, nonce, CMPStatus.REJECTED, self._confirm_within)
+                yield from self._unissued(row, nonce, CMPEvent.REJECT, self._confirm_within)
             raise
         if isinstance(answer, Waiting):
-            yield from self._waited(row, nonce, CMPStatus.WAITING, WAITING_LIFE)
+            yield from self._unissued(row, nonce, CMPEvent.WAIT, WAITING_LIFE)
         return answer
 
     def _note(
@@ -193,31 +199,28 @@ class CMPTransactions:
         certificate: bytes,
     ) -> None:
         """Put on record, in the commit that issues it, what a transaction got."""
-        now = facts.get(CMPTransaction, row.id)
-        if now is None or now.status is CMPStatus.REJECTED:  # its time ended while this was being signed
-            raise _over()
+        now = moved(_current(facts, row), CMPEvent.ISSUE)  # or its time ended while this was being signed
         if now.status is CMPStatus.CONFIRMED:  # the answer was lost; see ``begin``
             return
         facts.put(
             replace(
                 now,
                 nonce=nonce,
-                status=CMPStatus.ISSUED,
                 attempt=attempt,
                 certificate=Certificate.from_der(certificate).serial_hex,
                 expires_at=at + self._confirm_within,
             )
         )
 
-    def _waited(
-        self, row: CMPTransaction, nonce: bytes, status: CMPStatus, life: timedelta
+    def _unissued(
+        self, row: CMPTransaction, nonce: bytes, event: CMPEvent, life: timedelta
     ) -> UseCase[CMPTransaction]:
         """Put on record what becomes of a transaction in which nothing was issued; of another, nothing."""
 
         def decide(facts: Facts, at: datetime) -> Decision[CMPTransaction]:
-            now = facts.get(CMPTransaction, row.id) or row
+            now = _current(facts, row)
             if now.status is CMPStatus.WAITING:
-                now = replace(now, nonce=nonce, status=status, expires_at=at + life)
+                now = replace(moved(now, event), nonce=nonce, expires_at=at + life)
                 facts.put(now)
             return Decision(now)
 
@@ -237,7 +240,7 @@ class CMPTransactions:
         row = facts.get(CMPTransaction, name)
         if confirms and row is not None and row.status is CMPStatus.CONFIRMED:
             raise errors.PolicyRefused("certificate-confirmed", "the certificate was confirmed before")
-        if row is None or row.status not in _OPEN or self._clock.now() >= row.expires_at:
+        if row is None or not row.is_open(self._clock.now()):
             raise _over()
         return row
 
@@ -254,8 +257,11 @@ class CMPTransactions:
         """End a transaction whose client confirms nothing, as it asked for (RFC 9810 section 5.1.1.1).
 
         An operational certificate still has to be used before the one before it is superseded.
+
+        Raises:
+            errors.IllegalTransition: it was not confirmed in time before.
         """
-        yield from self._end(row, CMPStatus.CONFIRMED)
+        yield from self._end(row, CMPEvent.CONFIRM)
 
     def settle(
         self, caller: Caller, row: CMPTransaction, said: Sequence[CertStatus], *, pvno: int
@@ -293,22 +299,28 @@ class CMPTransactions:
         """End a transaction whose certificate the client took.
 
         Raises:
-            errors.IllegalTransition: its attempt is over.
+            errors.IllegalTransition: it, or its attempt, is over.
         """
         yield from self._confirmations.confirm(caller, row.attempt or "", partial(_put_ended, row))
 
     def reject(self, actor: str, row: CMPTransaction, reason: str) -> UseCase[None]:
-        """End a transaction whose certificate the client did not take, and revoke that."""
+        """End a transaction whose certificate the client did not take, and revoke that.
+
+        What was used or proved meanwhile stays good: then the transaction is confirmed.
+
+        Raises:
+            errors.IllegalTransition: the client has confirmed it, and nothing is revoked.
+        """
         if row.attempt is not None:
             # The device may have asked anew, or was held or scrapped: then nothing waits any more.
             with suppress(errors.IllegalTransition, errors.NotFound):
                 yield from self._confirmations.reject(actor, row.attempt, reason, partial(_put_ended, row))
                 return
-        yield from self._end(row, CMPStatus.REJECTED)
+        yield from self._end(row, CMPEvent.REJECT)
 
-    def _end(self, row: CMPTransaction, status: CMPStatus) -> UseCase[CMPTransaction]:
+    def _end(self, row: CMPTransaction, event: CMPEvent) -> UseCase[CMPTransaction]:
         def decide(facts: Facts, _at: datetime) -> Decision[CMPTransaction]:
-            ended = replace(facts.get(CMPTransaction, row.id) or row, status=status)
+            ended = moved(_current(facts, row), event)
             facts.put(ended)
             return Decision(ended)
 
@@ -317,7 +329,7 @@ class CMPTransactions:
     def unconfirmed(self) -> UseCase[list[CMPTransaction]]:
         """Return the transactions that are open: of all processes, reading every one there ever was."""
         found: list[CMPTransaction] = []
-        for status in _OPEN:
+        for status in CMP_OPEN:
             some: list[CMPTransaction] = yield Scan(kind=CMPTransaction, where={"status": str(status)})
             found += some
         return found
@@ -333,7 +345,7 @@ class CMPTransactions:
         """
         facts: Facts = yield Look({CMPTransaction: (name,)})
         row, now = facts.get(CMPTransaction, name), self._clock.now()
-        if row is None or row.status not in _OPEN:
+        if row is None or row.status not in CMP_OPEN:
             return None
         if now < row.expires_at:
             return row.expires_at
@@ -341,9 +353,9 @@ class CMPTransactions:
         if row.attempt is not None:
             others = yield Scan(kind=CMPTransaction, where={"attempt": row.attempt})
         if any(one.status is CMPStatus.CONFIRMED for one in others):
-            yield from self._end(row, CMPStatus.CONFIRMED)
+            yield from self._end(row, CMPEvent.CONFIRM)
             return None
-        later = [one.expires_at for one in others if one.status in _OPEN and one.expires_at > now]
+        later = [one.expires_at for one in others if one.is_open(now)]
         if later:
             return max(later)
         yield from self.reject(SERVICE, row, _UNCONFIRMED)
@@ -368,16 +380,23 @@ def _over() -> errors.PolicyRefused:
     return errors.PolicyRefused("message-transaction", "the transaction is over, or never began")
 
 
+def _current(facts: Facts, row: CMPTransaction) -> CMPTransaction:
+    found = facts.get(CMPTransaction, row.id)
+    if found is None:
+        raise errors.IntegrityFailure(f"cmp transaction {row.id} is gone")
+    return found
+
+
 def _put_ended(row: CMPTransaction, facts: Facts, good: bool) -> None:  # noqa: FBT001  # confirmations.Ended
-    status = CMPStatus.CONFIRMED if good else CMPStatus.REJECTED
-    facts.put(replace(facts.get(CMPTransaction, row.id) or row, status=status))
+    event = CMPEvent.CONFIRM if good else CMPEvent.REJECT
+    facts.put(moved(_current(facts, row), event))
 
 
 def _goes_on(row: CMPTransaction, at: datetime, *, implicit: bool) -> bool:
     """Return whether the message that began a transaction may come again."""
     if row.status is CMPStatus.CONFIRMED:
         return implicit  # nothing was confirmed: the answer may have been lost
-    return row.status in _OPEN and at < row.expires_at
+    return row.is_open(at)
 
 
 def _verify_taken(row: CMPTransaction, said: CertStatus, certificate: bytes, pvno: int) -> None:
