@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
@@ -23,14 +24,16 @@ from birthmark.adapters.system import SystemEntropy
 from birthmark.floor.clients import Client as Row
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import Device, DeviceEvent
+from birthmark.floor.enrolments import WaitingEnrolment, waiting_id
 from birthmark.floor.proposals import Deed, Motion, Proposal
 from birthmark.floor.realm import Environment
 from birthmark.floor.runs import Run
 from birthmark.floor.shared import SharedCredential, networks_text, require_network
 from birthmark.ports import Act, Decision, Facts, carry
 from birthmark.services.acts import Caller, outcomes, recognise, refuse
+from birthmark.services.approvals import Approvals
 from birthmark.services.check import check
-from birthmark.services.enrolments import Granted
+from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.exposures import close_now, set_exposure
 from birthmark.services.issue import IssueRequest
 from birthmark.services.proposals import Proposals
@@ -194,6 +197,95 @@ def test_it_is_for_its_run_alone_and_proves_nothing(line: Line) -> None:
     assert used(line) == 0
 
 
+# --- where a person looks at each request
+
+
+def asks(line: Line, caller: Caller, name: str, key: str) -> Granted | Waiting:
+    request = IssueRequest(hardware_id="", csr=_same(name), key=key)
+    return line.service.carry(line.service.enrolments.enrol(caller, None, request))
+
+
+@cache
+def _same(name: str) -> bytes | None:
+    return workpiece(name).csr
+
+
+def settle(line: Line, key: str, *, approved: bool) -> None:
+    name = waiting_id("shared:image-7", key)
+    line.service.carry(Approvals().settle(line.operator.caller, name, approved=approved, reason="seen"))
+
+
+def waiting(line: Line) -> int:
+    return line.the(SharedCredential, "shared:image-7").waiting
+
+
+def test_what_waits_counts_against_its_number_until_a_person_settles_it(line: Line) -> None:
+    line.open_run("RA", approval=True)
+    caller = made(line, run="RA", quantity=2)
+    for name, key in (("D1", "a"), ("D2", "b"), ("D1", "a")):
+        assert isinstance(asks(line, caller, name, key), Waiting)
+    assert waiting(line) == 2, "asking again is waiting once"
+    with pytest.raises(errors.QuotaExhausted, match="2 of its requests wait: a person has to"):
+        asks(line, caller, "D3", "c")
+    assert refused(line) == ("refused", "shared:image-7", "quota-exhausted")
+    assert line.get(WaitingEnrolment, waiting_id("shared:image-7", "c")) is None
+    settle(line, "a", approved=False)
+    assert isinstance(asks(line, caller, "D3", "c"), Waiting)
+    settle(line, "b", approved=True)
+    assert isinstance(asks(line, caller, "D2", "b"), Granted)
+    assert (waiting(line), used(line)) == (1, 1)
+    with pytest.raises(errors.QuotaExhausted):
+        asks(line, caller, "D4", "d")
+    assert findings(line) == []
+
+
+def test_what_waited_too_long_keeps_its_place_until_it_is_refused(line: Line) -> None:
+    line.open_run("RA", approval=True, not_after=START + timedelta(days=30))
+    caller = made(line, run="RA", quantity=1, not_after=START + timedelta(days=20))
+    assert isinstance(asks(line, caller, "D1", "a"), Waiting)
+    line.clock.turn(days=8)
+    with pytest.raises(errors.QuotaExhausted):
+        asks(line, caller, "D1", "b")
+    with pytest.raises(errors.IllegalTransition, match="ended"):
+        settle(line, "a", approved=True)
+    settle(line, "a", approved=False)
+    with pytest.raises(errors.IllegalTransition, match="is refused"):
+        settle(line, "a", approved=False)
+    assert isinstance(asks(line, caller, "D1", "b"), Waiting)
+    assert (waiting(line), findings(line)) == (1, [])
+
+
+def test_a_device_that_is_known_waits_though_all_are_brought_in(line: Line) -> None:
+    line.open_run("RA", approval=True)
+    caller = made(line, run="RA", quantity=1)
+    asks(line, caller, "D1", "a")
+    settle(line, "a", approved=True)
+    asks(line, caller, "D1", "a")
+    assert isinstance(asks(line, caller, "D1", "b"), Waiting)
+    with pytest.raises(errors.QuotaExhausted):
+        asks(line, caller, "D1", "c")
+    assert (waiting(line), used(line), findings(line)) == (1, 1, [])
+
+
+def test_at_once_no_more_wait_than_its_number(line: Line) -> None:
+    line.open_run("RA", approval=True)
+    caller = made(line, run="RA", quantity=4)
+    services = [line.service, line.another_service()]
+
+    def one(number: int) -> bool:
+        request = IssueRequest(hardware_id="", csr=_same(f"M{number}"), key=f"m{number}")
+        try:
+            services[number % 2].carry(services[number % 2].enrolments.enrol(caller, None, request))
+        except errors.QuotaExhausted:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        came = list(pool.map(one, range(12)))
+    assert (sum(came), waiting(line)) == (4, 4)
+    assert findings(line) == []
+
+
 # --- how it is made
 
 
@@ -353,6 +445,7 @@ def test_the_check_finds_no_fault_with_one_that_a_test_realm_made_alone(line: Li
         ("UPDATE shared_credential SET quantity = %s", 1000),
         ("UPDATE shared_credential SET networks = %s", ""),
         ("UPDATE shared_credential SET used = %s", 0),
+        ("UPDATE shared_credential SET waiting = %s", 1),
         ("DELETE FROM shared_credential WHERE quantity > %s", 0),
         ("UPDATE client SET run = %s WHERE role = 'shared'", "R2"),
     ],

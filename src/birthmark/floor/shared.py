@@ -3,6 +3,7 @@
 Such a credential is a client with the role ``shared``: a certificate and its key, baked into an image, good
 for one run.  What it may cost if it is stolen is limited by how many devices it brings in, from which
 networks, for how long (its certificate, and the window it is open in), and it is shut out like any client.
+Where a person looks at each request, what waits through it is limited, too: nobody looks at a flood.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from ipaddress import ip_address, ip_network
 
 from birthmark import errors
 
-__all__ = ["SharedCredential", "networks_text", "require_network", "use_once"]
+__all__ = ["SharedCredential", "networks_text", "require_network", "settled_once", "use_once", "wait_once"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class SharedCredential:
     used: int
     networks: str
     """Where it may be used from: networks in CIDR notation, joined by spaces; empty for everywhere."""
+    waiting: int = 0
+    """How many of its requests nobody settled yet: see ``floor.enrolments.WaitingEnrolment``."""
 
 
 def networks_text(networks: Iterable[str]) -> str:
@@ -65,3 +68,27 @@ def use_once(shared: SharedCredential) -> SharedCredential:
     if shared.used >= shared.quantity:
         raise errors.QuotaExhausted(f"{shared.id} has brought in all {shared.quantity} devices it may")
     return replace(shared, used=shared.used + 1)
+
+
+def wait_once(shared: SharedCredential, *, known: bool) -> SharedCredential:
+    """Return it with one more request that waits for a person.
+
+    Args:
+        shared: as it was.
+        known: whether the device is on record, and would not be counted again.
+
+    Raises:
+        errors.QuotaExhausted: as many wait as it may bring in.
+    """
+    most = shared.quantity if known else shared.quantity - shared.used
+    if shared.waiting >= most:
+        raise errors.QuotaExhausted(
+            f"{shared.id} has brought in {shared.used} of {shared.quantity} devices, and {shared.waiting} of"
+            " its requests wait: a person has to approve or refuse them first"
+        )
+    return replace(shared, waiting=shared.waiting + 1)
+
+
+def settled_once(shared: SharedCredential) -> SharedCredential:
+    """Return it with one request fewer that waits for a person."""
+    return replace(shared, waiting=shared.waiting - 1)

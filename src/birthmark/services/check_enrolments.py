@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from birthmark.floor.devices import Attempt, DeviceState
-from birthmark.floor.enrolments import LocalIdentity, WaitingEnrolment
+from birthmark.floor.enrolments import LocalIdentity, WaitingEnrolment, WaitingStatus
 from birthmark.floor.shared import SharedCredential
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Store
@@ -46,9 +46,10 @@ def check_enrolments(report: Report, store: Store, said: EnrolmentsSaid, local: 
             report.find(f"what {row.device} has from run {row.run} is not what the log says")
     for name in expected:
         report.find(f"the log says {name} was issued a certificate; there is nothing of it")
-    waiting = dict(said.waiting)
+    waiting, unsettled = dict(said.waiting), Counter[str]()
     for one in scan(report, store, WaitingEnrolment):
         report.counts["enrolments that waited"] += 1
+        unsettled[one.client] += one.status is WaitingStatus.WAITING
         if waiting.pop(one.id, None) != _said_of(one):
             report.find(f"the enrolment {one.id} is not what the log says of it")
     for name in waiting:
@@ -62,6 +63,8 @@ def check_enrolments(report: Report, store: Store, said: EnrolmentsSaid, local: 
             report.find(f"{shared.id} has other limits than the log says of it")
         if shared.used != uses[shared.id]:
             report.find(f"{shared.id} counts {shared.used} devices, it brought in {uses[shared.id]}")
+        if shared.waiting != unsettled[shared.id]:
+            report.find(f"{shared.id} counts {shared.waiting} requests that wait, {unsettled[shared.id]} do")
     for name in limits:
         report.find(f"the log says {name} was shared; its limits are gone")
 

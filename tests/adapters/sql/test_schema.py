@@ -148,7 +148,7 @@ REST = (
         status=CMPStatus.WAITING,
         expires_at=START,
     ),
-    SharedCredential(id="shared:s", quantity=2, used=1, networks=""),
+    SharedCredential(id="shared:s", quantity=2, used=1, networks="", waiting=1),
     FleetAuthority(
         id="f",
         der=b"0",

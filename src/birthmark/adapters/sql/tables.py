@@ -365,7 +365,15 @@ Table(
     _text("certificate", null=True),
     Index("cmp_transaction_of_attempt", "attempt", "id"),
 )
-Table("shared_credential", METADATA, _key("id"), _integer("quantity"), _integer("used"), _text("networks"))
+Table(
+    "shared_credential",
+    METADATA,
+    _key("id"),
+    _integer("quantity"),
+    _integer("used"),
+    _text("networks"),
+    _integer("waiting"),
+)
 Table(
     "fleet_authority",
     METADATA,

@@ -230,6 +230,7 @@ def _document(client: Client, shared: SharedCredential, credential: Credential) 
         "quantity": shared.quantity,
         "used": shared.used,
         "left": shared.quantity - shared.used,
+        "waiting": shared.waiting,
         "networks": shared.networks.split(),
         "until": credential.not_after,
         "certificate": credential.serial,
@@ -251,7 +252,7 @@ def list_shared(
     if as_json:
         printing.line(printing.json_text(found))
         return
-    heads = ("name", "status", "run", "used", "left", "networks", "until")
+    heads = ("name", "status", "run", "used", "left", "waiting", "networks", "until")
     rows = ({**row, "networks": " ".join(row["networks"]) or None} for row in found)
     printing.columns(heads, ([row[head] for head in heads] for row in rows))
 

@@ -44,7 +44,8 @@ CREATE TABLE cmp_transaction (
 CREATE INDEX cmp_transaction_of_attempt ON cmp_transaction (attempt, id);
 CREATE TABLE shared_credential (
     id TEXT NOT NULL PRIMARY KEY, quantity BIGINT NOT NULL,
-    used BIGINT NOT NULL CHECK (used BETWEEN 0 AND quantity), networks TEXT NOT NULL) {keyed};
+    used BIGINT NOT NULL CHECK (used BETWEEN 0 AND quantity), networks TEXT NOT NULL,
+    waiting BIGINT NOT NULL CHECK (waiting BETWEEN 0 AND quantity)) {keyed};
 CREATE TABLE fleet_authority (
     id TEXT NOT NULL PRIMARY KEY, der {bytes} NOT NULL, policy TEXT NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('challenged', 'active', 'suspended', 'retired')),
