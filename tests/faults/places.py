@@ -144,7 +144,7 @@ class Place:
     def gateway(self) -> Gateway:
         """See the use case of that name."""
         foreign = ForeignDevices(self.clock, SystemEntropy(), self.listed)
-        return Gateway(self.clock, OwnDevices(), foreign, {})
+        return Gateway(self.clock, OwnDevices(), foreign, self.service.confirmations, {})
 
 
 def here_and_mirror(folder: Path) -> tuple[SoftwareKeyStore, SoftwareKeyStore]:

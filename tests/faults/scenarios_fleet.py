@@ -14,6 +14,7 @@ from birthmark.floor.realm import Environment
 from birthmark.pki.keys import KeyAlgorithm, KeyLabel
 from birthmark.services.acts import recognise
 from birthmark.services.ceremonies import require_own
+from birthmark.services.enrolments import Granted
 from birthmark.services.field_devices import hold_device, resume_device
 from birthmark.services.fleet import Fleet
 from birthmark.services.foreign_devices import ForeignDevices, Listed
@@ -121,7 +122,8 @@ def _met(line: Line) -> bytes:
     """Have the device come in for the first time; return its certificate (DER)."""
     certificate = _made(line)
     foreign = ForeignDevices(line.clock, SystemEntropy(), Listed(lists=Lists(), answers=Answers()))
-    line.service.carry(Gateway(line.clock, OwnDevices(), foreign, {}).meet(_visit(line, certificate)))
+    gateway = Gateway(line.clock, OwnDevices(), foreign, line.service.confirmations, {})
+    line.service.carry(gateway.meet(_visit(line, certificate)))
     return certificate
 
 
@@ -138,6 +140,17 @@ def _at_two_places(line: Line) -> Prepared:
 
 def _not_released(line: Line) -> Prepared:
     return _visit(line, line.issue(workpiece("D1")).certificate)
+
+
+def _not_proved(line: Line) -> Prepared:
+    """Have the device come with a certificate of an operational run, for the first time."""
+    line.open_operational("L1")
+    device = workpiece("D1")
+    identity = line.device(_made(line), device.key)
+    request = IssueRequest(hardware_id="", csr=device.csr, key="e")
+    granted = line.service.carry(line.service.enrolments.enrol(identity.caller, "L1", request))
+    assert isinstance(granted, Granted)
+    return _visit(line, granted.certificate)
 
 
 def _from_fjord(line: Line) -> Prepared:
@@ -267,6 +280,11 @@ FLEET: Mapping[str, Scenario] = {
     "come before it is released": Scenario(
         covers=("gateway.Gateway.meet",),
         prepare=_not_released,
+        request=lambda place, visit: place.carry(place.gateway.meet(visit)),
+    ),
+    "come with a certificate that waits for its proof": Scenario(
+        covers=("gateway.Gateway.meet", "confirmations.ConfirmEnrolments.proved_by_use"),
+        prepare=_not_proved,
         request=lambda place, visit: place.carry(place.gateway.meet(visit)),
     ),
     "come from another fleet": Scenario(

@@ -53,7 +53,9 @@ class Door:
         self.line, self.service = line, service or line.service
         self.listed = Listed(lists=Lists(), answers=Answers())
         foreign = ForeignDevices(line.clock, SystemEntropy(), self.listed)
-        self.gateway = Gateway(line.clock, OwnDevices(), foreign, {b"another realm's root": "CN=another"})
+        others = {b"another realm's root": "CN=another"}
+        confirmations = self.service.confirmations
+        self.gateway = Gateway(line.clock, OwnDevices(), foreign, confirmations, others)
 
     def visit(
         self,

@@ -57,10 +57,12 @@ class ConfirmEnrolments:
         Raises:
             errors.Unauthenticated: the certificate is revoked.
         """
+        if caller.client.role is not Role.DEVICE:
+            return False
         serial = caller.credential.serial
         facts: Facts = yield Look({DeviceCertificate: (serial,)})
         shown = facts.get(DeviceCertificate, serial)
-        if caller.client.role is not Role.DEVICE or shown is None:
+        if shown is None:
             return False
         facts = yield Look({Attempt: (shown.attempt,)})
         attempt = facts.get(Attempt, shown.attempt)

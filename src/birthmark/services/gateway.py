@@ -5,6 +5,9 @@ whether the device may come in now.  ``own_devices`` and ``foreign_devices`` say
 besides, nobody holds it in the field, and it is at one place.  What comes under another realm's root is
 refused whatever it is.
 
+A device's own handshake with a certificate of an operational run that waits for it is the proof that the
+device holds its key, here as everywhere (``confirmations``); what a proxy passes on is no handshake with us.
+
 The first contact is an entry of the log, once; a later one only reads, unless something changes.
 
 Left to others: what is told to the applications behind (``gateway_tokens``), who may connect at all
@@ -23,10 +26,20 @@ from birthmark.floor.fleet import FieldDevice, FieldStatus, moved
 from birthmark.pki.certificates import Certificate
 from birthmark.ports import Act, Clock, Committed, Decision, Facts, Look, Reads, Scan, UseCase
 from birthmark.services.acts import Caller, outcomes, refuse
+from birthmark.services.confirmations import ConfirmEnrolments
 from birthmark.services.field_devices import FIELD_HELD
 from birthmark.services.foreign_devices import ForeignDevices
 from birthmark.services.own_devices import OwnDevices
-from birthmark.services.visits import PLANE_EXPOSURE, Candidate, Reason, TurnedAway, Visit, Welcome
+from birthmark.services.recognition import recognise_device
+from birthmark.services.visits import (
+    AT_THE_DOOR,
+    PLANE_EXPOSURE,
+    Candidate,
+    Reason,
+    TurnedAway,
+    Visit,
+    Welcome,
+)
 
 __all__ = ["FIRST_SEEN", "Gateway", "require_proxy"]
 
@@ -38,7 +51,12 @@ class Gateway:
     """The use case by which a device comes in."""
 
     def __init__(
-        self, clock: Clock, own: OwnDevices, foreign: ForeignDevices, other_realms: Mapping[bytes, str]
+        self,
+        clock: Clock,
+        own: OwnDevices,
+        foreign: ForeignDevices,
+        confirmations: ConfirmEnrolments,
+        other_realms: Mapping[bytes, str],
     ) -> None:
         """Let devices in.
 
@@ -46,15 +64,17 @@ class Gateway:
             clock: judges a contact that changes nothing; one that does is judged by the commit's.
             own: finds devices of this realm.
             foreign: finds those of registered authorities.
+            confirmations: takes a handshake as the proof of a certificate.
             other_realms: roots (DER) of realms whose devices are told apart from strangers, and their names.
         """
         self._clock = clock
         self._own = own
         self._foreign = foreign
+        self._confirmations = confirmations
         self._other_realms = dict(other_realms)
 
     def meet(self, visit: Visit) -> UseCase[Welcome]:
-        """Let a device in, or turn it away; a commit only if it is new, has moved or is found twice.
+        """Let a device in, or turn it away; a commit only if it is new, has moved, proves or is found twice.
 
         Raises:
             TurnedAway: it is not let in; says why.
@@ -62,6 +82,17 @@ class Gateway:
             errors.MalformedRequest: what it shows is no certificate.
             errors.Unavailable: what decides about it is being changed.
         """
+        try:
+            return (yield from self._judged(visit))
+        except TurnedAway as refusal:
+            if refusal.rule != Reason.NOT_RELEASED or visit.actor != AT_THE_DOOR:
+                raise
+            caller = yield from recognise_device(visit.certificate)
+            if not (yield from self._confirmations.proved_by_use(caller)):
+                raise
+        return (yield from self._judged(visit))
+
+    def _judged(self, visit: Visit) -> UseCase[Welcome]:
         shown = Certificate.from_der(visit.certificate)
         candidate = yield from self._own.find(visit, shown)
         if candidate is None:

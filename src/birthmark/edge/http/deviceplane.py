@@ -71,6 +71,18 @@ class DevicePlaneApp:
         name, code = _basic(shown)
         return self.known(request, await self.border.carry(self.application.codes.recognise(name, code)))
 
+    async def holder(self, request: Request) -> Caller | None:
+        """Return who asks, as ``caller`` does; a device's handshake proves a certificate that waits for that.
+
+        Raises:
+            errors.Unauthenticated: as ``caller``; or its certificate is revoked.
+            errors.MalformedRequest: as ``caller``.
+        """
+        caller = await self.caller(request)
+        if caller is not None:
+            await self.border.carry(self.application.confirmations.proved_by_use(caller))
+        return caller
+
     def known(self, request: Request, caller: Caller) -> Caller:
         """Return a recognised caller as one of this plane."""
         request.scope[CLIENT_KEY] = caller.client.id
@@ -101,8 +113,6 @@ class DevicePlaneApp:
     async def challenge(self, request: Request) -> Response:
         """Hand over what the device has to sign; for an operational certificate nothing is left to prove."""
         caller = await self._device(request)
-        if await self.border.carry(self.application.confirmations.proved_by_use(caller)):
-            return Response(status_code=204)
         asked = await self.border.carry(self.application.confirmations.challenge(caller))
         if asked is None:
             return Response(status_code=204)
@@ -128,7 +138,7 @@ class DevicePlaneApp:
         return Response(result.token, media_type="text/plain; charset=utf-8")
 
     async def _device(self, request: Request) -> Caller:
-        caller = await self.caller(request)
+        caller = await self.holder(request)
         if caller is None or caller.client.role is not Role.DEVICE:
             raise errors.Unauthenticated("a device proves over a connection made with its new certificate")
         return caller

@@ -27,7 +27,6 @@ from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.peer import SCOPE_KEY, tls_unique
 from birthmark.edge.roots import service_root
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Custody
-from birthmark.floor.clients import Role
 from birthmark.pki.est import (
     certs_only,
     challenge_password,
@@ -184,7 +183,7 @@ class _EST:
         """Answer somebody who is known; ask others who they are (RFC 9110 section 11.6.1)."""
         challenge = {"www-authenticate": f'Basic realm="{self._app.realm.name}", charset="UTF-8"'}
         try:
-            caller = await self._plane.caller(request)
+            caller = await self._plane.holder(request)
         except errors.Unauthenticated as refusal:
             if request.scope.get(SCOPE_KEY):
                 raise
@@ -196,8 +195,6 @@ class _EST:
             # A question, which many clients wait for, and no refusal: nothing was asked for by anybody.
             said = "nobody is named: show a certificate, or a name and one-time code\n"
             return Response(said, status_code=401, headers=challenge, media_type="text/plain")
-        if caller.client.role is Role.DEVICE:
-            await self._carry(self._app.confirmations.proved_by_use(caller))
         return await use(request, caller)
 
     async def _carry(self, use_case: UseCase[T]) -> T:

@@ -40,7 +40,6 @@ from birthmark.services.foreign_status import Answers, Lists, Question, take_ans
 from birthmark.services.gateway import Gateway, require_proxy
 from birthmark.services.gateway_tokens import Tokens, TokenTerms
 from birthmark.services.own_devices import OwnDevices
-from birthmark.services.recognition import recognise_device
 from birthmark.services.visits import AT_THE_DOOR, Reason, TurnedAway, Visit, Welcome
 
 __all__ = ["ADDRESS_HEADER", "OPEN_SECONDS_HEADER", "Ask", "GatewayApp", "create_gateway_app", "tokens_of"]
@@ -113,7 +112,9 @@ class GatewayApp:
         self._listed = listed or Listed(lists=Lists(), answers=Answers())
         self._ask = ask
         foreign = ForeignDevices(application.clock, application.entropy, self._listed)
-        self._gateway = Gateway(application.clock, OwnDevices(), foreign, other_realms(self._plane))
+        self._gateway = Gateway(
+            application.clock, OwnDevices(), foreign, application.confirmations, other_realms(self._plane)
+        )
         self._tokens = tokens_of(application)
         self._refusals = Refusals(
             application, self.border, asker=_asker, is_unwelcome=self._is_unwelcome, rate=self._rate
@@ -210,9 +211,6 @@ class GatewayApp:
         except StatusMissing as missing:
             if not await self._answered(missing):
                 raise
-        except TurnedAway as refusal:
-            if refusal.rule != Reason.NOT_RELEASED or not await self._proved(visit):
-                raise
         else:
             return first
         again: Welcome = await self.border.carry(self._gateway.meet(visit))
@@ -231,14 +229,6 @@ class GatewayApp:
             log.warning("an OCSP responder gave no answer to rely on: %s", refusal)
             return False
         return True
-
-    async def _proved(self, visit: Visit) -> bool:
-        """Take a device's own handshake as proof of an operational certificate that waits for one."""
-        if visit.actor != AT_THE_DOOR:  # a proxy's word is no handshake with us
-            return False
-        caller: Caller = await self.border.carry(recognise_device(visit.certificate))
-        proved: bool = await self.border.carry(self._app.confirmations.proved_by_use(caller))
-        return proved
 
     async def _token(self, welcome: Welcome) -> str | None:
         if self._tokens is None:
