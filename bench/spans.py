@@ -169,8 +169,8 @@ def main() -> None:
 
 
 def _http_timed(protocol: Callable[..., Any]) -> Callable[..., Any]:
-    def make(*arguments: Any) -> Any:
-        made = protocol(*arguments)
+    def make(*arguments: Any, **options: Any) -> Any:
+        made = protocol(*arguments, **options)
         _time(made, "data_received", "http")
         return made
 

@@ -192,7 +192,9 @@ def test_no_key_is_made_for_a_device_while_the_source_fails(
     try:
         line.open_run(origins=(KeyOrigin.DELIVERED,))
         source = Lying()
-        monkeypatch.setattr(line.service.issue, "_entropy", SystemEntropy(source))
+        failing = SystemEntropy(source)
+        for part in (line.service.issue, line.service.issue._certifier):  # noqa: SLF001  # where it is drawn
+            monkeypatch.setattr(part, "_entropy", failing)
         device, size = workpiece("D1", delivered=True), line.size()
         made: list[KeyAlgorithm] = []
 

@@ -559,8 +559,8 @@ def test_a_revoked_bootstrap_certificate_is_nobodys(plane: DeviceRealm, bench: B
     plane.realm.run("bootstrap", "revoke", bench.name, "--reason", "lost")
     told = est(plane, f"{RUN}/simpleenroll", request, who=who)
     assert (told.status, told.reason, told.headers["connection"]) == (403, "unauthenticated", "close")
-    codes = [entry.get("code") for entry in plane.realm.entries() if entry["kind"] == "refused"]
-    assert codes[-1] == "unauthenticated"
+    refused = [entry for entry in plane.realm.entries() if entry["kind"] == "refused"]
+    assert any(bench.name in entry["actor"] and entry.get("code") == "unauthenticated" for entry in refused)
 
 
 def test_a_closed_plane_lets_nobody_in(plane: DeviceRealm, bench: Bench) -> None:
@@ -574,8 +574,15 @@ def test_a_closed_plane_lets_nobody_in(plane: DeviceRealm, bench: Bench) -> None
         assert until(shut), "the handshake ends with an alert"
     finally:
         plane.realm.run("exposure", "clear", "plane:device", "--reason", "morning")
-    assert until(lambda: est(plane, f"{RUN}/cacerts").status == 200)
-    issued(est(plane, f"{RUN}/simpleenroll", request, who=who))
+
+    # Each process hears of it in its own time, and asking again makes nothing twice.
+    def admitted() -> Told | None:
+        told = est(plane, f"{RUN}/simpleenroll", request, who=who)
+        return told if told.status == 200 else None
+
+    told = until(admitted)
+    assert told is not None
+    issued(told)
     assert any(
         entry["kind"] == "refused" and entry["request"] in ("handshake", "connection")
         for entry in plane.realm.entries()
