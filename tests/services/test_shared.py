@@ -25,7 +25,7 @@ from birthmark.floor.clients import Client as Row
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import Device, DeviceEvent
 from birthmark.floor.enrolments import WaitingEnrolment, waiting_id
-from birthmark.floor.proposals import Deed, Motion, Proposal
+from birthmark.floor.proposals import Deed, Motion, Proposal, ProposalStatus
 from birthmark.floor.realm import Environment
 from birthmark.floor.runs import Run
 from birthmark.floor.shared import SharedCredential, networks_text, require_network
@@ -394,7 +394,56 @@ def test_in_production_two_officers_make_one_with_the_limits_both_signed(plant: 
     )
     entry = plant.entries()[-1]
     assert (entry["kind"], entry["quantity"], entry["networks"]) == ("client-enrolled", 3, "10.4.0.0/16")
+    assert entry["until"] == row_terms(row)["not_after"]
     assert findings(plant) == []
+
+
+def row_terms(row: Proposal) -> dict[str, str]:
+    return dict(Motion.decode(row.document).terms)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantity": 4},
+        {"networks": ""},
+        {"not_after": START + timedelta(hours=9)},
+        {"subject_public_key_info": wanted().subject_public_key_info},
+    ],
+)
+def test_the_check_finds_one_that_was_made_otherwise_than_two_people_signed(
+    plant: Line, changes: dict[str, Any]
+) -> None:
+    """As a program would that shows two people one thing and does another."""
+    sharing, second = wanted(), bela_of(plant)
+    row = proposed(plant, sharing)
+    signature = sign(second, row.document)
+    other = replace(sharing, **changes)
+    certified = plant.service.carry(plant.service.authorise.certify(other.enrolment))
+
+    def decide(facts: Facts, at: datetime) -> Decision[Row]:
+        before = facts.get(Proposal, row.id)
+        assert before is not None
+        facts.put(
+            replace(
+                before,
+                status=ProposalStatus.APPROVED,
+                approver=second.caller.credential.serial,
+                approval=signature,
+            )
+        )
+        entry = {
+            "proposal": row.id,
+            "motion": row.document.decode(),
+            "approver": second.caller.credential.serial,
+            "approval": signature.hex(),
+        }
+        made_of = put_shared(facts, other, certified[1], at)
+        return Decision(made_of.answer, [("proposal-approved", entry), *made_of.entries])
+
+    act = Act(actor=second.id, decide=decide, refuse=refuse(None, "x", {}), reads={Proposal: (row.id,)})
+    outcomes(plant.service.store.submit([act]).result())
+    assert any("has other limits than two people signed" in finding for finding in findings(plant))
 
 
 @pytest.mark.parametrize(
@@ -448,6 +497,7 @@ def test_the_check_finds_no_fault_with_one_that_a_test_realm_made_alone(line: Li
         ("UPDATE shared_credential SET waiting = %s", 1),
         ("DELETE FROM shared_credential WHERE quantity > %s", 0),
         ("UPDATE client SET run = %s WHERE role = 'shared'", "R2"),
+        ("UPDATE credential SET not_after = not_after + %s WHERE profile = 'shared'", 1000),
     ],
 )
 def test_limits_that_somebody_changed_in_the_database_are_found(

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from hashlib import sha256
 
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Client, ClientStatus, Credential
@@ -83,17 +84,18 @@ def _check_credential(report: Report, credential: Credential, said: Said) -> Non
             f"credential {credential.serial} belongs to {credential.client}, the log says it is"
             f" {issued.client}'s"
         )
+    certified = None if is_code(credential) else Certificate.from_der(credential.der)
+    ends = "" if certified is None else time_text(certified.not_after)
+    key = "" if certified is None else sha256(certified.subject_public_key_info).hexdigest()
     report.compare(
         f"credential {credential.serial} of {issued.client}",
         authority=(credential.authority, issued.authority),
         profile=(credential.profile, issued.client.partition(":")[0]),
-        end=(time_text(credential.not_after), issued.until or _ends(credential)),
+        end=(time_text(credential.not_after), issued.until or ends),
+        certified_end=(ends or issued.until, issued.until or ends),
+        key=(key, issued.spki_sha256 or key),
         status=(credential.status, ClientStatus.ACTIVE),  # the log revokes clients, not credentials
     )
-
-
-def _ends(credential: Credential) -> str:
-    return "" if is_code(credential) else time_text(Certificate.from_der(credential.der).not_after)
 
 
 def _check_clients(report: Report, clients: Iterable[Client], said: Said) -> None:

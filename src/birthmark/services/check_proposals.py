@@ -8,6 +8,7 @@ to it from the first entry on that gives one.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 from birthmark import errors
 from birthmark.floor.clients import PERSON, Credential, Role
@@ -17,6 +18,7 @@ from birthmark.ledger.entry import time_text
 from birthmark.services.acts import INIT
 from birthmark.services.entry_fields import Entry, known, text_of
 from birthmark.services.proposals import signed_motion
+from birthmark.services.shared import sharing_of
 
 __all__ = ["PROPOSAL_ENTRIES", "ProposalSaid", "ProposalsSaid", "check_proposals"]
 
@@ -127,8 +129,16 @@ class ProposalsSaid:
             self._judge_limits(index, entry, granted[1])
 
     def _judge_limits(self, index: int, entry: Entry, motion: Motion) -> None:
-        signed = [motion.terms.get(name) for name in ("run", "quantity", "networks")]
-        if signed != [str(entry.get(name)) for name in ("run", "quantity", "networks")]:
+        signed = sharing_of(motion)
+        limits = {
+            "run": signed.run,
+            "quantity": signed.quantity,
+            "networks": signed.networks,
+            "until": time_text(signed.not_after),
+            "authority": signed.authority,
+            "spki_sha256": sha256(signed.subject_public_key_info).hexdigest(),
+        }
+        if limits != {name: entry.get(name) for name in limits}:
             self.alone.append(f"entry {index}: {motion.subject} has other limits than two people signed")
 
 

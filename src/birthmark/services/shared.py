@@ -6,6 +6,7 @@ the same limits; and what it did is counted in the commit of each device, by ``i
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha256
 
 from birthmark import errors
 from birthmark.floor.authorities import Authority
@@ -177,5 +178,10 @@ def put_shared(facts: Facts, sharing: Sharing, certificate: Certificate, at: dat
     facts.put(
         SharedCredential(id=sharing.client, quantity=sharing.quantity, used=0, networks=sharing.networks)
     )
-    limits = {"quantity": sharing.quantity, "networks": sharing.networks}
+    limits = {
+        "quantity": sharing.quantity,
+        "networks": sharing.networks,
+        "until": time_text(sharing.not_after),
+        "spki_sha256": sha256(sharing.subject_public_key_info).hexdigest(),
+    }
     return Decision(made.answer, [(kind, {**entry, **limits}) for kind, entry in made.entries])

@@ -93,7 +93,9 @@ class CredentialSaid:
     client: str
     authority: str
     until: str = ""
-    """When a code ends; a certificate says so itself."""
+    """When a code ends, or what many share; any certificate says so itself."""
+    spki_sha256: str = ""
+    """Whose key a shared certificate is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -498,7 +500,8 @@ class Said:
             sha256=text_of(entry, "certificate_sha256"),
             client=client,
             authority=text_of(entry, "authority"),
-            until=entry.get("until", ""),
+            until=text_of(entry, "until") if "until" in entry else "",
+            spki_sha256=text_of(entry, "spki_sha256") if "spki_sha256" in entry else "",
         )
         if entry["kind"] == "client-enrolled":
             kind = client.partition(":")[0]
