@@ -597,6 +597,7 @@ READERS: Mapping[str, str] = {
     "proposals.Proposals.get": "reads a proposal",
     "recall.Recalls.preview": "counts what a recall would do",
     "recall.Recalls.get": "reads a recall",
+    "runs.authorities_above": "reads the authorities above a run, or above all that issue",
     "runs.authority_chain": "reads the authorities above one",
     "runs.Runs.context": "reads a run",
     "runs.Runs.known": "reads a run",

@@ -31,7 +31,7 @@ from birthmark.services.prove import ProveRequest
 from birthmark.services.recognition import recognise_device, require_live
 from tests.faults.places import CONFIRM_WITHIN, Place
 from tests.faults.scenario import Prepared, Scenario, one
-from tests.support.realm import Client, Line, proof, workpiece
+from tests.support.realm import Client, Line, proof, successor, workpiece
 
 __all__ = ["FIELD"]
 
@@ -60,7 +60,8 @@ def _released(line: Line) -> Client:
 def _enrolled(line: Line, by: Client, key: str, *, renewal: bool = False) -> Client:
     """Have an operational certificate issued; return the device as it shows that."""
     made = _new_key()
-    request = replace(_request(made), key=key)
+    csr = successor(by.caller.credential.der, made).csr if renewal else workpiece("D1", key=made).csr
+    request = IssueRequest(hardware_id="", csr=csr, key=key)
     granted = line.service.carry(line.service.enrolments.enrol(by.caller, LOCAL, request, renewal=renewal))
     assert isinstance(granted, Granted)
     return line.device(granted.certificate, made)
@@ -105,7 +106,9 @@ def _to_renew(line: Line) -> Prepared:
     line.open_operational(LOCAL)
     holder = _enrolled(line, _released(line), "first")
     _used(line, holder)
-    return holder.caller.credential.der, None, _request(), True
+    certificate = holder.caller.credential.der
+    request = IssueRequest(hardware_id="", csr=successor(certificate).csr, key="e")
+    return certificate, None, request, True
 
 
 def _given_up(line: Line) -> Prepared:

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from birthmark import errors
+from birthmark.floor.authorities import Authority, AuthorityStatus, Custody
 from birthmark.floor.clients import Role
 from birthmark.floor.devices import Attempt, Device, DeviceCertificate, DeviceEvent, DeviceState
 from birthmark.floor.enrolments import LocalIdentity, WaitingEnrolment, local_identity_id, waiting_id
@@ -24,8 +25,9 @@ from birthmark.services.chronicle import Chronicle
 from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.issue import IssueRequest
 from birthmark.services.recognition import recognise_device
+from birthmark.services.runs import authorities_above
 from tests.support.acts import put
-from tests.support.realm import START, Client, Line, proof, workpiece
+from tests.support.realm import START, Client, Line, hierarchy, proof, successor, workpiece
 
 _numbers = itertools.count(1)
 
@@ -49,7 +51,7 @@ def asked(
     renewal: bool = False,
 ) -> tuple[Granted | Waiting, ec.EllipticCurvePrivateKey]:
     hardware_id = name or (by.caller.client.hardware_id or "").partition(":")[2]
-    device = workpiece(hardware_id, key=key)
+    device = successor(by.caller.credential.der, key) if renewal else workpiece(hardware_id, key=key)
     request = IssueRequest(hardware_id="", csr=device.csr, key=idempotency or f"enrol-{next(_numbers)}")
     answer = line.service.carry(line.service.enrolments.enrol(by.caller, label, request, renewal=renewal))
     return answer, device.key
@@ -252,6 +254,36 @@ def test_a_renewal_is_of_the_run_it_is_asked_of(line: Line) -> None:
         granted(line, holder, "L2", renewal=True)
     again, _ = granted(line, holder, None, renewal=True)
     assert again.run == "L1", "the certificate that is shown says which"
+
+
+def test_a_renewal_is_of_the_same_names(line: Line) -> None:
+    """RFC 7030 section 4.2.2; and what is refused is on record."""
+    line.open_operational()
+    _, holder = granted(line, released(line))
+    uses(line, holder)
+    request = IssueRequest(hardware_id="", csr=workpiece("D1").csr, key="other-names")
+    with pytest.raises(errors.PolicyRefused, match="the request's subject is not that of the certificate"):
+        line.service.carry(line.service.enrolments.enrol(holder.caller, None, request, renewal=True))
+    assert line.entries()[-1]["rule"] == "renewal-names"
+    granted(line, holder, renewal=True)
+    assert_sound(line)
+
+
+def test_the_authorities_of_a_realm_are_those_that_issue_and_what_is_above_them(line: Line) -> None:
+    """RFC 7030 section 4.1.3: what a client is told that names no run."""
+    made = hierarchy()
+    context = line.service.carry(line.service.runs.context("R1"))
+    assert set(line.service.carry(authorities_above(context))) == {made.issuing, made.root}
+    everywhere = line.service.carry(authorities_above(None))
+    assert sorted(everywhere) == sorted(
+        one.der
+        for one in line.service.store.scan(Authority)
+        if one.custody is Custody.SERVICE or one.issuer == one.id
+    )
+    revoked = replace(line.the(Authority, "issuing-1"), status=AuthorityStatus.REVOKED)
+    outcomes(line.service.store.submit([put(revoked)]).result())
+    assert made.issuing not in line.service.carry(authorities_above(None))
+    assert made.issuing in line.service.carry(authorities_above(context)), "it stands above what it issued"
 
 
 def test_the_quantity_of_an_operational_run_is_hard(line: Line) -> None:

@@ -11,7 +11,7 @@ from birthmark.services.enrolments import Granted
 from birthmark.services.issue import IssueRequest
 from birthmark.services.visits import Reason
 from tests.services.test_gateway import Door
-from tests.support.realm import Client, Line, proof, workpiece
+from tests.support.realm import Client, Line, proof, successor, workpiece
 from tests.support.recalls import People, people
 
 
@@ -29,7 +29,8 @@ def released(line: Line, name: str) -> Client:
 
 
 def enrolled(line: Line, by: Client, key: str = "k", *, renewal: bool = False) -> Client:
-    device = workpiece((by.caller.client.hardware_id or "").partition(":")[2])
+    name = (by.caller.client.hardware_id or "").partition(":")[2]
+    device = successor(by.caller.credential.der) if renewal else workpiece(name)
     request = IssueRequest(hardware_id="", csr=device.csr, key=key)
     granted = line.service.carry(line.service.enrolments.enrol(by.caller, "L1", request, renewal=renewal))
     assert isinstance(granted, Granted)

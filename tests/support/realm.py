@@ -290,6 +290,17 @@ def workpiece(
     return Workpiece(hardware_id=hardware_id, key=key, csr=csr)
 
 
+def successor(shown: bytes, key: ec.EllipticCurvePrivateKey | None = None) -> Workpiece:
+    """Make a device a new key; its request has the names of the certificate that it shows (DER)."""
+    key, held = key or ec.generate_private_key(ec.SECP256R1()), x509.load_der_x509_certificate(shown)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(held.subject)
+    for extension in held.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+    csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    return Workpiece(hardware_id="", key=key, csr=csr)
+
+
 def proof(
     issued: Issued,
     key: ec.EllipticCurvePrivateKey,

@@ -28,6 +28,7 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.enrolments import LocalIdentity, local_identity_id
 from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
+from birthmark.pki.est_requests import require_same_names
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
 from birthmark.secret import SecretBytes
@@ -147,7 +148,8 @@ class EnrolDevices:
             label: the run; None for the one that follows from who asks.
             request: with the key.  Its hardware id is empty where it follows from who asks, or else from the
                 names in the certification request.
-            renewal: the certificate that is shown is of this very run, and to be replaced.
+            renewal: the certificate that is shown is of this very run, and to be replaced by one of the same
+                names: those of a PKCS #10 request are compared (RFC 7030 section 4.2.2).
 
         Raises:
             errors.Refusal: it is not granted.  It is on record.
@@ -157,6 +159,8 @@ class EnrolDevices:
             named = _named(caller, context, request)
             if renewal:
                 yield from self._require_renewable(caller, context)
+                if named.csr is not None and not named.crmf:
+                    require_same_names(named.csr, caller.credential.der)
         except errors.Refusal as refusal:
             raise (yield from self._recorded(caller, label, request, refusal)) from None
         if context.licence.approval:

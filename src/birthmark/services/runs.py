@@ -14,7 +14,7 @@ from typing import Any
 from birthmark import errors
 from birthmark.element.catalogue import ElementCatalogue
 from birthmark.element.profiles import AnyElementProfile
-from birthmark.floor.authorities import Authority
+from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.floor.clients import Capability, Client, Credential, Role
 from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
 from birthmark.floor.limits import Bucket, Rate, bucket_of, take
@@ -36,13 +36,14 @@ from birthmark.pki.issuance import Template, compile_template
 from birthmark.pki.issuer import Issuer
 from birthmark.pki.keys import KeyLabel
 from birthmark.pki.profiles import Catalogue, Profile
-from birthmark.ports import Decision, Facts, Look, UseCase
+from birthmark.ports import Decision, Facts, Look, Scan, UseCase
 from birthmark.services.acts import Caller, decided, live_client
 from birthmark.services.two_people import require_two, verify_signed
 
 __all__ = [
     "RunContext",
     "Runs",
+    "authorities_above",
     "authority_chain",
     "check_scope",
     "check_sees",
@@ -149,6 +150,24 @@ def authority_chain(authority: str) -> UseCase[list[Authority]]:
         if found.issuer == found.id:
             return chain
         name = found.issuer
+
+
+def authorities_above(context: RunContext | None) -> UseCase[list[bytes]]:
+    """Return the authorities (DER) above a run's certificates; without one above all that are issued here."""
+    if context is not None:
+        facts: Facts = yield Look({Authority: context.authorities})
+        found = [facts.get(Authority, name) for name in context.authorities]
+        return [authority.der for authority in found if authority is not None]
+    every: list[Authority] = yield Scan(kind=Authority, where={})
+    known, wanted = {one.id: one for one in every}, dict[str, bytes]()
+    for one in every:
+        issues = one.kind is AuthorityKind.ISSUING and one.custody is Custody.SERVICE
+        if not issues or one.status is AuthorityStatus.REVOKED:
+            continue
+        name = one.id
+        while name not in wanted:
+            wanted[name], name = known[name].der, known[name].issuer
+    return list(wanted.values())
 
 
 def constraints_of(authority: Authority) -> tuple[Constraint, ...]:

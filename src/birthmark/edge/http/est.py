@@ -13,7 +13,7 @@ run, whose licence says which authority issues by which profile; without one the
 - Full CMC (section 4.3) and server-generated keys under symmetric keys (section 4.4.1.1) are not spoken.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from hmac import compare_digest
 from typing import TypeVar
@@ -26,7 +26,6 @@ from birthmark.edge.http.deviceplane import DevicePlaneApp
 from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.peer import SCOPE_KEY, tls_unique
 from birthmark.edge.roots import service_root
-from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus, Custody
 from birthmark.pki.est import (
     certs_only,
     challenge_password,
@@ -36,14 +35,14 @@ from birthmark.pki.est import (
     to_base64,
 )
 from birthmark.pki.est_attributes import csr_attributes
-from birthmark.pki.est_requests import named_device, require_decryptable, require_same_names
+from birthmark.pki.est_requests import named_device, require_decryptable
 from birthmark.pki.keypackage import PackageSigner, package_signer, seal_package
-from birthmark.ports import Facts, Look, Scan, UseCase
+from birthmark.ports import UseCase
 from birthmark.services.acts import Caller
 from birthmark.services.enrolments import Granted, Waiting
 from birthmark.services.issue import IssueRequest
 from birthmark.services.recognition import enrolment_key, is_code
-from birthmark.services.runs import RunContext, values_known
+from birthmark.services.runs import authorities_above, values_known
 
 __all__ = ["add_est"]
 
@@ -98,7 +97,7 @@ class _EST:
             if _label(request) is not None:
                 raise
             context = None
-        found = await self._carry(_certificates(context))
+        found = await self._carry(authorities_above(context))
         if self._service_root is None:  # it is another only with another certificate, in another process
             self._service_root = (await self._plane.border.read(service_root, self._app)).der
         return _certificates_answer(list(dict.fromkeys([*found, self._service_root])))
@@ -131,10 +130,6 @@ class _EST:
 
     async def _certified(self, request: Request, caller: Caller, *, renewal: bool) -> Response:
         csr = await _certification_request(request)
-        if renewal:
-            if is_code(caller.credential):
-                raise errors.NotPermitted("a certificate is renewed over a connection made with it")
-            require_same_names(csr, caller.credential.der)
         asked = IssueRequest(
             hardware_id="", csr=csr, key=enrolment_key(caller, "est", csr), keeps_refusal=False
         )
@@ -199,25 +194,6 @@ class _EST:
 
     async def _carry(self, use_case: UseCase[T]) -> T:
         return await self._plane.border.carry(use_case)
-
-
-def _certificates(context: RunContext | None) -> UseCase[list[bytes]]:
-    """Return the authorities (DER) above a run's certificates; without one above all that are issued here."""
-    if context is not None:
-        facts: Facts = yield Look({Authority: context.authorities})
-        found = [facts.get(Authority, name) for name in context.authorities]
-        return [authority.der for authority in found if authority is not None]
-    every: Mapping[str, Authority] = {one.id: one for one in (yield Scan(kind=Authority, where={}))}
-    wanted: dict[str, bytes] = {}
-    for authority in every.values():
-        issues = authority.kind is AuthorityKind.ISSUING and authority.custody is Custody.SERVICE
-        name: str | None = (
-            authority.id if issues and authority.status is not AuthorityStatus.REVOKED else None
-        )
-        while name is not None and name not in wanted:
-            wanted[name] = every[name].der
-            name = every[name].issuer
-    return list(wanted.values())
 
 
 def _label(request: Request) -> str | None:
