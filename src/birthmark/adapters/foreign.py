@@ -24,7 +24,6 @@ from birthmark import errors
 from birthmark.floor.fleet import (
     FleetAuthority,
     FleetPolicy,
-    FleetStatus,
     ForeignCRL,
     ForeignCRLOctets,
     check_url,
@@ -256,7 +255,7 @@ class ForeignWatcher:
             self._read()
 
     def _sources(self) -> Iterator[_Source]:
-        authorities = {one.id: one for one in self._store.scan(FleetAuthority) if _is_accepted(one)}
+        authorities = {one.id: one for one in self._store.scan(FleetAuthority) if one.is_watched}
         rows = {row.id: row for row in self._store.scan(ForeignCRL)}
         for authority in authorities.values():
             url = FleetPolicy.decode(authority.policy).crl_url
@@ -319,7 +318,3 @@ class ForeignWatcher:
             )
             if authority is not None and octets is not None and octets.sha256 == row.sha256:
                 lists.read(row, octets, authority.der if row.issuer is None else row.issuer)
-
-
-def _is_accepted(authority: FleetAuthority) -> bool:
-    return authority.status in (FleetStatus.ACTIVE, FleetStatus.SUSPENDED)

@@ -8,6 +8,7 @@ A device is at one place at a time.  A request on a connection that is older tha
 from where it is not any more: two have its key, nobody knows which is the clone, and both are held.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -20,6 +21,7 @@ from birthmark.ledger.entry import canonical, parse
 
 __all__ = [
     "CHALLENGE_LIFE",
+    "FLEET_MOVES",
     "MOST_MOVES",
     "MOVES_WITHIN",
     "NONCE_OCTETS",
@@ -28,6 +30,7 @@ __all__ = [
     "FieldStatus",
     "FirstContact",
     "FleetAuthority",
+    "FleetMove",
     "FleetPolicy",
     "FleetStatus",
     "ForeignCRL",
@@ -166,6 +169,25 @@ class FleetStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FleetMove:
+    """How a registered authority comes to a status."""
+
+    before: frozenset[FleetStatus]
+    """From where it may come."""
+    entry: str
+    """Kind of the log entry that says so."""
+
+
+FLEET_MOVES: Mapping[FleetStatus, FleetMove] = {
+    FleetStatus.SUSPENDED: FleetMove(before=frozenset({FleetStatus.ACTIVE}), entry="fleet-suspended"),
+    FleetStatus.ACTIVE: FleetMove(before=frozenset({FleetStatus.SUSPENDED}), entry="fleet-resumed"),
+    FleetStatus.RETIRED: FleetMove(
+        before=frozenset({FleetStatus.ACTIVE, FleetStatus.SUSPENDED}), entry="fleet-retired"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetAuthority:
     """A foreign certificate that devices chain to."""
 
@@ -182,6 +204,16 @@ class FleetAuthority:
     verification: bytes | None = None
     """The verification certificate (DER); None until it was shown."""
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether its owner has shown the key, whatever its status since."""
+        return self.status is not FleetStatus.CHALLENGED
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether its revocations are fetched: it is accepted, or may be again."""
+        return self.status in (FleetStatus.ACTIVE, FleetStatus.SUSPENDED)
+
 
 def require_accepting(authority: FleetAuthority) -> None:
     """Refuse the devices of an authority that is not accepted now.
@@ -190,7 +222,7 @@ def require_accepting(authority: FleetAuthority) -> None:
         errors.NotPermitted: it is not registered, suspended or retired.
     """
     if authority.status is not FleetStatus.ACTIVE:
-        said = "not registered" if authority.status is FleetStatus.CHALLENGED else authority.status
+        said = authority.status if authority.is_registered else "not registered"
         raise errors.NotPermitted(f"fleet authority {authority.id} is {said}")
 
 

@@ -6,7 +6,7 @@ A part of ``check``: the proof that an owner holds the key is verified again, an
 from hashlib import sha256
 
 from birthmark import errors
-from birthmark.floor.fleet import FleetAuthority, FleetStatus, ForeignCRL, ForeignCRLOctets
+from birthmark.floor.fleet import FleetAuthority, ForeignCRL, ForeignCRLOctets
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki.certificates import fingerprint
 from birthmark.pki.crl_index import index_crl
@@ -52,7 +52,7 @@ def _said_of(authority: FleetAuthority, shown_at: str | None) -> FleetAuthorityS
         asked_at=time_text(authority.asked_at),
         status=authority.status,
         verification_sha256=None if shown is None else fingerprint(shown),
-        shown_at=None if authority.status is FleetStatus.CHALLENGED else shown_at,
+        shown_at=shown_at if authority.is_registered else None,
     )
 
 

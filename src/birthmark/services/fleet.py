@@ -23,6 +23,7 @@ from birthmark.floor.clients import Capability, check_name, takes_two
 from birthmark.floor.devices import KeyUse
 from birthmark.floor.fleet import (
     CHALLENGE_LIFE,
+    FLEET_MOVES,
     NONCE_OCTETS,
     FleetAuthority,
     FleetPolicy,
@@ -40,12 +41,6 @@ from birthmark.services.acts import Caller, decided, live_client
 __all__ = ["Fleet", "put_policy", "put_registered", "put_status", "registered", "require_registrable"]
 
 _TEST = Environment.TEST.mark
-_MOVES = {
-    FleetStatus.SUSPENDED: ((FleetStatus.ACTIVE,), "fleet-suspended"),
-    FleetStatus.ACTIVE: ((FleetStatus.SUSPENDED,), "fleet-resumed"),
-    FleetStatus.RETIRED: ((FleetStatus.ACTIVE, FleetStatus.SUSPENDED), "fleet-retired"),
-}
-"""From where an authority comes to a status, and what entry says so."""
 
 
 # --- what the commit of a deed does, whoever may
@@ -98,7 +93,7 @@ def require_registrable(
     found = facts.get(FleetAuthority, name)
     if found is None:
         raise errors.NotFound(f"there is no fleet authority {name[:64]}: give it a challenge first")
-    if found.status is not FleetStatus.CHALLENGED:
+    if found.is_registered:
         raise errors.IllegalTransition(f"fleet authority {name} is {found.status}, not challenged")
     if found.policy != policy:
         raise errors.IllegalTransition(f"the policy of fleet authority {name} changed meanwhile")
@@ -136,15 +131,14 @@ def put_status(facts: Facts, name: str, status: FleetStatus, reason: str) -> Dec
         errors.IllegalTransition: it is not in a status from which it comes to that one.
         errors.MalformedRequest: nothing comes to that status.
     """
-    if status not in _MOVES:
+    if (move := FLEET_MOVES.get(status)) is None:
         raise errors.MalformedRequest(f"an authority is suspended, resumed or retired, not {status}")
-    before, kind = _MOVES[status]
     found = registered(facts, name)
-    if found.status not in before:
+    if found.status not in move.before:
         raise errors.IllegalTransition(f"fleet authority {name} is {found.status}")
     changed = replace(found, status=status)
     facts.put(changed)
-    return Decision(changed, [(kind, {"fleet_authority": name, "reason": reason})])
+    return Decision(changed, [(move.entry, {"fleet_authority": name, "reason": reason})])
 
 
 def registered(facts: Facts, name: str) -> FleetAuthority:
@@ -157,7 +151,7 @@ def registered(facts: Facts, name: str) -> FleetAuthority:
     found = facts.get(FleetAuthority, name)
     if found is None:
         raise errors.NotFound(f"there is no fleet authority {name[:64]}")
-    if found.status is FleetStatus.CHALLENGED:
+    if not found.is_registered:
         raise errors.IllegalTransition(f"fleet authority {name} is not registered: its key was not shown yet")
     return found
 
@@ -209,7 +203,7 @@ class Fleet:
             found = self._vet(certificate, own, at)
             _claim(facts, found, name)
             before = facts.get(FleetAuthority, name)
-            if before is not None and before.status not in (FleetStatus.CHALLENGED, FleetStatus.RETIRED):
+            if before is not None and before.is_watched:
                 raise errors.IllegalTransition(f"fleet authority {name} is {before.status} already")
             if before is not None and before.der != certificate:
                 raise errors.IllegalTransition(f"{name} stands for another certificate: choose another name")

@@ -1,19 +1,16 @@
 """What a log says of fleet authorities and their CRLs; see ``testimony``."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from birthmark import errors
-from birthmark.floor.fleet import CHALLENGE_LIFE, FleetStatus
+from birthmark.floor.fleet import CHALLENGE_LIFE, FLEET_MOVES, FleetStatus
 from birthmark.ledger.entry import parse_time
 from birthmark.services.entry_fields import Entry, known, number_of, text_of, text_or_none
 
 __all__ = ["FLEET_ENTRIES", "FleetAuthoritySaid", "FleetSaid", "ForeignCRLSaid"]
 
-_MOVES = {
-    "fleet-suspended": ({FleetStatus.ACTIVE}, FleetStatus.SUSPENDED),
-    "fleet-resumed": ({FleetStatus.SUSPENDED}, FleetStatus.ACTIVE),
-    "fleet-retired": ({FleetStatus.ACTIVE, FleetStatus.SUSPENDED}, FleetStatus.RETIRED),
-}
+_MOVES = {move.entry: (move.before, status) for status, move in FLEET_MOVES.items()}
 FLEET_ENTRIES = frozenset(
     {"fleet-challenged", "fleet-registered", "fleet-changed", "foreign-crl-taken"} | _MOVES.keys()
 )
@@ -129,6 +126,6 @@ def _registered(found: FleetAuthoritySaid, entry: Entry) -> FleetAuthoritySaid:
     )
 
 
-def _require(found: FleetAuthoritySaid, statuses: set[FleetStatus], kind: str) -> None:
+def _require(found: FleetAuthoritySaid, statuses: Collection[FleetStatus], kind: str) -> None:
     if found.status not in statuses:
         raise errors.MalformedRequest(f"{kind} of a fleet authority that is {found.status}")

@@ -21,7 +21,6 @@ from birthmark.floor.fleet import (
     FirstContact,
     FleetAuthority,
     FleetPolicy,
-    FleetStatus,
     field_id,
     require_accepting,
 )
@@ -80,7 +79,7 @@ class ForeignDevices:
             TurnedAway: one does, and the certificate is none of a device that comes into question.
         """
         registered: list[FleetAuthority] = yield Scan(kind=FleetAuthority, where={})
-        known = [one for one in registered if one.status is not FleetStatus.CHALLENGED]
+        known = [one for one in registered if one.is_registered]
         chain = (visit.certificate, *visit.path)
         fleet = fleet_of(chain, known) or _above(shown, visit.path, known)
         if fleet is None:

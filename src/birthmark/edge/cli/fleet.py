@@ -163,7 +163,7 @@ def _with_list(
 def document(authority: FleetAuthority) -> dict[str, object]:
     """Return a fleet authority as it is shown."""
     certificate, policy = Certificate.from_der(authority.der), FleetPolicy.decode(authority.policy)
-    waiting = authority.status is FleetStatus.CHALLENGED
+    waiting = not authority.is_registered
     return {
         "name": authority.id,
         "status": str(authority.status),

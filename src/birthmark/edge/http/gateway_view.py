@@ -19,7 +19,7 @@ from birthmark.edge.http.contexts import Admits, server_context
 from birthmark.edge.http.limits import Told
 from birthmark.edge.pins import other_realms, pins_of
 from birthmark.floor.authorities import Authority, AuthorityKind
-from birthmark.floor.fleet import FleetAuthority, FleetStatus
+from birthmark.floor.fleet import FleetAuthority
 from birthmark.ports import Log, Store
 from birthmark.secret import SecretBytes
 from birthmark.settings_gateway import GatewayPlane
@@ -117,9 +117,7 @@ class GatewayView:
 
     def _read_anchors(self) -> frozenset[bytes]:
         roots = {one.der for one in self._store.scan(Authority) if one.kind is AuthorityKind.ROOT}
-        fleets = {
-            one.der for one in self._store.scan(FleetAuthority) if one.status is not FleetStatus.CHALLENGED
-        }
+        fleets = {one.der for one in self._store.scan(FleetAuthority) if one.is_registered}
         return frozenset(roots | fleets | set(self._others))
 
     def _stamped(self) -> _Stamp:
