@@ -18,7 +18,7 @@ from birthmark.errors import MalformedRequest, PolicyRefused, Refusal, TooLarge
 from birthmark.pki import der
 from birthmark.pki.algorithms import throwaway_key
 from birthmark.pki.certificates import assemble, to_pem
-from birthmark.pki.csr import SMALL_ORDER, SMALL_ORDER_448, vet
+from birthmark.pki.csr import SMALL_ORDER, SMALL_ORDER_448, device_of, vet
 from birthmark.pki.keys import KeyAlgorithm
 from tests.pki.sample import PrivateKey, private_key, signed_by, spki
 from tests.support.programs import need
@@ -72,6 +72,22 @@ def test_a_name_that_occurs_twice_is_no_name() -> None:
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     signed = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     assert vet(signed.public_bytes(Encoding.DER), allowed=ALL).subject_common_name is None
+
+
+def test_a_request_is_for_the_device_of_its_serial_number_or_else_of_its_common_name() -> None:
+    """SPEC H1: one device has one name; of two nobody knows which is meant."""
+    number, common = NameOID.SERIAL_NUMBER, NameOID.COMMON_NAME
+    for wanted, pairs in (
+        ("7", ((common, "a"), (number, "7"))),
+        ("a", ((common, "a"),)),
+        (None, ((NameOID.ORGANIZATION_NAME, "Acme"),)),
+    ):
+        named = x509.Name([x509.NameAttribute(kind, text) for kind, text in pairs])
+        assert device_of(named.public_bytes()) == wanted
+    for kind in (number, common):
+        twice = x509.Name([x509.NameAttribute(kind, text) for text in ("a", "b")])
+        with pytest.raises(MalformedRequest, match="2 names of one kind"):
+            device_of(twice.public_bytes())
 
 
 @pytest.mark.parametrize("curve", ["P-256", "P-384", "P-521"])

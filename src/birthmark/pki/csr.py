@@ -33,6 +33,7 @@ __all__ = [
     "SMALL_ORDER",
     "SMALL_ORDER_448",
     "VettedRequest",
+    "device_of",
     "request_der",
     "vet",
     "vet_key",
@@ -105,6 +106,8 @@ class VettedRequest:
     spki_sha256: str
     """Lower-case hex."""
     key_algorithm: KeyAlgorithm
+    subject: bytes = field(repr=False)
+    """Name (DER) that the request is for; never for issuance."""
     subject_common_name: str | None
     """The only common name of the request; for comparison, never for issuance."""
     subject_serial_number: str | None
@@ -157,6 +160,24 @@ def vet(
     return vetted
 
 
+def device_of(subject: bytes) -> str | None:
+    """Return what a subject calls the device: its serialNumber, or else its common name; None for neither.
+
+    Args:
+        subject: Name (DER) in a request of any form.
+
+    Raises:
+        MalformedRequest: it is no Name, or has two names of one kind.
+    """
+    for attribute in (Attribute.SERIAL_NUMBER, Attribute.CN):
+        names = attribute_values(subject, attribute)
+        if len(names) > 1:
+            raise MalformedRequest(f"the request has {len(names)} names of one kind: one device has one")
+        if names:
+            return names[0]
+    return None
+
+
 def vet_key(
     spki: bytes, *, allowed: Collection[KeyAlgorithm], blocked_spki: Collection[str] = ()
 ) -> KeyAlgorithm:
@@ -195,6 +216,7 @@ def vetted_request(spki: bytes, key_algorithm: KeyAlgorithm, subject: bytes) -> 
         subject_public_key_info=spki,
         spki_sha256=sha256(spki).hexdigest(),
         key_algorithm=key_algorithm,
+        subject=subject,
         subject_common_name=common_names[0] if len(common_names) == 1 else None,
         subject_serial_number=serial_numbers[0] if len(serial_numbers) == 1 else None,
     )

@@ -12,16 +12,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der
 from birthmark.pki.algorithms import key_identifier
+from birthmark.pki.csr import device_of
 from birthmark.pki.est import DecryptionKind, RequestedDecryption
 from birthmark.pki.keypackage import AES256_CBC, AES256_WRAP
 from birthmark.pki.library import UNREADABLE
-from birthmark.pki.names import Attribute, attribute_values
 
 __all__ = ["named_device", "require_decryptable", "require_same_names"]
 
 
 def named_device(csr: bytes) -> str | None:
-    """Return what a request for a private key calls the device: its serialNumber, or else its common name.
+    """Return what a request for a private key calls the device; see ``csr.device_of``.
 
     The request's key and its signature mean nothing (RFC 7030 section 4.4.1): they are not looked at.
 
@@ -29,21 +29,14 @@ def named_device(csr: bytes) -> str | None:
         csr: PKCS #10 (DER).
 
     Raises:
-        MalformedRequest: it is no request, or has no single such name where it has any.
+        MalformedRequest: it is no request, or has two names of one kind.
     """
     whole = der.only(csr, der.SEQUENCE)
     info = next(iter(der.children(csr, *whole[2:])), None)
     fields = [] if info is None or info[0] != der.SEQUENCE else der.children(csr, *info[2:])
     if len(fields) < 2 or fields[1][0] != der.SEQUENCE:
         raise MalformedRequest("not a pkcs #10 request: it has no subject")
-    subject = csr[fields[1][1] : fields[1][3]]
-    for attribute in (Attribute.SERIAL_NUMBER, Attribute.CN):
-        names = attribute_values(subject, attribute)
-        if len(names) > 1:
-            raise MalformedRequest(f"the request has {len(names)} names of one kind: one device has one")
-        if names:
-            return names[0]
-    return None
+    return device_of(csr[fields[1][1] : fields[1][3]])
 
 
 def require_same_names(csr: bytes, certificate: bytes) -> None:

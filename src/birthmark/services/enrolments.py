@@ -28,6 +28,7 @@ from birthmark.floor.devices import (
 )
 from birthmark.floor.enrolments import LocalIdentity, local_identity_id
 from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
+from birthmark.pki.csr import device_of
 from birthmark.pki.est_requests import require_same_names
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Entropy, Facts, Look, UseCase
@@ -397,9 +398,8 @@ def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueR
         return request
     if request.csr is None:
         raise errors.PolicyRefused(_NAMES, "the request names no device, and nothing else does")
-    vetted = vet_request(context.template, request.csr, crmf=request.crmf)
-    named = vetted.subject_serial_number or vetted.subject_common_name
-    if named is None:
+    named = device_of(vet_request(context.template, request.csr, crmf=request.crmf).subject)
+    if not named:
         raise errors.PolicyRefused(
             _NAMES,
             "the certification request names no device: give its hardware id as serialNumber or common name",
