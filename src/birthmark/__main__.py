@@ -1,12 +1,15 @@
 """The ``birthmark`` command."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from birthmark import errors
 from birthmark.edge import hardening
-from birthmark.edge.application import Factory
 from birthmark.edge.cli.exits import complain_of
 from birthmark.edge.cli.main import run
+
+if TYPE_CHECKING:  # it knows every use case, and what needs none of them starts without
+    from birthmark.edge.application import Factory
 
 __all__ = ["main"]
 
@@ -21,7 +24,7 @@ def main() -> None:
     sys.exit(run(_factory))
 
 
-def _factory() -> Factory:
+def _factory() -> "Factory":
     from birthmark import app  # late, so that --help and offline verification need no driver
 
     return app

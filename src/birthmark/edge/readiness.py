@@ -187,7 +187,7 @@ def _disk(places: Mapping[str, Path], least: int) -> str:
 
 
 def _plane(application: Application) -> str:
-    name = exposure_id(Exposed.PLANE, "station")
+    name = exposure_id(Exposed.PLANE, Plane.STATION)
     facts = application.store.look({Exposure: (name,)})
     return why_closed(facts.get(Exposure, name), application.clock.now()) or ""
 

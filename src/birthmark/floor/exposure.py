@@ -14,9 +14,35 @@ from birthmark import errors
 from birthmark.floor.clients import check_name
 from birthmark.ledger.entry import time_text
 
-__all__ = ["PLANES", "Exposed", "Exposure", "exposure_id", "parse_exposure", "require_open", "why_closed"]
+__all__ = [
+    "PLANES",
+    "Exposed",
+    "Exposure",
+    "Plane",
+    "exposure_id",
+    "parse_exposure",
+    "require_open",
+    "why_closed",
+]
 
-PLANES = ("device", "enrolment", "gateway", "station")
+
+class Plane(StrEnum):
+    """One listener of the service."""
+
+    STATION = "station"
+    ENROLMENT = "enrolment"
+    """Lets stations in that were invited."""
+    DEVICE = "device"
+    """Lets devices enrol by EST and CMP."""
+    GATEWAY = "gateway"
+    """Meets devices in the field, and those who ask about them."""
+    PUBLIC = "public"
+    OPS = "ops"
+    """Watches the processes of the others."""
+
+
+PLANES = (Plane.DEVICE, Plane.ENROLMENT, Plane.GATEWAY, Plane.STATION)
+"""Those that can be open for a time: the others let nobody do anything."""
 
 
 class Exposed(StrEnum):

@@ -21,7 +21,8 @@ from birthmark.pki.possession import proof_message
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Act, Committed, Decision, Facts, Look, UseCase
 from birthmark.services.acts import Caller, decided, live_client, outcomes, refuse
-from birthmark.services.revocations import device_status, line_of, revoke, status
+from birthmark.services.holding import DEVICE_HELD, put_held
+from birthmark.services.revocations import device_status, line_of, revoke, revoke_all, status
 from birthmark.services.runs import RunContext, Runs
 
 __all__ = ["LOCAL", "ConfirmEnrolments", "Ended", "give_back", "put_proved"]
@@ -309,29 +310,19 @@ def _decide_rejected(attempt_id: str, reason: str, facts: Facts, at: datetime) -
 def _decide_held(attempt_id: str, reason: str, facts: Facts, at: datetime) -> Decision[None]:
     """Hold a device on the line whose certificate was not taken, and revoke that."""
     attempt = facts.get(Attempt, attempt_id)
-    device = None if attempt is None else facts.get(Device, attempt.device)
-    run = None if attempt is None else facts.get(Run, attempt.run)
-    if attempt is None or device is None or run is None:
+    if attempt is None:
         raise errors.NotFound(f"there is no attempt {attempt_id[:64]}")
+    device = facts.get(Device, attempt.device)
+    if device is None:
+        raise errors.IntegrityFailure(f"attempt {attempt.id} is of {attempt.device}, which does not exist")
+    if attempt.state is DeviceState.RELEASED:
+        return Decision(None)  # it was proved meanwhile
+    if attempt.state is not DeviceState.ISSUED:
+        raise errors.IllegalTransition(f"attempt {attempt.id} is over: it is {attempt.state}")
     if device.attempt != attempt.id:
         raise errors.IllegalTransition(f"attempt {attempt.id} is over: {device.id} is at another")
-    if device.state is DeviceState.RELEASED:
-        return Decision(None)  # it was proved meanwhile
-    state = move(device.id, device.state, DeviceEvent.HOLD)
-    facts.put(replace(device, state=state, reason=reason))
-    facts.put(replace(attempt, state=state))
-    facts.put(replace(run, held=run.held + 1))
     because = ReasonCode.CESSATION_OF_OPERATION
-    found = [facts.get(DeviceCertificate, serial) for serial in attempt.certificates]
-    revoked = [
-        one.serial for one in found if one is not None and revoke(facts, line_of(one), because, at, "hold")
-    ]
-    entry = {
-        "device": device.id,
-        "attempt": attempt.id,
-        "run": run.id,
-        "reason": reason,
-        "certificates": revoked,
-        "revocation_reason": str(because),
-    }
-    return Decision(None, [("device-held", entry)])
+    entry = put_held(facts, device, attempt, reason)
+    revoked = revoke_all(facts, attempt, because, at, str(DeviceEvent.HOLD))
+    entry |= {"certificates": revoked, "revocation_reason": str(because)}
+    return Decision(None, [(DEVICE_HELD, entry)])

@@ -16,7 +16,6 @@ from birthmark.floor.clients import Capability, Credential
 from birthmark.floor.devices import (
     Attempt,
     Device,
-    DeviceCertificate,
     DeviceEvent,
     DeviceState,
     move,
@@ -25,7 +24,8 @@ from birthmark.floor.runs import Run, require_station
 from birthmark.pki.revocation import ReasonCode
 from birthmark.ports import Decision, Facts, UseCase
 from birthmark.services.acts import Caller, answer_key, decided, earlier_answer, live_client
-from birthmark.services.revocations import line_of, revoke
+from birthmark.services.holding import DEVICE_HELD, put_held
+from birthmark.services.revocations import revoke_all
 from birthmark.services.runs import verified_licence
 
 __all__ = ["Disposed", "dispose"]
@@ -36,7 +36,7 @@ _CAPABILITY = {
     DeviceEvent.SCRAP: Capability.SCRAP,
 }
 _KIND = {
-    DeviceEvent.HOLD: "device-held",
+    DeviceEvent.HOLD: DEVICE_HELD,
     DeviceEvent.REWORK: "device-reworked",
     DeviceEvent.SCRAP: "device-scrapped",
 }
@@ -99,16 +99,16 @@ def _decide(
     licence = verified_licence(run, facts.get(Credential, run.signer), approver)
     require_station(licence, client.role, client.name)
     state = move(device.id, device.state, event)
-    entry: dict[str, Any] = {"device": device.id, "run": run.id, "attempt": attempt.id, "reason": reason}
     if event is DeviceEvent.HOLD:
-        facts.put(replace(run, held=run.held + 1))
-        if attempt.state is DeviceState.ISSUED:
-            facts.put(replace(attempt, state=DeviceState.HELD))
+        entry = put_held(facts, device, attempt, reason)
     else:
+        entry = {"device": device.id, "run": run.id, "attempt": attempt.id, "reason": reason}
         scrapped = 1 if event is DeviceEvent.SCRAP else 0
         facts.put(replace(run, held=run.held - 1, scrapped=run.scrapped + scrapped))
-        entry |= _revoke(facts, attempt, event, at)
-    facts.put(replace(device, state=state, reason=None if event is DeviceEvent.REWORK else reason))
+        facts.put(replace(device, state=state, reason=None if event is DeviceEvent.REWORK else reason))
+        because = _REVOKES[event]
+        if revoked := revoke_all(facts, attempt, because, at, str(event)):
+            entry |= {"certificates": revoked, "revocation_reason": str(because)}
     facts.put(
         Answer(
             id=answer_key(caller, key),
@@ -120,14 +120,3 @@ def _decide(
         )
     )
     return Decision(Disposed(device=device.id, state=state), [(_KIND[event], entry)])
-
-
-def _revoke(facts: Facts, attempt: Attempt, event: DeviceEvent, at: datetime) -> dict[str, Any]:
-    reason, serials = _REVOKES[event], []
-    for serial in attempt.certificates:
-        certificate = facts.get(DeviceCertificate, serial)
-        if certificate is None:
-            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
-        if revoke(facts, line_of(certificate), reason, at, str(event)):
-            serials.append(serial)
-    return {"certificates": serials, "revocation_reason": str(reason)} if serials else {}

@@ -333,17 +333,10 @@ def _not_proved(
         held = errors.ProofFailed(
             f"{journal.tries} dialogues with its element broke off, the last: {outcome}"
         )
-    run = facts.get(Run, attempt.run)
-    if run is None:
-        raise errors.IntegrityFailure(f"attempt {attempt.id} has no run")
-    state, reason = move(device.id, device.state, DeviceEvent.HOLD), str(held)
-    journal = replace(journal, reason=reason)
-    facts.put(replace(device, state=state, reason=reason))
-    facts.put(replace(attempt, state=state))
-    facts.put(replace(run, held=run.held + 1))
+    journal = replace(journal, reason=str(held))
     facts.put(journal)
-    entry = {**said, "reason": reason, "code": held.code, "journal": journal.said()}
-    return Decision(errors.ProofFailed(f"{reason}; {device.id} is held"), [("device-held", entry)])
+    entry = put_held(facts, device, attempt, str(held)) | {"code": held.code, "journal": journal.said()}
+    return Decision(errors.ProofFailed(f"{held}; {device.id} is held"), [(DEVICE_HELD, entry)])
 
 
 def _confirm(

@@ -35,14 +35,14 @@ from birthmark.services.acts import ANONYMOUS, Caller, decided, live_client, out
 from birthmark.services.authorise import Authorise, Enrolled, Enrolment, judge_enrolment, put_enrolled
 from birthmark.services.runs import authority_chain
 
-__all__ = ["PLANE", "Guest", "Invitations"]
+__all__ = ["Guest", "Invitations"]
 
 PLANE = "enrolment"
 """Its name where planes are opened and closed, and the kind of its buckets."""
 EVERYBODY = "everybody"
 _SHORTEST = timedelta(minutes=1)
 _JOIN = "join"
-_EXPOSURE = exposure_id(Exposed.PLANE, PLANE)
+_EXPOSURE = exposure_id(Exposed.PLANE, Plane.ENROLMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +198,8 @@ class Invitations:
         """Pay for the attempt, and return the invitation if it is good now; it may be used up."""
         name = invitation_id(code)
         buckets = {
-            bucket_of(PLANE, address): self._address,
-            bucket_of(PLANE, EVERYBODY): self._everybody,
+            bucket_of(Plane.ENROLMENT, address): self._address,
+            bucket_of(Plane.ENROLMENT, EVERYBODY): self._everybody,
         }
 
         def decide(facts: Facts, at: datetime) -> Decision[Invitation]:

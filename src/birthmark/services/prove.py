@@ -246,7 +246,7 @@ class ProveDevices:
         # Before the failure is looked at: only what can be proved is held for failing.
         proved = move(device.id, device.state, DeviceEvent.PROVE)
         if failure is not None:
-            return _hold_unproved(facts, caller, device, attempt, run, request, failure, at)
+            return _hold_unproved(facts, caller, device, attempt, request, failure, at)
         require_good(facts, attempt)
         if isinstance(moved, errors.Refusal):
             raise moved
@@ -322,27 +322,16 @@ def _hold_unproved(
     caller: Caller,
     device: Device,
     attempt: Attempt,
-    run: Run,
     request: ProveRequest,
     failure: errors.ProofFailed,
     at: datetime,
 ) -> Decision[errors.Refusal]:
     """Hold a device whose proof is wrong: the refusal is the answer, and it is committed."""
-    state = move(device.id, device.state, DeviceEvent.HOLD)
     refusal = errors.ProofFailed(f"{failure}; {device.id} is held")
-    facts.put(replace(device, state=state, reason=str(failure)))
-    facts.put(replace(attempt, state=state))
-    facts.put(replace(run, held=run.held + 1))
+    entry = put_held(facts, device, attempt, str(failure))
+    entry |= {"code": failure.code, "signature_sha256": sha256(request.signature).hexdigest()}
     facts.put(_prove_answer(caller, request, attempt.id, at, refusal))
-    entry = {
-        "device": device.id,
-        "attempt": attempt.id,
-        "run": run.id,
-        "reason": str(failure),
-        "code": failure.code,
-        "signature_sha256": sha256(request.signature).hexdigest(),
-    }
-    return Decision(refusal, [("device-held", entry)])
+    return Decision(refusal, [(DEVICE_HELD, entry)])
 
 
 def _record(

@@ -128,6 +128,22 @@ def revoke(
     return True
 
 
+def revoke_all(facts: Facts, attempt: Attempt, reason: ReasonCode, at: datetime, cause: str) -> list[str]:
+    """Revoke the certificates of an attempt; return the serial numbers of those that changed.
+
+    Raises:
+        errors.IntegrityFailure: one is gone.
+    """
+    revoked = []
+    for serial in attempt.certificates:
+        certificate = facts.get(DeviceCertificate, serial)
+        if certificate is None:
+            raise errors.IntegrityFailure(f"certificate {serial} of attempt {attempt.id} is gone")
+        if revoke(facts, line_of(certificate), reason, at, cause):
+            revoked.append(serial)
+    return revoked
+
+
 def reinstate(facts: Facts, line: Line, at: datetime, cause: str) -> bool:
     """Lift a suspension; return whether there was one."""
     if status(facts, line) is not ReasonCode.CERTIFICATE_HOLD:

@@ -6,14 +6,12 @@ from datetime import datetime
 from enum import StrEnum
 
 from birthmark import errors
-from birthmark.floor.exposure import Exposed, exposure_id
+from birthmark.floor.exposure import Exposed, Plane, exposure_id
 from birthmark.ports import Facts
 
-__all__ = ["AT_THE_DOOR", "PLANE", "PLANE_EXPOSURE", "Candidate", "Reason", "TurnedAway", "Visit", "Welcome"]
+__all__ = ["AT_THE_DOOR", "PLANE_EXPOSURE", "Candidate", "Reason", "TurnedAway", "Visit", "Welcome"]
 
-PLANE = "gateway"
-"""Its name where planes are opened and closed."""
-PLANE_EXPOSURE = exposure_id(Exposed.PLANE, PLANE)
+PLANE_EXPOSURE = exposure_id(Exposed.PLANE, Plane.GATEWAY)
 AT_THE_DOOR = "peer:device"
 """The actor of what a device does by itself: it is no client, and entries name it in a field of their own."""
 

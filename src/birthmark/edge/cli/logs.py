@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Annotated, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
 from birthmark import errors
-from birthmark.edge.application import Application
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
 from birthmark.edge.cli.session import session_of
@@ -26,6 +25,9 @@ from birthmark.ledger import proof, verify
 from birthmark.ledger.bundle import split_notes, write_bundle
 from birthmark.ledger.checkpoint import VerifierKey, open_note
 from birthmark.ports import LogEntry
+
+if TYPE_CHECKING:  # verifying loads no use case
+    from birthmark.edge.application import Application
 
 __all__ = ["logs"]
 
@@ -98,7 +100,7 @@ def export(
     printing.line(f"{size} entries in {file}; verify it with 'birthmark log verify {file} --vkey FILE'")
 
 
-def _export(application: Application, file: Path) -> int:
+def _export(application: "Application", file: Path) -> int:
     vkey = VerifierKey.parse(application.realm.vkey)
     note = application.store.checkpoint()
     size = open_note(note, vkey).size
@@ -128,7 +130,7 @@ def _export(application: Application, file: Path) -> int:
     return size
 
 
-def _entries(application: Application, size: int, advance: printing.Advance) -> Iterator[bytes]:
+def _entries(application: "Application", size: int, advance: printing.Advance) -> Iterator[bytes]:
     for item in application.log.entries(0, size):
         if item.index % 4096 == 0:
             advance(item.index, size)
@@ -136,14 +138,14 @@ def _entries(application: Application, size: int, advance: printing.Advance) -> 
     advance(size, size)
 
 
-def _records(application: Application, size: int) -> Iterator[tuple[int, dict[str, object]]]:
+def _records(application: "Application", size: int) -> Iterator[tuple[int, dict[str, object]]]:
     for record in application.store.scan(IdentityRecord):
         if record.leaf >= size:
             return
         yield record.leaf, record.document()
 
 
-def _earlier(application: Application, size: int) -> Iterator[str]:
+def _earlier(application: "Application", size: int) -> Iterator[str]:
     for at, note in application.log.checkpoints():
         if at >= size:
             return

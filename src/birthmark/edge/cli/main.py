@@ -9,16 +9,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import birthmark
 from birthmark import errors
-from birthmark.edge.application import Factory
 from birthmark.edge.cli import exits, printing
 from birthmark.edge.cli.options import AsJson
 from birthmark.edge.cli.session import Session, session_of
+
+if TYPE_CHECKING:  # it knows every use case, and what needs none of them starts without
+    from birthmark.edge.application import Factory
 
 __all__ = ["command_tree", "run"]
 
@@ -64,7 +66,7 @@ _GROUPS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def run(loader: Callable[[], Factory], arguments: Sequence[str] | None = None) -> int:
+def run(loader: "Callable[[], Factory]", arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:

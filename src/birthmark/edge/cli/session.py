@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from birthmark import errors
-from birthmark.edge.application import Application, Factory
 from birthmark.edge.cli import credentials
 from birthmark.pki.possession import verify_proof
 from birthmark.ports import KeyStore, carry
 from birthmark.services.acts import Caller, recognise
 from birthmark.settings import KeyStoreSettings, Settings, load
+
+if TYPE_CHECKING:  # it knows every use case, and what needs none of them starts without
+    from birthmark.edge.application import Application, Factory
 
 __all__ = ["Operator", "Session", "built", "only_operator", "opened", "session_of"]
 
@@ -40,22 +43,22 @@ class Operator:
 class Session:
     """One run of the command."""
 
-    loader: Callable[[], Factory]
+    loader: "Callable[[], Factory]"
     """Imports what builds applications, when first needed."""
     debug: bool = False
 
-    def factory(self) -> Factory:
+    def factory(self) -> "Factory":
         """Return what builds applications."""
         return self.loader()
 
     @contextmanager
-    def application(self, settings: Path) -> Iterator[Application]:
+    def application(self, settings: Path) -> "Iterator[Application]":
         """Build the application of a settings file, and close it."""
         with built(self.factory(), load(settings)) as application:
             yield application
 
     @contextmanager
-    def acting(self, settings: Path, as_directory: Path | None) -> Iterator[tuple[Application, Operator]]:
+    def acting(self, settings: Path, as_directory: Path | None) -> "Iterator[tuple[Application, Operator]]":
         """Build the application and recognise who acts.
 
         Raises:
@@ -65,7 +68,7 @@ class Session:
         with self.application(settings) as application:
             yield application, self._recognise(application, directory)
 
-    def _recognise(self, application: Application, directory: Path) -> Operator:
+    def _recognise(self, application: "Application", directory: Path) -> Operator:
         credential = credentials.read(directory)
         caller = carry(application.store, recognise(credential.certificate.der))
         if credential.certificate.not_after <= application.clock.now():
@@ -84,7 +87,7 @@ class Session:
 
 
 @contextmanager
-def built(factory: Factory, settings: Settings) -> Iterator[Application]:
+def built(factory: "Factory", settings: Settings) -> "Iterator[Application]":
     """Build an application, and let go of all that it opened."""
     application = factory.build(settings)
     try:
@@ -94,7 +97,7 @@ def built(factory: Factory, settings: Settings) -> Iterator[Application]:
 
 
 @contextmanager
-def opened(factory: Factory, settings: KeyStoreSettings) -> Iterator[KeyStore]:
+def opened(factory: "Factory", settings: KeyStoreSettings) -> Iterator[KeyStore]:
     """Open a key store, and let go of it."""
     keys = factory.open_key_store(settings)
     try:

@@ -30,10 +30,8 @@ from birthmark.services.acts import ANONYMOUS, Caller
 from birthmark.services.prove import ProveRequest, Released
 from birthmark.services.recognition import recognise_device, require_live, to_enrol
 
-__all__ = ["PLANE", "DevicePlaneApp"]
+__all__ = ["DevicePlaneApp"]
 
-PLANE = "device"
-"""Its name where planes are opened and closed."""
 _OCTETS = "application/octet-stream"
 _MANY = frozenset({Role.STATION, Role.SHARED})
 """Roles that bring in many devices."""
@@ -88,7 +86,7 @@ class DevicePlaneApp:
         request.scope[CLIENT_KEY] = caller.client.id
         return replace(
             caller,
-            plane=PLANE,
+            plane=Plane.DEVICE,
             rate=self._rate(caller.client.role),
             address=request.client.host if request.client else "",
         )
@@ -145,8 +143,8 @@ class DevicePlaneApp:
 
     async def _asker(self, request: Request) -> Asker:
         actor: str = request.scope.get(CLIENT_KEY) or ANONYMOUS
-        address = request.client.host if request.client else "unknown"
-        return Asker(actor=actor, said={"address": address})
+        place = place_of(request.client.host if request.client else "")
+        return Asker(actor=actor, said={"address": place})
 
     def _is_unwelcome(self, request: Request, error: Exception) -> bool:
         peer: bytes = request.scope.get(SCOPE_KEY, b"")

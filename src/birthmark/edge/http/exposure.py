@@ -24,7 +24,6 @@ from birthmark.floor.exposure import Exposed, Exposure, exposure_id, why_closed
 from birthmark.floor.invitations import Invitation
 from birthmark.ports import Clock, Log, Store
 from birthmark.services.acts import exposures_of
-from birthmark.services.invitations import PLANE as ENROLMENT
 
 __all__ = ["OLDEST_SECONDS", "ExposureView"]
 

@@ -50,7 +50,7 @@ from birthmark.services.foreign_devices import Listed
 from birthmark.services.foreign_status import Answers, Lists
 from birthmark.settings import Settings
 
-__all__ = ["RUNS", "Plane", "Run", "run_ops"]
+__all__ = ["RUNS", "Run", "run_ops"]
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +65,6 @@ RETRY_SECONDS = 2.0
 BEAT_TICKS = 10
 MEASURE_TICKS = 100
 """After so many tenths of a second a process shows that it lives, and how large it is."""
-
-
-class Plane(StrEnum):
-    """One listener."""
-
-    STATION = "station"
-    ENROLMENT = "enrolment"
-    """Lets stations in that were invited."""
-    DEVICE = "device"
-    """Lets devices enrol by EST and CMP."""
-    GATEWAY = "gateway"
-    """Meets devices in the field, and those who ask about them."""
-    PUBLIC = "public"
-    OPS = "ops"
-    """Watches the processes of the others."""
 
 
 def _when_it_can(build: Callable[[], _Built], meter: Meter) -> _Built:

@@ -20,7 +20,7 @@ from birthmark import errors
 from birthmark.edge import hardening
 from birthmark.edge.application import Factory
 from birthmark.edge.http.board import Board, Desk
-from birthmark.edge.http.listeners import RUNS, Plane, Run, run_ops
+from birthmark.edge.http.listeners import RUNS, Run, run_ops
 from birthmark.edge.http.metrics import LAYOUT, Meter
 from birthmark.edge.http.servicelog import configure_log
 from birthmark.settings import Settings, TokenKeys
@@ -28,7 +28,7 @@ from birthmark.settings import Settings, TokenKeys
 if TYPE_CHECKING:
     from birthmark.edge.http.tracing import Tracing
 
-__all__ = ["Plane", "serve"]
+__all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 

@@ -51,7 +51,6 @@ from birthmark.services.prove import Released
 
 __all__ = ["StationPlane", "create_app"]
 
-PLANE = "station"
 """Its name where planes are opened and closed."""
 SEQ_HEADER = "birthmark-seq"
 OPERATOR_HEADER = "birthmark-operator"
@@ -120,7 +119,7 @@ class StationPlane:
             credential=credential,
             seq=seq,
             operator=operator,
-            plane=PLANE,
+            plane=Plane.STATION,
             rate=self._app.settings.station_plane.client_rate,
         )
 
@@ -159,7 +158,7 @@ class StationPlane:
         found = await self.border.carry(recognise(peer_certificate(request.scope)))
         request.scope[CLIENT_KEY] = found.client.id
         now = self._app.clock.now()
-        await self.border.carry(require_reader(found, PLANE, now, bootstrap=bootstrap))
+        await self.border.carry(require_reader(found, Plane.STATION, now, bootstrap=bootstrap))
         return found.client
 
     # --- reading
