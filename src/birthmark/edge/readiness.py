@@ -18,7 +18,7 @@ from birthmark import errors
 from birthmark.edge.application import Application
 from birthmark.floor.authorities import Authority, AuthorityKind, AuthorityStatus
 from birthmark.floor.clients import Client, ClientStatus, Credential, Role
-from birthmark.floor.exposure import Exposed, Exposure, exposure_id, why_closed
+from birthmark.floor.exposure import Exposed, Exposure, Plane, exposure_id, why_closed
 from birthmark.floor.runs import Run, RunStatus
 from birthmark.ledger.checkpoint import VerifierKey, open_note, sign_note
 from birthmark.ledger.entry import time_text

@@ -14,7 +14,7 @@ from typing import Any
 from birthmark import errors
 from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import CAPABILITIES, Capability, Client, ClientStatus, Credential, Role
-from birthmark.floor.exposure import Exposed, Exposure, exposure_id, require_open
+from birthmark.floor.exposure import Exposed, Exposure, Plane, exposure_id, require_open
 from birthmark.floor.invitations import (
     CODE_OCTETS,
     LONGEST_INVITATION,
@@ -37,8 +37,6 @@ from birthmark.services.runs import authority_chain
 
 __all__ = ["Guest", "Invitations"]
 
-PLANE = "enrolment"
-"""Its name where planes are opened and closed, and the kind of its buckets."""
 EVERYBODY = "everybody"
 _SHORTEST = timedelta(minutes=1)
 _JOIN = "join"

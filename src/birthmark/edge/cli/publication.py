@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,21 +30,12 @@ from birthmark.services.publish import Publish, Report
 from birthmark.services.responders import AnswerSelection, SignedBeforehand, sign_answers
 from birthmark.settings import Settings, load
 
-__all__ = ["PlaneName", "publish", "responders"]
+__all__ = ["publish", "responders"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_RESPONDER = "ocsp"
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
-
-
-class PlaneName(StrEnum):
-    """What can be served."""
-
-    STATION = "station"
-    GATEWAY = "gateway"
-    PUBLIC = "public"
-    OPS = "ops"
 
 
 def publish(

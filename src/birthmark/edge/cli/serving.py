@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, SettingsPath
-from birthmark.edge.cli.publication import PlaneName
 from birthmark.edge.cli.session import session_of
+from birthmark.floor.exposure import Plane
 from birthmark.settings import load
 
 __all__ = ["serve"]
@@ -22,15 +22,14 @@ def serve(
         ),
     ] = None,
     plane: Annotated[
-        list[PlaneName] | None,
+        list[Plane] | None,
         typer.Option(help="Which plane; may be repeated. [all that the settings have]"),
     ] = None,
     settings: SettingsPath = DEFAULT_SETTINGS,
 ) -> None:
     """Run the planes of the settings (stations, devices, public, ops) until SIGTERM or Ctrl-C."""
     loaded = load(settings)
-    from birthmark.edge.http.serve import Plane  # noqa: PLC0415  # a web framework nobody else needs
-    from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # likewise
+    from birthmark.edge.http.serve import serve as serve_planes  # noqa: PLC0415  # a web framework nobody else needs
 
-    planes = [Plane(str(one)) for one in plane or ()]
-    raise typer.Exit(serve_planes(session_of(context).loader, loaded, processes=processes, planes=planes))
+    loader = session_of(context).loader
+    raise typer.Exit(serve_planes(loader, loaded, processes=processes, planes=plane or ()))

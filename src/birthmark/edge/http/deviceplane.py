@@ -21,8 +21,10 @@ from birthmark.edge.http.border import Border
 from birthmark.edge.http.contexts import Admits
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY
+from birthmark.edge.http.places import place_of
 from birthmark.edge.http.refusals import Asker, Refusals
 from birthmark.floor.clients import Capability, Role
+from birthmark.floor.exposure import Plane
 from birthmark.floor.limits import Rate
 from birthmark.pki.certificates import fingerprint
 from birthmark.secret import SecretBytes

@@ -20,7 +20,7 @@ from typing import Final
 
 from birthmark import errors
 from birthmark.floor.clients import Client, ClientStatus, Credential
-from birthmark.floor.exposure import Exposed, Exposure, exposure_id, why_closed
+from birthmark.floor.exposure import Exposed, Exposure, Plane, exposure_id, why_closed
 from birthmark.floor.invitations import Invitation
 from birthmark.ports import Clock, Log, Store
 from birthmark.services.acts import exposures_of
@@ -105,7 +105,7 @@ class ExposureView:
             return errors.Unavailable(_UNREAD)
         seen, now = self._seen, self._time()
         plane = exposure_id(Exposed.PLANE, self._plane)
-        if self._plane == ENROLMENT and (seen.codes_until is None or now >= seen.codes_until):
+        if self._plane == Plane.ENROLMENT and (seen.codes_until is None or now >= seen.codes_until):
             return errors.NotPermitted("no station is invited now")
         if peer is None:
             return _closed([why_closed(seen.exposures.get(plane), now)])
@@ -149,7 +149,8 @@ class ExposureView:
             by_certificate[digest] = client
             if ClientStatus.REVOKED in (client.status, credential.status):
                 revoked.add(digest)
-        codes = [one.expires_at for one in self._store.scan(Invitation)] if self._plane == ENROLMENT else []
+        invites = self._plane == Plane.ENROLMENT
+        codes = [one.expires_at for one in self._store.scan(Invitation)] if invites else []
         return _Seen(
             size=size,
             exposures={one.id: one for one in self._store.scan(Exposure)},

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -41,6 +40,7 @@ from birthmark.edge.http.refusals import rate_of
 from birthmark.edge.http.station import create_app
 from birthmark.edge.http.tally import Tally
 from birthmark.floor.authorities import Authority
+from birthmark.floor.exposure import Plane
 from birthmark.floor.limits import Rate
 from birthmark.ledger.checkpoint import VerifierKey
 from birthmark.pki.keys import KeyLabel
@@ -273,7 +273,7 @@ def _run_public(factory: Factory, settings: Settings, listener: socket.socket, m
         if plane.answering is not None:
             plane.answering = CountedAnswering(plane.answering, meter)
         config = _config(
-            ObservedApp(plane, meter, "public"),
+            ObservedApp(plane, meter, Plane.PUBLIC),
             counted(
                 public_protocol(table.request_seconds, plane.answering, application.clock, table.prefix),
                 meter,

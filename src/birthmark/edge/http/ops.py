@@ -33,6 +33,7 @@ from birthmark import __version__, errors
 from birthmark.edge.http.board import Board, Desk, Kind, Metric
 from birthmark.edge.http.metrics import DESCRIPTORS, MAX_DESCRIPTORS, MEMORY, METRICS
 from birthmark.edge.readiness import Part
+from birthmark.floor.exposure import Plane
 from birthmark.floor.locations import INDEX_PATH
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Clock
@@ -41,7 +42,6 @@ from birthmark.settings import OpsPlane, Settings
 
 __all__ = ["OpsPlaneApp", "Readiness", "readiness"]
 
-STATION = "station"
 _BY_PROCESS = (MEMORY, DESCRIPTORS, MAX_DESCRIPTORS)
 """What is not added up."""
 _BY_NAME = (
@@ -110,7 +110,7 @@ def readiness(board: Board, table: OpsPlane, now: float) -> Readiness:
         table: the settings.
         now: of the clock that is never set.
     """
-    stations = [desk for desk in board.desks if desk.name.startswith(STATION)]
+    stations = [desk for desk in board.desks if desk.name.startswith(Plane.STATION)]
     parts: dict[str, str] = {}
     processes = []
     for desk in board.desks:

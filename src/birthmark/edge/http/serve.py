@@ -23,6 +23,7 @@ from birthmark.edge.http.board import Board, Desk
 from birthmark.edge.http.listeners import RUNS, Run, run_ops
 from birthmark.edge.http.metrics import LAYOUT, Meter
 from birthmark.edge.http.servicelog import configure_log
+from birthmark.floor.exposure import Plane
 from birthmark.settings import Settings, TokenKeys
 
 if TYPE_CHECKING:

@@ -40,6 +40,7 @@ from birthmark.edge.http.translations import (
 from birthmark.edge.http.views import device_view, run_view
 from birthmark.floor.clients import Client, Credential, Role
 from birthmark.floor.devices import DeviceEvent
+from birthmark.floor.exposure import Plane
 from birthmark.ledger.checkpoint import Checkpoint
 from birthmark.ledger.merkle import consistency_proof
 from birthmark.pki.certificates import to_pem
