@@ -487,6 +487,19 @@ def test_a_certificate_that_was_not_taken_is_revoked_and_holds_the_device(line: 
     assert_sound(line)
 
 
+def test_a_device_that_was_reworked_is_not_held_for_what_nobody_confirmed_before(line: Line) -> None:
+    """SPEC C4: its old attempt is over, and revoked; what it waits for is a new one."""
+    device = workpiece("D7")
+    issued = line.issue(device)
+    for event in (DeviceEvent.HOLD, DeviceEvent.REWORK):
+        line.dispose(event, "serial:D7")
+    with pytest.raises(errors.IllegalTransition, match="is over: it is held"):
+        line.service.carry(line.service.confirmations.reject("realm:device-plane", issued.attempt, "in vain"))
+    assert line.the(Device, "serial:D7").state is DeviceState.ADMITTED
+    assert line.the(Run, "R1").held == 0
+    assert_sound(line)
+
+
 def test_an_operational_certificate_that_was_not_taken_is_revoked_and_the_one_before_stays(
     line: Line,
 ) -> None:

@@ -34,6 +34,7 @@ from birthmark.services.dialogues import (
     element_of,
     journal_of,
 )
+from birthmark.services.holding import DEVICE_HELD, put_held
 from birthmark.services.revocations import require_good
 from birthmark.services.runs import RunContext, Runs, check_scope
 

@@ -44,6 +44,7 @@ from birthmark.services.acts import (
 from birthmark.services.attestations import attested_said
 from birthmark.services.challenges import Challenged, Challenges
 from birthmark.services.dialogues import Dialogues, Moved, Responses, element_of
+from birthmark.services.holding import DEVICE_HELD, put_held
 from birthmark.services.injection import judge_element, outcome_of, permission_reads, permit
 from birthmark.services.revocations import require_good
 from birthmark.services.runs import RunContext, Runs, check_scope
