@@ -22,10 +22,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, paddin
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from birthmark.errors import MalformedRequest
+from birthmark.pki import der
 from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = [
     "ALGORITHMS",
+    "BROKEN_HASHES",
+    "SHA2",
     "AlgorithmEncoding",
     "PrivateKey",
     "key_identifier",
@@ -36,6 +39,14 @@ __all__ = [
     "verify",
 ]
 
+BROKEN_HASHES = frozenset({"md5", "sha1"})
+"""Hashes with which nobody's signature is believed: others' certificates, CRLs and answers may have them."""
+SHA2: Mapping[str, bytes] = {
+    "sha256": der.oid("2.16.840.1.101.3.4.2.1"),
+    "sha384": der.oid("2.16.840.1.101.3.4.2.2"),
+    "sha512": der.oid("2.16.840.1.101.3.4.2.3"),
+}
+"""OBJECT IDENTIFIERs (DER; RFC 5754 section 2)."""
 PrivateKey = (
     ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
 )

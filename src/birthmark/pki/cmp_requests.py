@@ -21,7 +21,7 @@ from birthmark.pki.cmp_status import PKIStatus, PKIStatusInfo, read_status
 from birthmark.pki.crl_reading import CRLSummary
 from birthmark.pki.crmf import CertId, read_template
 from birthmark.pki.library import UNREADABLE
-from birthmark.pki.revocation import REASON_NUMBERS, ReasonCode, read_time
+from birthmark.pki.revocation import ENUMERATED, REASON_CODE, REASONS, ReasonCode, read_time
 
 __all__ = [
     "CRLStatus",
@@ -41,12 +41,9 @@ _MAX_ENTRIES = 32
 """Confirmations, revocations, polls, messages or CRLs in one body; our own limit."""
 _LONGEST_HASH = 64
 _SHORT_SHAKE256 = 32
-_REASON_CODE = der.oid("2.5.29.21")
-_ENUMERATED = 0x0A
 _EXPLICIT_0, _EXPLICIT_1 = 0xA0, 0xA1
 _URI = 0x86
 """uniformResourceIdentifier of a GeneralName (RFC 5280 section 4.2.1.6)."""
-_REASONS = {number: reason for reason, number in REASON_NUMBERS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,14 +231,14 @@ def _reason(octets: bytes, element: der.Element) -> ReasonCode | None:
         parts = cmp_der.fields(octets, one, "crlEntryDetails")
         if not parts or parts[0][0] != der.OID or parts[-1][0] != der.OCTET_STRING:
             raise MalformedRequest("crlEntryDetails: not extensions")
-        if cmp_der.whole(octets, parts[0]) != _REASON_CODE:
+        if cmp_der.whole(octets, parts[0]) != REASON_CODE:
             continue  # a wish that we pass over, such as invalidityDate
         number = cmp_der.number(
-            octets, cmp_der.explicit(octets, parts[-1], "reasonCode"), "reasonCode", _ENUMERATED
+            octets, cmp_der.explicit(octets, parts[-1], "reasonCode"), "reasonCode", ENUMERATED
         )
-        if reason is not None or number not in _REASONS:
+        if reason is not None or number not in REASONS:
             raise MalformedRequest(f"reasonCode {number} is none, or one of several")
-        reason = _REASONS[number]
+        reason = REASONS[number]
     return reason
 
 

@@ -14,15 +14,15 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from birthmark.errors import PolicyRefused
 from birthmark.pki import cmp_der, der
-from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.algorithms import ALGORITHMS, SHA2, recognise
 from birthmark.pki.keys import KeyAlgorithm
 
 __all__ = ["HASHES", "is_signature_algorithm", "verify_named"]
 
 HASHES: Mapping[bytes, Callable[[], hashes.HashAlgorithm]] = {
-    der.oid("2.16.840.1.101.3.4.2.1"): hashes.SHA256,
-    der.oid("2.16.840.1.101.3.4.2.2"): hashes.SHA384,
-    der.oid("2.16.840.1.101.3.4.2.3"): hashes.SHA512,
+    SHA2["sha256"]: hashes.SHA256,
+    SHA2["sha384"]: hashes.SHA384,
+    SHA2["sha512"]: hashes.SHA512,
 }
 """SHA-2 by its OBJECT IDENTIFIER (DER)."""
 

@@ -17,12 +17,13 @@ from cryptography import x509
 
 from birthmark.errors import MalformedRequest, PolicyRefused, TooLarge
 from birthmark.pki import der
+from birthmark.pki.algorithms import BROKEN_HASHES
 from birthmark.pki.certificates import from_pem
 from birthmark.pki.crl_reading import Covers, CRLSummary, read_crl, read_tbs
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.ownership import SKEW
 from birthmark.pki.paths import purposes
-from birthmark.pki.revocation import ENUMERATED, REASON_NUMBERS, ReasonCode
+from birthmark.pki.revocation import ENUMERATED, REASON_CODE, REASONS, ReasonCode
 
 __all__ = ["LARGEST_CRL", "CRLIndex", "crl_der", "index_crl", "records"]
 
@@ -32,11 +33,8 @@ RULE = "foreign-crl"
 _SERIAL = 21
 """Octets of a serial number in the table: 20, and one for the sign."""
 _RECORD = _SERIAL + 1
-_BY_NUMBER = {number: reason for reason, number in REASON_NUMBERS.items()}
-_REASON_CODE = der.oid("2.5.29.21")
 _DATES = frozenset({(der.UTC_TIME, 13), (der.GENERALIZED_TIME, 15)})
 _KEPT_READINGS = 4096
-_BROKEN_HASHES = frozenset({"md5", "sha1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,7 @@ class CRLIndex:
             middle = (low + high) // 2
             found = self.table[middle * _RECORD : middle * _RECORD + _SERIAL]
             if found == key:
-                return _BY_NUMBER[self.table[middle * _RECORD + _SERIAL]]
+                return REASONS[self.table[middle * _RECORD + _SERIAL]]
             low, high = (middle + 1, high) if found < key else (low, middle)
         return None
 
@@ -132,7 +130,7 @@ def _require_signed(octets: bytes, summary: CRLSummary, issuer: bytes) -> None:
         good = parsed.is_signature_valid(key)  # type: ignore[arg-type]
     except UNREADABLE as cause:
         raise MalformedRequest(f"the CRL or its signature cannot be read: {cause}") from cause
-    if digest is not None and digest.name in _BROKEN_HASHES:
+    if digest is not None and digest.name in BROKEN_HASHES:
         raise PolicyRefused(RULE, f"the CRL is signed with {digest.name}")
     if not good:
         raise PolicyRefused(RULE, f"the CRL is not signed with the key of {signer.certificate.subject}")
@@ -206,11 +204,11 @@ def _reason(said: bytes) -> int:
         if tags == _MARKED and said[parts[1][2] : parts[1][3]] != b"\0":
             # certificateIssuer is: then the entries are of several issuers (section 5.3.3).
             raise PolicyRefused(RULE, "an entry has a critical extension: the CRL cannot be relied on")
-        if said[parts[0][1] : parts[0][3]] == _REASON_CODE:
+        if said[parts[0][1] : parts[0][3]] == REASON_CODE:
             value = said[parts[-1][2] : parts[-1][3]]
             _, _, first, last = der.only(value, ENUMERATED)
             number = int.from_bytes(value[first:last], "big")
-    if number not in _BY_NUMBER:
+    if number not in REASONS:
         raise MalformedRequest(f"an entry has reason {number}, which there is not")
     return number
 

@@ -23,6 +23,7 @@ __all__ = [
     "UTC_TIME",
     "UTF8_STRING",
     "Element",
+    "attribute",
     "children",
     "encode",
     "integer",
@@ -62,6 +63,11 @@ def integer(value: int) -> bytes:
 
 
 @lru_cache(maxsize=256)
+def attribute(kind: bytes, value: bytes) -> bytes:
+    """Return an Attribute (RFC 2986 section 4.1, RFC 5652 section 5.3): type and one value (DER)."""
+    return encode(SEQUENCE, kind, encode(SET, value))
+
+
 def oid(dotted: str) -> bytes:
     """Return an OBJECT IDENTIFIER from dotted decimals.
 

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from birthmark.errors import MalformedRequest, PolicyRefused
 from birthmark.pki import der
+from birthmark.pki.algorithms import SHA2
 from birthmark.pki.library import UNREADABLE
 from birthmark.secret import SecretBytes
 
@@ -63,7 +64,7 @@ _EC_PUBLIC_KEY = der.encode(der.SEQUENCE, der.oid("1.2.840.10045.2.1"))
 
 def _oaep(null: bytes) -> bytes:
     """Return RSAES-OAEP with SHA-256, and MGF1 with SHA-256 (RFC 4055 section 4.1)."""
-    sha256 = der.encode(der.SEQUENCE, der.oid("2.16.840.1.101.3.4.2.1"), null)
+    sha256 = der.encode(der.SEQUENCE, SHA2["sha256"], null)
     mgf1 = der.encode(der.SEQUENCE, der.oid("1.2.840.113549.1.1.8"), sha256)
     parameters = der.encode(der.SEQUENCE, der.encode(0xA0, sha256), der.encode(0xA1, mgf1))
     return der.encode(der.SEQUENCE, der.oid("1.2.840.113549.1.1.7"), parameters)

@@ -53,7 +53,7 @@ def csr_attributes(profile: Profile, variables: Mapping[str, str]) -> bytes:
     """
     key = _key(profile.subject_key_algorithms[0])
     names, unknown = asked_subject(profile, variables)
-    asked = _attribute(_EXTENSION_REQUEST, asked_extensions(profile, variables))
+    asked = der.attribute(_EXTENSION_REQUEST, asked_extensions(profile, variables))
     template = der.encode(
         der.SEQUENCE,
         der.integer(0),
@@ -67,7 +67,7 @@ def csr_attributes(profile: Profile, variables: Mapping[str, str]) -> bytes:
         *unknown,
         asked,
         key.signature,
-        _attribute(_INFO_TEMPLATE, template),
+        der.attribute(_INFO_TEMPLATE, template),
     )
 
 
@@ -83,10 +83,6 @@ def asked_extensions(profile: Profile, variables: Mapping[str, str]) -> bytes:
         if extension in _ASKED_FOR
     ]
     return der.encode(der.SEQUENCE, *(octets for octets in extensions if octets is not None))
-
-
-def _attribute(kind: bytes, value: bytes) -> bytes:
-    return der.encode(der.SEQUENCE, kind, der.encode(der.SET, value))
 
 
 # --- the key ---
@@ -124,7 +120,7 @@ def _key(algorithm: KeyAlgorithm) -> _Key:
         name, *_ = der.children(row.signature_algorithm, *der.only(row.signature_algorithm, der.SEQUENCE)[2:])
         signature = row.signature_algorithm[name[1] : name[3]]
     return _Key(
-        attribute=_attribute(kind, b"".join(parameters)),
+        attribute=der.attribute(kind, b"".join(parameters)),
         template=placeholder[content:end],
         signature=signature,
     )

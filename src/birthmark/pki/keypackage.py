@@ -12,9 +12,9 @@ The key is copied once, into octets that vanish; what else is put together here 
 key, and for whom it is sealed, is left to others.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha256, sha384, sha512
 
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from birthmark.errors import MalformedRequest
 from birthmark.pki import der
-from birthmark.pki.algorithms import ALGORITHMS, recognise
+from birthmark.pki.algorithms import ALGORITHMS, SHA2, recognise
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.envelope import Recipient, recipient_info
 from birthmark.secret import SecretBytes, Vanishing
@@ -42,12 +42,6 @@ _CONTENT_TYPE = der.oid("1.2.840.113549.1.9.3")
 _MESSAGE_DIGEST = der.oid("1.2.840.113549.1.9.4")
 _CONTEXT_0, _PRIMITIVE_0 = 0xA0, 0x80
 _BLOCK = 16
-_HASHES = {
-    "sha256": (sha256, der.oid("2.16.840.1.101.3.4.2.1")),
-    "sha384": (sha384, der.oid("2.16.840.1.101.3.4.2.2")),
-    "sha512": (sha512, der.oid("2.16.840.1.101.3.4.2.3")),
-}
-"""Hashes, and their OBJECT IDENTIFIERs (DER; RFC 5754 section 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +117,11 @@ def _signed(signer: PackageSigner, private_key: SecretBytes) -> Vanishing:
     """Return SignedData (DER) over a package of one key, padded for the cipher (RFC 5652 section 6.3)."""
     size = len(private_key)
     package = _header(der.SEQUENCE, size)  # AsymmetricKeyPackage ::= SEQUENCE OF OneAsymmetricKey
-    hashed, identifier = _HASHES[signer.hash_name]
-    digest = hashed(package)
+    digest = hashlib.new(signer.hash_name, package)
     digest.update(private_key.view())
     octets = _header(der.OCTET_STRING, len(package) + size) + package
     explicit = _header(_CONTEXT_0, len(octets) + size) + octets
-    algorithm = der.encode(der.SEQUENCE, identifier)
+    algorithm = der.encode(der.SEQUENCE, SHA2[signer.hash_name])
     # Version 3, because the content is not id-data (section 5.1).
     before = b"".join(
         (
@@ -155,8 +148,8 @@ def _signed(signer: PackageSigner, private_key: SecretBytes) -> Vanishing:
 def _signer_info(signer: PackageSigner, digest_algorithm: bytes, digest: bytes) -> bytes:
     attributes = sorted(
         (
-            _attribute(_CONTENT_TYPE, _KEY_PACKAGE),
-            _attribute(_MESSAGE_DIGEST, der.encode(der.OCTET_STRING, digest)),
+            der.attribute(_CONTENT_TYPE, _KEY_PACKAGE),
+            der.attribute(_MESSAGE_DIGEST, der.encode(der.OCTET_STRING, digest)),
         )
     )
     # What is signed is the SET OF itself, with its own tag (section 5.4).
@@ -170,10 +163,6 @@ def _signer_info(signer: PackageSigner, digest_algorithm: bytes, digest: bytes) 
         signer.algorithm,
         der.encode(der.OCTET_STRING, signature),
     )
-
-
-def _attribute(kind: bytes, value: bytes) -> bytes:
-    return der.encode(der.SEQUENCE, kind, der.encode(der.SET, value))
 
 
 def _header(tag: int, size: int) -> bytes:

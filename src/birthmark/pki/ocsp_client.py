@@ -18,6 +18,7 @@ from cryptography.x509 import ocsp
 
 from birthmark.errors import MalformedRequest, PolicyRefused, TooLarge
 from birthmark.pki import der
+from birthmark.pki.algorithms import BROKEN_HASHES
 from birthmark.pki.certificates import Certificate, issued_by
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.ocsp_request import NONCE, CertIDHash, cert_id, issuer_ids
@@ -32,7 +33,6 @@ LIFE_WITHOUT_END = timedelta(minutes=5)
 """How long an answer is good that does not say until when."""
 RULE = "foreign-ocsp"
 _HASHES = {CertIDHash.SHA1: hashes.SHA1, CertIDHash.SHA256: hashes.SHA256}
-_BROKEN_HASHES = frozenset({"md5", "sha1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def read_answer(
 def _require_signed(response: ocsp.OCSPResponse, issuer: bytes, at: datetime) -> None:
     """RFC 6960 section 4.2.2.2: the issuer, or who it certified for this and nothing in between."""
     digest = response.signature_hash_algorithm
-    if digest is not None and digest.name in _BROKEN_HASHES:
+    if digest is not None and digest.name in BROKEN_HASHES:
         raise PolicyRefused(RULE, f"the response is signed with {digest.name}")
     above = x509.load_der_x509_certificate(issuer)
     if _signed_by(response, above):
@@ -121,7 +121,7 @@ def _require_signed(response: ocsp.OCSPResponse, issuer: bytes, at: datetime) ->
         octets = _der(one)
         read = purposes(octets)
         valid = read.certificate.not_before <= at <= read.certificate.not_after
-        sound = read.answers_status and read.unknown is None and read.hash_name not in _BROKEN_HASHES
+        sound = read.answers_status and read.unknown is None and read.hash_name not in BROKEN_HASHES
         if valid and sound and issued_by(octets, issuer) and _signed_by(response, one):
             return
     raise PolicyRefused(

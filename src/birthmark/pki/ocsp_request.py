@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from birthmark.errors import MalformedRequest
 from birthmark.pki import der
+from birthmark.pki.algorithms import SHA2
 
 __all__ = [
     "MAX_CERT_IDS",
@@ -57,9 +58,7 @@ class CertIDHash(StrEnum):
 
 _HASH_OIDS = {
     CertIDHash.SHA1: der.oid("1.3.14.3.2.26"),
-    CertIDHash.SHA256: der.oid("2.16.840.1.101.3.4.2.1"),
-    CertIDHash.SHA384: der.oid("2.16.840.1.101.3.4.2.2"),
-    CertIDHash.SHA512: der.oid("2.16.840.1.101.3.4.2.3"),
+    **{CertIDHash(name): identifier for name, identifier in SHA2.items()},
 }
 _NULL = b"\x05\x00"
 _SIZES = {CertIDHash.SHA1: 20, CertIDHash.SHA256: 32, CertIDHash.SHA384: 48, CertIDHash.SHA512: 64}

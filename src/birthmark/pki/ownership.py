@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from birthmark.errors import MalformedRequest, PolicyRefused, ProofFailed
+from birthmark.pki.algorithms import BROKEN_HASHES
 from birthmark.pki.certificates import Certificate, from_pem, issued_by
 from birthmark.pki.csr import vet_key
 from birthmark.pki.keys import KeyAlgorithm
@@ -94,7 +95,7 @@ def verify_ownership(authority: bytes, verification: bytes, nonce: str, at: date
         raise ProofFailed("the verification certificate is not signed by the authority's key, in its name")
     if not not_before - SKEW <= at <= not_after:
         raise ProofFailed("the verification certificate is not valid at this time")
-    if digest is not None and digest.name in ("md5", "sha1"):
+    if digest is not None and digest.name in BROKEN_HASHES:
         raise ProofFailed(f"the verification certificate is signed with {digest.name}")
     if any(one.ca for one in basic):
         raise ProofFailed("the verification certificate is an authority's: let it be a throwaway key's")

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from birthmark.errors import MalformedRequest, PolicyRefused
+from birthmark.pki.algorithms import BROKEN_HASHES
 from birthmark.pki.certificates import Certificate, issued_by
 from birthmark.pki.library import UNREADABLE
 from birthmark.pki.nameconstraints import NameLimits, complaint, read_limits
@@ -35,7 +36,6 @@ MOST_BETWEEN = 6
 LARGEST = 16_384
 """Octets of a certificate."""
 RULE = "foreign-path"
-_BROKEN_HASHES = frozenset({"md5", "sha1"})
 _UNDERSTOOD = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -198,7 +198,7 @@ def _require_sound(found: Purposes, at: datetime) -> None:
         raise PolicyRefused(RULE, f"the certificate of {certificate.subject} is not valid at this time")
     if found.unknown is not None:
         raise PolicyRefused(RULE, f"{certificate.subject}: extension {found.unknown} is critical and unknown")
-    if found.hash_name in _BROKEN_HASHES:
+    if found.hash_name in BROKEN_HASHES:
         raise PolicyRefused(RULE, f"{certificate.subject} is signed with {found.hash_name}")
 
 

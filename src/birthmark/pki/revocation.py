@@ -19,6 +19,8 @@ from birthmark.pki import der
 
 __all__ = [
     "ENUMERATED",
+    "REASONS",
+    "REASON_CODE",
     "REASON_NUMBERS",
     "CertStatus",
     "ReasonCode",
@@ -35,7 +37,8 @@ ENUMERATED = 0x0A
 
 _FIRST_UTC_TIME = 1950
 _FIRST_GENERALIZED_TIME = 2050
-_REASON_CODE = der.oid("2.5.29.21")
+REASON_CODE = der.oid("2.5.29.21")
+"""id-ce-cRLReasons (DER)."""
 _INVALIDITY_DATE = der.oid("2.5.29.24")
 
 
@@ -92,7 +95,8 @@ REASON_NUMBERS = MappingProxyType(
 )
 """CRLReason of each reason (RFC 5280 section 5.3.1)."""
 
-_BY_NUMBER = {number: reason for reason, number in REASON_NUMBERS.items()}
+REASONS = MappingProxyType({number: reason for reason, number in REASON_NUMBERS.items()})
+"""The reason of each CRLReason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +144,7 @@ def revoked_entry(
     extensions = b""
     if reason is not ReasonCode.UNSPECIFIED:
         number = der.encode(ENUMERATED, bytes((reason.number,)))
-        extensions += der.encode(der.SEQUENCE, _REASON_CODE, der.encode(der.OCTET_STRING, number))
+        extensions += der.encode(der.SEQUENCE, REASON_CODE, der.encode(der.OCTET_STRING, number))
     if asked.invalidity_date is not None:
         if asked.invalidity_date > asked.revoked_at:
             raise PolicyRefused("invalidity_date", "the invalidity date is after the revocation")
@@ -196,12 +200,12 @@ def _entry_extensions(octets: bytes, start: int, stop: int) -> tuple[ReasonCode,
     if not values:
         raise MalformedRequest("a revoked entry has an empty list of extensions")
     reason, invalidity_date = ReasonCode.UNSPECIFIED, None
-    if (found := values.pop(_REASON_CODE, None)) is not None:
+    if (found := values.pop(REASON_CODE, None)) is not None:
         tag, contents = found
         number = contents[0] if len(contents) == 1 else -1
-        if tag != ENUMERATED or number == 0 or number not in _BY_NUMBER:
+        if tag != ENUMERATED or number == 0 or number not in REASONS:
             raise MalformedRequest(f"reasonCode {contents.hex()} is none, or unspecified in so many words")
-        reason = _BY_NUMBER[number]
+        reason = REASONS[number]
     if (found := values.pop(_INVALIDITY_DATE, None)) is not None:
         if found[0] != der.GENERALIZED_TIME:
             raise MalformedRequest("invalidityDate is not GeneralizedTime")
