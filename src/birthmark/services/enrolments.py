@@ -15,7 +15,7 @@ from typing import Any
 from birthmark import errors
 from birthmark.floor.answers import Answer
 from birthmark.floor.authorities import Authority
-from birthmark.floor.clients import Capability, Role
+from birthmark.floor.clients import Capability, Client, Role
 from birthmark.floor.devices import (
     Attempt,
     Device,
@@ -294,96 +294,38 @@ class EnrolDevices:
         client = live_client(facts, caller, Capability.ENROL_SELF, at)
         earlier = earlier_answer(facts, caller, key, digest)
         if earlier is not None and earlier.attempt is not None:
-            attempt = facts.get(Attempt, earlier.attempt)
-            if attempt is not None and attempt.origin is KeyOrigin.BORN:
-                return _again(facts, context, attempt)
+            held = facts.get(Attempt, earlier.attempt)
+            if held is not None and held.origin is KeyOrigin.BORN:
+                return _again(facts, context, held)
         if isinstance(prepared, errors.Refusal):
             raise prepared
-        licence, made = context.licence, prepared.certified
         run = self._runs.admitting(facts, context, client, at)
-        device = facts.get(Device, client.hardware_id or "")
-        if device is None or device.state is not DeviceState.RELEASED:
-            standing = "not known" if device is None else str(device.state)
-            raise errors.IllegalTransition(
-                f"{client.hardware_id} is {standing}: only a released device enrols"
-            )
-        check_scope(facts, client, context, device.id)
+        device = _require_released(facts, client)
+        check_scope(facts, client, context, device)
         require_approved(facts, context, caller, key, digest)
-        name = local_identity_id(device.id, licence.id)
+        name, made = local_identity_id(device, context.licence.id), prepared.certified
         before = facts.get(LocalIdentity, name)
         if before is None:
             facts.put(admit(run))
-        entries: list[tuple[str, dict[str, Any]]] = []
-        if (shown := _shown_newest(facts, caller, before)) is not None and before is not None:
-            # The one that asks with its newest certificate holds that, and it is not given up.
-            entries.append(put_proved(facts, shown, before, "request", at))
-            before = facts.get(LocalIdentity, name)
+        entries = _take_shown(facts, caller, before, at)
+        before = facts.get(LocalIdentity, name)
         given_up = _give_up(facts, before, at)
-        keep(facts, context, client.id, device.id, prepared.attempt, [made], at)
-        number = 1 if before is None else before.attempts + 1
-        facts.put(
-            LocalIdentity(
-                id=name,
-                device=device.id,
-                run=licence.id,
-                attempt=prepared.attempt,
-                attempts=number,
-                certificate=None if before is None else before.certificate,
-            )
-        )
-        facts.put(
-            Attempt(
-                id=prepared.attempt,
-                device=device.id,
-                number=number,
-                run=licence.id,
-                client=client.id,
-                operator=None,
-                origin=prepared.origin,
-                state=DeviceState.ISSUED,
-                challenge=prepared.challenge,
-                certificate=made.serial,
-                issued_at=at,
-                issue_leaf=facts.next_leaf + len(entries),
-                proof=None,
-                released_at=None,
-                release_leaf=None,
-            )
-        )
+        keep(facts, context, client.id, device, prepared.attempt, [made], at)
+        leaf = facts.next_leaf + len(entries)
+        attempt = _put_attempt(facts, context, device, client.id, prepared, before, leaf, at)
         facts.put(
             Answer(
                 id=answer_key(caller, key),
                 request_sha256=digest,
-                attempt=prepared.attempt,
+                attempt=attempt.id,
                 refusal=None,
                 detail=None,
                 at=at,
             )
         )
-        entry: dict[str, Any] = {
-            "device": device.id,
-            "attempt": prepared.attempt,
-            "attempt_number": number,
-            "run": licence.id,
-            "authority": licence.authority,
-            "partition": licence.partition,
-            "shown": caller.credential.serial,
-            **made.said(),
-            "origin": str(prepared.origin),
-            "key_store": self._certifier.key_store,
-        }
-        if given_up:
-            entry |= {"certificates": given_up, "revocation_reason": str(ReasonCode.SUPERSEDED)}
-        granted = Granted(
-            device=device.id,
-            run=licence.id,
-            attempt=prepared.attempt,
-            certificate=made.certificate,
-            chain=context.chain,
-            private_key=made.private_key,
-            envelope=made.envelope,
-        )
-        return Decision(granted, [*entries, ("local-issued", entry)])
+        entry = _issued_said(caller, context, attempt, made, given_up)
+        entry["key_store"] = self._certifier.key_store
+        return Decision(_granted(context, attempt, made), [*entries, ("local-issued", entry)])
 
 
 def _named(caller: Caller, context: RunContext, request: IssueRequest) -> IssueRequest:
@@ -426,12 +368,28 @@ def _again(facts: Facts, context: RunContext, attempt: Attempt) -> Decision[Gran
     return Decision(granted, [("answer-repeated", said)])
 
 
-def _shown_newest(facts: Facts, caller: Caller, before: LocalIdentity | None) -> Attempt | None:
-    """Return the newest attempt if it waits for its proof and its certificate is the one that asks."""
+def _require_released(facts: Facts, client: Client) -> str:
+    """Return the id of the device that a client is, if it has left the line."""
+    device = facts.get(Device, client.hardware_id or "")
+    if device is None or device.state is not DeviceState.RELEASED:
+        standing = "not known" if device is None else str(device.state)
+        raise errors.IllegalTransition(f"{client.hardware_id} is {standing}: only a released device enrols")
+    return device.id
+
+
+def _take_shown(
+    facts: Facts, caller: Caller, before: LocalIdentity | None, at: datetime
+) -> list[tuple[str, dict[str, Any]]]:
+    """Take the newest certificate for proved, if it waits for that and is the one that asks; return entries.
+
+    Who asks with it holds it, and it is not given up.
+    """
     attempt = None if before is None else facts.get(Attempt, before.attempt)
-    if attempt is None or attempt.state is not DeviceState.ISSUED:
-        return None
-    return attempt if attempt.certificate == caller.credential.serial else None
+    if before is None or attempt is None or attempt.state is not DeviceState.ISSUED:
+        return []
+    if attempt.certificate != caller.credential.serial:
+        return []
+    return [put_proved(facts, attempt, before, "request", at)]
 
 
 def _give_up(facts: Facts, before: LocalIdentity | None, at: datetime) -> list[str]:
@@ -441,3 +399,77 @@ def _give_up(facts: Facts, before: LocalIdentity | None, at: datetime) -> list[s
         return []
     facts.put(replace(attempt, state=move(attempt.device, attempt.state, DeviceEvent.HOLD)))
     return give_back(facts, [attempt.certificate], ReasonCode.SUPERSEDED, at)
+
+
+def _put_attempt(
+    facts: Facts,
+    context: RunContext,
+    device: str,
+    client: str,
+    prepared: _Prepared,
+    before: LocalIdentity | None,
+    leaf: int,
+    at: datetime,
+) -> Attempt:
+    """Put on record that a certificate is the device's newest, which waits for its proof."""
+    number = 1 if before is None else before.attempts + 1
+    attempt = Attempt(
+        id=prepared.attempt,
+        device=device,
+        number=number,
+        run=context.licence.id,
+        client=client,
+        operator=None,
+        origin=prepared.origin,
+        state=DeviceState.ISSUED,
+        challenge=prepared.challenge,
+        certificate=prepared.certified.serial,
+        issued_at=at,
+        issue_leaf=leaf,
+        proof=None,
+        released_at=None,
+        release_leaf=None,
+    )
+    identity = LocalIdentity(
+        id=local_identity_id(device, attempt.run),
+        device=device,
+        run=attempt.run,
+        attempt=attempt.id,
+        attempts=number,
+        certificate=None if before is None else before.certificate,
+    )
+    facts.put(identity)
+    facts.put(attempt)
+    return attempt
+
+
+def _issued_said(
+    caller: Caller, context: RunContext, attempt: Attempt, made: Certified, given_up: list[str]
+) -> dict[str, Any]:
+    licence = context.licence
+    entry: dict[str, Any] = {
+        "device": attempt.device,
+        "attempt": attempt.id,
+        "attempt_number": attempt.number,
+        "run": licence.id,
+        "authority": licence.authority,
+        "partition": licence.partition,
+        "shown": caller.credential.serial,
+        **made.said(),
+        "origin": str(attempt.origin),
+    }
+    if given_up:
+        entry |= {"certificates": given_up, "revocation_reason": str(ReasonCode.SUPERSEDED)}
+    return entry
+
+
+def _granted(context: RunContext, attempt: Attempt, made: Certified) -> Granted:
+    return Granted(
+        device=attempt.device,
+        run=attempt.run,
+        attempt=attempt.id,
+        certificate=made.certificate,
+        chain=context.chain,
+        private_key=made.private_key,
+        envelope=made.envelope,
+    )
