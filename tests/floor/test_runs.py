@@ -21,9 +21,12 @@ from birthmark.floor.runs import (
     AllowList,
     Run,
     RunLicence,
+    RunPurpose,
     RunStatus,
     admit,
     allow_list_of,
+    require_going,
+    require_identities,
     require_station,
 )
 
@@ -218,9 +221,8 @@ def test_an_allow_list_is_named_by_its_content(devices: list[str], chance: Any) 
     assert AllowedDevice.key(listed, "serial:X") == f"{listed.sha256}/serial:X"
 
 
-def test_a_run_admits_its_quantity_and_not_one_more() -> None:
-    """SPEC C3: the quantity is a hard limit."""
-    run = Run(
+def row() -> Run:
+    return Run(
         id="R1",
         document=b"",
         signature=b"",
@@ -232,10 +234,32 @@ def test_a_run_admits_its_quantity_and_not_one_more() -> None:
         held=0,
         scrapped=0,
     )
-    run = admit(admit(run))
+
+
+def test_a_run_admits_its_quantity_and_not_one_more() -> None:
+    """SPEC C3: the quantity is a hard limit."""
+    run = admit(admit(row()))
     assert run.admitted == 2
     with pytest.raises(errors.QuotaExhausted, match="run R1 is full: all 2 devices are admitted"):
         admit(run)
+
+
+def test_a_run_that_does_not_go_on_says_whether_it_is_proposed_closed_or_over() -> None:
+    """SPEC C3: when is part of the licence."""
+    last = LICENCE.not_after - timedelta(milliseconds=1)
+    require_going(row(), LICENCE, last)
+    for status in set(RunStatus) - {RunStatus.OPEN}:
+        with pytest.raises(errors.IllegalTransition, match=f"^run R1 is {status}$"):
+            require_going(replace(row(), status=status), LICENCE, last)
+    with pytest.raises(errors.IllegalTransition, match=r"^run R1 ended at "):
+        require_going(row(), LICENCE, LICENCE.not_after)
+
+
+def test_only_a_run_for_identities_gives_identities() -> None:
+    """SPEC H2."""
+    require_identities(LICENCE)
+    with pytest.raises(errors.NotPermitted, match="run R1 is for devices that have their identity"):
+        require_identities(replace(LICENCE, purpose=RunPurpose.OPERATIONAL))
 
 
 def test_a_station_works_only_on_runs_that_name_it() -> None:

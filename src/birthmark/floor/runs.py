@@ -38,6 +38,8 @@ __all__ = [
     "admit",
     "allow_list_of",
     "require_authorised",
+    "require_going",
+    "require_identities",
     "require_station",
     "require_unbroken",
 ]
@@ -339,6 +341,30 @@ def require_station(licence: RunLicence, role: Role, name: str) -> None:
     """
     if role is Role.STATION and name not in licence.stations:
         raise errors.NotPermitted(f"station:{name} is not allowed on run {licence.id}")
+
+
+def require_going(run: Run, licence: RunLicence, at: datetime) -> None:
+    """Refuse a run that is not open, or over.
+
+    Raises:
+        errors.IllegalTransition: says what it is, or when it ended.
+    """
+    if run.status is not RunStatus.OPEN:
+        raise errors.IllegalTransition(f"run {run.id} is {run.status}")
+    if at >= licence.not_after:
+        raise errors.IllegalTransition(f"run {run.id} ended at {time_text(licence.not_after)}")
+
+
+def require_identities(licence: RunLicence) -> None:
+    """Refuse a run that gives devices certificates besides their identity.
+
+    Raises:
+        errors.NotPermitted: says who enrols there.
+    """
+    if licence.purpose is not RunPurpose.IDENTITY:
+        raise errors.NotPermitted(
+            f"run {licence.id} is for devices that have their identity: they enrol there with that"
+        )
 
 
 def require_authorised(licence: RunLicence, chain: Sequence[Authority]) -> None:

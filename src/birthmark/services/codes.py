@@ -12,7 +12,7 @@ from typing import Any
 
 from birthmark import errors
 from birthmark.floor.clients import Capability, Client, ClientStatus, Credential, Role, check_name, client_id
-from birthmark.floor.runs import AllowedDevice, Run, RunLicence, RunPurpose, RunStatus
+from birthmark.floor.runs import AllowedDevice, Run, RunLicence, require_going, require_identities
 from birthmark.ledger.entry import time_text
 from birthmark.ports import Decision, Entropy, Facts, UseCase
 from birthmark.secret import SecretBytes
@@ -107,14 +107,8 @@ def _require_expected(facts: Facts, licence: RunLicence, device: str, at: dateti
     run = facts.get(Run, licence.id)
     if run is None:
         raise errors.IntegrityFailure(f"run {licence.id} is gone")
-    if run.status is not RunStatus.OPEN or at >= licence.not_after:
-        raise errors.IllegalTransition(
-            f"run {run.id} is over: it was open until {time_text(licence.not_after)}"
-        )
-    if licence.purpose is not RunPurpose.IDENTITY:
-        raise errors.NotPermitted(
-            f"run {run.id} is for devices that have their identity: they show their certificates there"
-        )
+    require_going(run, licence, at)
+    require_identities(licence)
     kind, _, text = device.partition(":")
     if kind != licence.hardware_id.kind:
         raise errors.PolicyRefused(

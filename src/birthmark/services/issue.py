@@ -32,7 +32,7 @@ from birthmark.floor.devices import (
     move,
 )
 from birthmark.floor.elements import ElementJournal
-from birthmark.floor.runs import AllowedDevice, RunPurpose, admit
+from birthmark.floor.runs import AllowedDevice, admit, require_identities
 from birthmark.floor.shared import SharedCredential, require_network, use_once
 from birthmark.pki.certificates import Certificate
 from birthmark.pki.envelope import Sealer
@@ -377,8 +377,7 @@ class IssueDevices:
             raise prepared
         run = self._runs.admitting(facts, context, client, at)
         check_scope(facts, client, context, prepared.device)
-        if context.licence.purpose is not RunPurpose.IDENTITY:
-            raise errors.NotPermitted(f"run {run.id} is for devices that have their identity: enrol there")
+        require_identities(context.licence)
         require_approved(facts, context, caller, key, digest)
         device = facts.get(Device, prepared.device)
         if device is None:

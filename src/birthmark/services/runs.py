@@ -26,6 +26,7 @@ from birthmark.floor.runs import (
     RunLicence,
     RunStatus,
     allow_list_of,
+    require_going,
     require_station,
     require_unbroken,
 )
@@ -444,12 +445,9 @@ class Runs:
             raise errors.IntegrityFailure(f"run {licence.id} is gone")
         if run.quantity != licence.quantity:
             raise errors.IntegrityFailure(f"run {run.id} contradicts its licence")
-        if run.status is not RunStatus.OPEN:
-            raise errors.IllegalTransition(f"run {run.id} is {run.status}")
+        require_going(run, licence, at)
         if at < licence.not_before:
             raise errors.IllegalTransition(f"run {run.id} opens at {time_text(licence.not_before)}")
-        if at >= licence.not_after:
-            raise errors.IllegalTransition(f"run {run.id} ended at {time_text(licence.not_after)}")
         self.working(licence, client)
         require_open([facts.get(Exposure, exposure_id(Exposed.RUN, run.id))], at)
         if self._rate is not None:

@@ -13,7 +13,7 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, Client, Role, check_name, client_id, takes_two
 from birthmark.floor.proposals import Motion
 from birthmark.floor.realm import Realm
-from birthmark.floor.runs import Run, RunLicence, RunPurpose, RunStatus
+from birthmark.floor.runs import Run, RunLicence, require_going, require_identities
 from birthmark.floor.shared import SharedCredential, networks_text
 from birthmark.ledger.entry import parse_time, time_text
 from birthmark.pki.certificates import Certificate
@@ -153,10 +153,8 @@ def require_shareable(facts: Facts, sharing: Sharing, at: datetime) -> None:
     if row is None:
         raise errors.NotFound(f"there is no run {sharing.run}")
     licence = RunLicence.decode(row.document)
-    if row.status is not RunStatus.OPEN or at >= licence.not_after:
-        raise errors.IllegalTransition(f"run {row.id} is not open, or over")
-    if licence.purpose is not RunPurpose.IDENTITY:
-        raise errors.NotPermitted(f"run {row.id} is for devices that have their identity: they show that")
+    require_going(row, licence, at)
+    require_identities(licence)
     if sharing.quantity > row.quantity:
         raise errors.PolicyRefused(
             "quantity", f"run {row.id} is for {row.quantity} devices, not for {sharing.quantity}"
