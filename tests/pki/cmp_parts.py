@@ -16,7 +16,16 @@ from birthmark.pki import cmp_protection as protection
 from birthmark.pki import der
 from birthmark.pki.algorithms import PrivateKey, key_identifier
 from birthmark.pki.certificates import to_pem
-from birthmark.pki.cmp import BodyKind, PKIHeader, PKIMessage, decode, directory_name
+from birthmark.pki.cmp import (
+    BodyKind,
+    PKIHeader,
+    PKIMessage,
+    assemble,
+    decode,
+    directory_name,
+    encode_header,
+    protected_part,
+)
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
 from tests.pki.sample import NOW, private_key, signed_by, spki
@@ -207,3 +216,8 @@ IN_SECRET: Sequence[str] = (
 SIGNED: Sequence[str] = ("-cert", "device.pem", "-key", "device.key", "-trusted", "ca.pem")
 MOCK_SECRET: Sequence[str] = ("-srv_ref", "ca", "-srv_secret", f"pass:{SECRET.reveal().decode()}")
 MOCK_SIGNED: Sequence[str] = ("-srv_cert", "ca.pem", "-srv_key", "ca.key", "-srv_trusted", "ca.pem")
+
+
+def unprotected(header: PKIHeader, kind: BodyKind, body: bytes) -> bytes:
+    """Return a message (DER) without protection."""
+    return assemble(protected_part(encode_header(header), kind, body), None)

@@ -30,7 +30,6 @@ from birthmark.pki.cmp_protection import (
     ProtectionKind,
     SignatureProtector,
     protect,
-    unprotected,
 )
 from birthmark.pki.cmp_requests import (
     CertStatus,
@@ -42,7 +41,7 @@ from birthmark.pki.cmp_requests import (
 )
 from birthmark.pki.cmp_status import ACCEPTED, PKIFailureInfo, PKIStatus, PKIStatusInfo, rejection
 from birthmark.pki.keys import KeyAlgorithm
-from tests.pki.cmp_parts import SECRET, SINCE, UNTIL, certificate, name, signer
+from tests.pki.cmp_parts import SECRET, SINCE, UNTIL, certificate, name, signer, unprotected
 from tests.pki.sample import NOW, private_key
 
 _ANSWERS = {

@@ -18,12 +18,12 @@ from birthmark.pki.cmp import (
     read_info,
 )
 from birthmark.pki.cmp_bodies import cert_req_template, granted, poll_response, rejected, waiting
-from birthmark.pki.cmp_protection import protect, unprotected
+from birthmark.pki.cmp_protection import protect
 from birthmark.pki.cmp_requests import read_error
 from birthmark.pki.cmp_status import ACCEPTED, PKIFailureInfo, PKIStatus, PKIStatusInfo
 from birthmark.pki.crmf import CertId, CertTemplate, read_template
 from birthmark.pki.keys import KeyAlgorithm
-from tests.pki.cmp_parts import PBM, UNTIL, certificate, header, name, signer, under_secret
+from tests.pki.cmp_parts import PBM, UNTIL, certificate, header, name, signer, under_secret, unprotected
 from tests.pki.cmp_responder import crl
 from tests.pki.sample import NOW, spki
 

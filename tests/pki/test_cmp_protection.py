@@ -24,14 +24,13 @@ from birthmark.pki.cmp_protection import (
     encode_mac_algorithm,
     protection_kind,
     read_mac_algorithm,
-    unprotected,
     verify_mac,
     verify_signature,
 )
 from birthmark.pki.cmp_signatures import is_signature_algorithm, verify_named
 from birthmark.pki.keys import KeyAlgorithm
 from birthmark.secret import SecretBytes
-from tests.pki.cmp_parts import PBM, PBMAC1, REFERENCE, SECRET, header, message, under_secret
+from tests.pki.cmp_parts import PBM, PBMAC1, REFERENCE, SECRET, header, message, under_secret, unprotected
 from tests.pki.sample import private_key, spki
 from tests.support.programs import need
 

@@ -11,8 +11,6 @@ from birthmark.adapters.system import SystemEntropy
 from birthmark.floor.fleet import FleetAuthority, FleetPolicy, FleetStatus, RevocationRule
 from birthmark.pki.crl_index import CRLIndex
 from birthmark.services.foreign_status import (
-    REVOKED,
-    UNKNOWN,
     Answers,
     Link,
     Lists,
@@ -23,6 +21,7 @@ from birthmark.services.foreign_status import (
     questions,
     take_answer,
 )
+from birthmark.services.visits import Reason
 from tests.services.test_fleet import Harbour
 from tests.support.foreign import ForeignPKI, Issuer
 from tests.support.realm import Line, tamper
@@ -79,14 +78,14 @@ def small_port(small_line: Line, tmp_path: Path) -> Port:
 
 def test_without_a_fresh_crl_nobody_is_good_and_with_one_who_is_not_on_it(port: Port) -> None:
     good, bad = port.root.certify("good"), port.root.certify("bad")
-    assert port.refused(good) == UNKNOWN
+    assert port.refused(good) == Reason.STATUS_UNKNOWN
     port.root.revoke("bad")
     port.harbour.take(port.root.list())
     port.judge(good)
-    assert port.refused(bad) == REVOKED
+    assert port.refused(bad) == Reason.FOREIGN_REVOKED
     port.line.clock.turn(days=7, hours=1)
-    assert port.refused(good) == UNKNOWN, "the list has ended"
-    assert port.refused(bad) == REVOKED, "what was revoked stays so"
+    assert port.refused(good) == Reason.STATUS_UNKNOWN, "the list has ended"
+    assert port.refused(bad) == Reason.FOREIGN_REVOKED, "what was revoked stays so"
     port.judge(good, policy=FleetPolicy(revocation=RevocationRule.NONE))
 
 
@@ -96,21 +95,21 @@ def test_a_newer_crl_counts_at_once(port: Port) -> None:
     port.judge(device)
     port.root.revoke("d1")
     port.harbour.take(port.root.list())
-    assert port.refused(device) == REVOKED
+    assert port.refused(device) == Reason.FOREIGN_REVOKED
 
 
 def test_every_certificate_between_needs_a_proof_of_its_own(port: Port) -> None:
     device = port.sub.certify("far")
     chain = (device, port.sub.der)
-    assert port.refused(*chain) == UNKNOWN
+    assert port.refused(*chain) == Reason.STATUS_UNKNOWN
     port.harbour.take(port.root.list())
-    assert port.refused(*chain) == UNKNOWN, "the root says nothing of the device"
+    assert port.refused(*chain) == Reason.STATUS_UNKNOWN, "the root says nothing of the device"
     port.harbour.take(port.sub.list(), issuer=port.sub.der)
     port.judge(*chain)
     port.judge(*chain, port.root.der)
     port.root.revoke("sub")
     port.harbour.take(port.root.list())
-    assert port.refused(*chain) == REVOKED, "the authority between is revoked"
+    assert port.refused(*chain) == Reason.FOREIGN_REVOKED, "the authority between is revoked"
 
 
 def test_the_crl_of_an_authority_below_says_nothing_of_another_ones_devices(port: Port) -> None:
@@ -118,7 +117,7 @@ def test_the_crl_of_an_authority_below_says_nothing_of_another_ones_devices(port
     device = other.certify("d1")
     port.harbour.take(port.root.list())
     port.harbour.take(port.sub.list(), issuer=port.sub.der)
-    assert port.refused(device, other.der) == UNKNOWN
+    assert port.refused(device, other.der) == Reason.STATUS_UNKNOWN
 
 
 def test_a_crl_of_devices_only_says_nothing_of_authorities(small_port: Port) -> None:
@@ -127,7 +126,7 @@ def test_a_crl_of_devices_only_says_nothing_of_authorities(small_port: Port) -> 
     port.harbour.take(port.root.list())
     port.harbour.take(port.sub.list(), issuer=port.sub.der)
     port.judge(port.root.certify("near"))
-    assert port.refused(port.sub.certify("far"), port.sub.der) == UNKNOWN
+    assert port.refused(port.sub.certify("far"), port.sub.der) == Reason.STATUS_UNKNOWN
 
 
 def test_an_answer_of_a_responder_says_as_much_as_a_crl_until_it_ends(small_port: Port) -> None:
@@ -137,10 +136,10 @@ def test_an_answer_of_a_responder_says_as_much_as_a_crl_until_it_ends(small_port
     for device in (good, bad):
         port.ask(port.root, device)
     port.judge(good, policy=ASKING)
-    assert port.refused(bad, policy=ASKING) == REVOKED
+    assert port.refused(bad, policy=ASKING) == Reason.FOREIGN_REVOKED
     port.line.clock.turn(minutes=61)
-    assert port.refused(good, policy=ASKING) == UNKNOWN
-    assert port.refused(bad, policy=ASKING) == UNKNOWN, "whoever asks again is told again"
+    assert port.refused(good, policy=ASKING) == Reason.STATUS_UNKNOWN
+    assert port.refused(bad, policy=ASKING) == Reason.STATUS_UNKNOWN, "whoever asks again is told again"
 
 
 def test_a_responder_that_revoked_since_wins_over_a_crl(small_port: Port) -> None:
@@ -149,7 +148,7 @@ def test_a_responder_that_revoked_since_wins_over_a_crl(small_port: Port) -> Non
     port.ask(port.root, device)
     port.root.revoke("d1")
     port.harbour.take(port.root.list())
-    assert port.refused(device, policy=ASKING) == REVOKED, "either says so"
+    assert port.refused(device, policy=ASKING) == Reason.FOREIGN_REVOKED, "either says so"
 
 
 def test_only_what_no_crl_says_is_asked_and_only_of_who_was_agreed(small_port: Port) -> None:
@@ -169,7 +168,7 @@ def test_a_hold_that_a_responder_has_lifted_since_is_over(small_port: Port) -> N
     fresh = (port.root.folder / "index.txt").read_text()
     port.root.revoke("d1", "certificateHold")
     port.harbour.take(port.root.list())
-    assert port.refused(device, policy=ASKING) == REVOKED
+    assert port.refused(device, policy=ASKING) == Reason.FOREIGN_REVOKED
     (port.root.folder / "index.txt").write_text(fresh)
     port.line.clock.turn(days=8)
     port.ask(port.root, device)

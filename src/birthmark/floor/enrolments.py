@@ -25,6 +25,7 @@ __all__ = [
     "LocalIdentity",
     "WaitingEnrolment",
     "WaitingStatus",
+    "cmp_transaction_id",
     "local_identity_id",
     "moved",
     "waiting_id",
@@ -134,7 +135,7 @@ class CMPTransaction:
     """A transaction that began and must survive a restart (RFC 9810 section 5.1.1)."""
 
     id: str
-    """Client, and transactionID (hex), joined by ``/``."""
+    """Client, and transactionID (hex): see ``cmp_transaction_id``."""
     client: str
     run: str
     body: str
@@ -171,3 +172,8 @@ def moved(transaction: CMPTransaction, event: CMPEvent) -> CMPTransaction:
             f"cannot {event} in cmp transaction {transaction.id}: it is {transaction.status}; begin another"
         )
     return replace(transaction, status=following)
+
+
+def cmp_transaction_id(client: str, transaction_id: bytes) -> str:
+    """Return the id of a client's transaction."""
+    return f"{client}/{transaction_id.hex()}"

@@ -73,7 +73,12 @@ class AllowedDevice:
     @staticmethod
     def key(allow_list: AllowList, device: str) -> str:
         """Return the id under which a device stands in a list."""
-        return f"{allow_list.sha256}/{device}"
+        return AllowedDevice.line(allow_list.sha256, device)
+
+    @staticmethod
+    def line(sha256: str, device: str) -> str:
+        """Return the same, where only the list's hash is known."""
+        return f"{sha256}/{device}"
 
 
 class RunPurpose(StrEnum):

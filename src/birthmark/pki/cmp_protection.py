@@ -39,7 +39,6 @@ __all__ = [
     "protect",
     "protection_kind",
     "read_mac_algorithm",
-    "unprotected",
     "verify_mac",
     "verify_signature",
 ]
@@ -350,8 +349,3 @@ def protect(
         own = (*by.certificates, *(one for one in extra_certs if one not in by.certificates))
         return assemble(part, by.sign(part), own)
     return assemble(part, _mac(by.algorithm, by.secret, part), extra_certs)
-
-
-def unprotected(header: PKIHeader, kind: BodyKind, body: bytes) -> bytes:
-    """Return a message (DER) without protection: an error, told to somebody whom we share nothing with."""
-    return assemble(protected_part(encode_header(header), kind, body), None)

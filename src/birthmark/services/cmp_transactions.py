@@ -23,6 +23,7 @@ from birthmark.floor.enrolments import (
     CMPEvent,
     CMPStatus,
     CMPTransaction,
+    cmp_transaction_id,
     moved,
 )
 from birthmark.pki.certificates import Certificate
@@ -36,7 +37,7 @@ from birthmark.services.issue import IssueRequest
 from birthmark.services.recognition import enrolment_key, to_enrol
 from birthmark.services.runs import RunContext
 
-__all__ = ["SERVICE", "CMPTransactions", "transaction_key"]
+__all__ = ["SERVICE", "CMPTransactions"]
 
 SERVICE = "realm:device-plane"
 """The actor of what happens because nobody confirmed."""
@@ -48,11 +49,6 @@ _OF_THE_MOMENT = errors.Unauthenticated | errors.NotPermitted | errors.Integrity
 """Refusals that say nothing about the request: of who may not ask now, and of faults of ours."""
 _PKCS10_IDS = frozenset({-1, 0})
 """certReqIds by which a certificate for a p10cr is confirmed: RFC 9483 section 4.1.4, and OpenSSL 3.0."""
-
-
-def transaction_key(client: str, transaction_id: bytes) -> str:
-    """Return the id of a client's transaction."""
-    return f"{client}/{transaction_id.hex()}"
 
 
 class CMPTransactions:
@@ -125,7 +121,7 @@ class CMPTransactions:
         """
         context = yield from self._enrolments.run_of(caller, label)
         request_id, body = request
-        name = transaction_key(caller.client.id, transaction_id)
+        name = cmp_transaction_id(caller.client.id, transaction_id)
 
         def decide(facts: Facts, at: datetime) -> Decision[CMPTransaction]:
             # Before there is a row: else whoever was shut out could have as many as it likes.
@@ -235,7 +231,7 @@ class CMPTransactions:
             errors.PolicyRefused: there is none (rule ``message-transaction``); or the caller ``confirms``
                 what it has confirmed before (rule ``certificate-confirmed``).
         """
-        name = transaction_key(caller.client.id, transaction_id)
+        name = cmp_transaction_id(caller.client.id, transaction_id)
         facts: Facts = yield Look({CMPTransaction: (name,)})
         row = facts.get(CMPTransaction, name)
         if confirms and row is not None and row.status is CMPStatus.CONFIRMED:

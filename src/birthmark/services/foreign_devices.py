@@ -105,7 +105,7 @@ class ForeignDevices:
             register=partial(_register, policy, device, name),
             reads={
                 FleetAuthority: (fleet.id,),
-                AllowedDevice: (_line(policy, name),) if policy.allow_list else (),
+                AllowedDevice: (AllowedDevice.line(policy.allow_list, name),) if policy.allow_list else (),
             },
         )
 
@@ -157,16 +157,12 @@ def _turned_away(refused: errors.PolicyRefused, device: str) -> TurnedAway:
     return TurnedAway(reason, str(refused), device=device)
 
 
-def _line(policy: FleetPolicy, name: str) -> str:
-    return f"{policy.allow_list}/{name}"
-
-
 def _register(policy: FleetPolicy, device: str, name: str, facts: Facts) -> None:
     """Refuse the first contact of a device that the policy does not register."""
     if policy.first_contact is FirstContact.REGISTER:
         return
-    if policy.allow_list and facts.get(AllowedDevice, _line(policy, name)) is not None:
-        return
     listed = policy.first_contact is FirstContact.LISTED
+    if listed and facts.get(AllowedDevice, AllowedDevice.line(policy.allow_list, name)) is not None:
+        return
     why = "it is not on the list of its fleet" if listed else "its fleet's policy registers nobody"
     raise TurnedAway(Reason.NOT_REGISTERED, f"{device} was never here, and {why}", device=device)

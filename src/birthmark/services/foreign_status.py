@@ -33,10 +33,9 @@ from birthmark.pki.ocsp_client import OCSPAnswer, question, read_answer
 from birthmark.pki.paths import purposes, verify_path
 from birthmark.pki.revocation import CertStatus, ReasonCode
 from birthmark.ports import Entropy, Facts, Look, UseCase
+from birthmark.services.visits import Reason
 
 __all__ = [
-    "REVOKED",
-    "UNKNOWN",
     "Answers",
     "Link",
     "Lists",
@@ -50,8 +49,6 @@ __all__ = [
     "take_answer",
 ]
 
-REVOKED, UNKNOWN = "foreign-revoked", "foreign-status-unknown"
-"""Rules under which a device is refused."""
 NONCE_OCTETS = 32
 _MOST_ANSWERS = 100_000
 _MOST_LISTS = 64
@@ -256,12 +253,14 @@ def judge(
         name = Certificate.from_der(link.certificate).subject
         reason = _revoked(link, listed, answer)
         if reason is not None:
-            raise errors.PolicyRefused(REVOKED, f"the certificate of {name} is revoked: {reason}")
+            raise errors.PolicyRefused(
+                str(Reason.FOREIGN_REVOKED), f"the certificate of {name} is revoked: {reason}"
+            )
         answered = answer is not None and answer.status is CertStatus.GOOD
         if not answered and not _speaks_of(link, listed, at):
             missing.append(f"nothing fresh says that the certificate of {name} is good: {_why(listed, at)}")
     if missing:
-        raise errors.PolicyRefused(UNKNOWN, missing[0])
+        raise errors.PolicyRefused(str(Reason.STATUS_UNKNOWN), missing[0])
 
 
 def _revoked(link: Link, listed: CRLIndex | None, answer: OCSPAnswer | None) -> ReasonCode | None:

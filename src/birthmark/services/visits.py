@@ -6,7 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 
 from birthmark import errors
+from birthmark.floor import naming
 from birthmark.floor.exposure import Exposed, Plane, exposure_id
+from birthmark.pki import paths
 from birthmark.ports import Facts
 
 __all__ = ["AT_THE_DOOR", "PLANE_EXPOSURE", "Candidate", "Reason", "TurnedAway", "Visit", "Welcome"]
@@ -34,12 +36,12 @@ class Reason(StrEnum):
     WRONG_REALM = "wrong-realm"
     FLEET_CLOSED = "fleet-authority-closed"
     """The registered authority above it is suspended or retired."""
-    FOREIGN_PATH = "foreign-path"
+    FOREIGN_PATH = paths.RULE
     """The registered authority does not stand for it: see ``pki.paths``."""
     FOREIGN_REVOKED = "foreign-revoked"
     STATUS_UNKNOWN = "foreign-status-unknown"
     """Nothing fresh says that its certificate is good."""
-    NAME = "device-name"
+    NAME = naming.RULE
     """Its certificate names no device as the policy wants it."""
     NOT_REGISTERED = "device-not-registered"
     """It was never here, and the policy does not register it."""

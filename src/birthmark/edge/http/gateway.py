@@ -40,7 +40,7 @@ from birthmark.services.foreign_status import Answers, Lists, Question, take_ans
 from birthmark.services.gateway import Gateway, require_proxy
 from birthmark.services.gateway_tokens import Tokens, TokenTerms
 from birthmark.services.own_devices import OwnDevices
-from birthmark.services.visits import AT_THE_DOOR, Reason, TurnedAway, Visit, Welcome
+from birthmark.services.visits import AT_THE_DOOR, TurnedAway, Visit, Welcome
 
 __all__ = ["ADDRESS_HEADER", "OPEN_SECONDS_HEADER", "Ask", "GatewayApp", "create_gateway_app", "tokens_of"]
 
@@ -56,7 +56,6 @@ _SECONDS = re.compile(r"[0-9]{1,8}(?:\.[0-9]{1,6})?", re.ASCII)
 _WHO = "birthmark.visit"
 """Where the plane leaves what a refusal's entry says of whoever asked."""
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-_RULES = frozenset(map(str, Reason))
 Ask = Callable[[Question], bytes]
 """Asks a responder and returns what it answers (DER), or raises ``errors.Unavailable``; it blocks."""
 
@@ -243,7 +242,7 @@ class GatewayApp:
 
         Proxies take 403 for no, and any other status for a fault of ours (nginx's auth_request).
         """
-        if isinstance(error, errors.PolicyRefused) and error.rule in _RULES:
+        if isinstance(error, TurnedAway):
             status = HTTPStatus.FORBIDDEN
         return await self._refusals(request, error, status)
 
