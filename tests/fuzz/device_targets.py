@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def _device(data: bytes) -> None:
     answered = loop().run_until_complete(answer_of(application, scope_of(document) | {SCOPE_KEY: peer}, body))
     if answered.status >= 500:
         raise AssertionError(f"answered {answered.status}: {answered.body[:500]!r}")
+    if answered.status == HTTPStatus.UNAUTHORIZED:  # asks who it is, in words, or refuses
+        raise errors.MalformedRequest("nobody that is known")
     if answered.status >= 400:
         raise errors.MalformedRequest(json.loads(answered.body)["code"])
 

@@ -87,7 +87,10 @@ class RunPurpose(StrEnum):
     IDENTITY = "identity"
     """It admits devices and gives each its identity."""
     OPERATIONAL = "operational"
-    """It certifies devices that have their identity, for where they work (SPEC H2); it admits nothing."""
+    """It certifies devices that have their identity for where they work (SPEC H2), and admits nothing.
+
+    What they get is an LDevID (IEEE 802.1AR); entries call it local.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ Where a person looks at each request, what waits through it is limited, too: nob
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from birthmark import errors
+from birthmark.floor.places import address_of
 
 __all__ = ["SharedCredential", "networks_text", "require_network", "settled_once", "use_once", "wait_once"]
 
@@ -50,12 +51,10 @@ def require_network(shared: SharedCredential, address: str) -> None:
     """
     if not shared.networks:
         return
-    try:
-        place = ip_address(address.partition("%")[0])
-    except ValueError as cause:
-        raise errors.NotPermitted(f"{shared.id} is for {shared.networks} only") from cause
-    mapped = getattr(place, "ipv4_mapped", None)
-    if not any((mapped or place) in ip_network(one) for one in shared.networks.split()):
+    place = address_of(address)
+    if place is None:
+        raise errors.NotPermitted(f"{shared.id} is for {shared.networks} only")
+    if not any(place in ip_network(one) for one in shared.networks.split()):
         raise errors.NotPermitted(f"{shared.id} is for {shared.networks} only, not for {place}")
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 
 from birthmark import errors
 from birthmark.edge.http.cmp_information import Information
 from birthmark.edge.http.cmp_unconfirmed import Unconfirmed
 from birthmark.edge.http.deviceplane import DevicePlaneApp
+from birthmark.edge.http.gate import require_media_type
 from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.roots import service_root
@@ -140,9 +140,7 @@ class CMPEdge:
     async def post(self, request: Request) -> Response:
         """Take a message and answer it."""
         name, operation = request.path_params.get("name"), request.path_params.get("operation")
-        sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if sent != MEDIA_TYPE:
-            raise HTTPException(415, f"a message of CMP is {MEDIA_TYPE}, not {sent[:60] or 'of no type'}")
+        require_media_type(request, MEDIA_TYPE, "a message of CMP")
         message = cmp.decode(await request.body(), LARGEST)
         if operation is not None and operation not in _OPERATIONS:
             raise errors.NotFound(f"there is no operation {operation[:64]}")

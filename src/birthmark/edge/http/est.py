@@ -19,10 +19,10 @@ from hmac import compare_digest
 from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
 
 from birthmark import errors
 from birthmark.edge.http.deviceplane import DevicePlaneApp
+from birthmark.edge.http.gate import require_media_type
 from birthmark.edge.http.identity import ServerIdentity
 from birthmark.edge.http.peer import SCOPE_KEY, tls_unique
 from birthmark.edge.roots import service_root
@@ -208,9 +208,7 @@ async def _certification_request(request: Request) -> bytes:
         HTTPException: the body is said to be something else.
         errors.Refusal: it is too large, is none, or belongs to another connection (rule ``channel-binding``).
     """
-    shown = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if shown != _PKCS10:
-        raise HTTPException(415, f"the body is {_PKCS10}, not {shown[:60] or 'of no type'}")
+    require_media_type(request, _PKCS10, "the body")
     csr = from_body(await request.body(), _LARGEST)
     password = challenge_password(csr)
     if password is not None:

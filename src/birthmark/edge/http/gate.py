@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from birthmark import errors
 
-__all__ = ["Gate", "Refused", "answer_refusals"]
+__all__ = ["Gate", "Refused", "answer_refusals", "require_media_type"]
 
 
 class Refused(Protocol):
@@ -114,3 +114,14 @@ def _malformed(error: RequestValidationError) -> errors.MalformedRequest:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first.get("loc", ()))
     return errors.MalformedRequest(f"{place}: {first.get('msg', 'invalid')}"[:500])
+
+
+def require_media_type(request: Request, expected: str, what: str) -> None:
+    """Refuse a body that is said to be something else; parameters such as a charset are passed over.
+
+    Raises:
+        HTTPException: 415 (RFC 9110 section 15.5.16); ``what`` says what the body is.
+    """
+    shown = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if shown != expected:
+        raise HTTPException(415, f"{what} is {expected}, not {shown[:60] or 'of no type'}")

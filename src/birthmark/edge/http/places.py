@@ -1,6 +1,8 @@
 """What is counted as one address: an IPv4 address, or what one customer's hosts have in common of IPv6."""
 
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
+
+from birthmark.floor.places import address_of
 
 __all__ = ["UNKNOWN", "place_of"]
 
@@ -15,12 +17,9 @@ def place_of(address: str) -> str:
     Args:
         address: IPv4 or IPv6, perhaps with a zone (RFC 4007), which is passed over.
     """
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
+    found = address_of(address)
+    if found is None:
         return UNKNOWN
     if isinstance(found, IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
         return str(ip_network((found, _SHARED_V6), strict=False))
     return str(found)
