@@ -239,6 +239,14 @@ def test_what_waits_counts_against_its_number_until_a_person_settles_it(line: Li
     assert findings(line) == []
 
 
+def test_a_name_that_no_device_of_the_run_can_have_does_not_wait(line: Line) -> None:
+    line.open_run("RA", approval=True)
+    caller, size = made(line, run="RA"), line.size()
+    with pytest.raises(errors.PolicyRefused, match="serial"):
+        asks(line, caller, "no/device", "a")
+    assert (line.size(), refused(line)) == (size + 1, ("refused", "shared:image-7", "policy-refused"))
+
+
 def test_what_waited_too_long_keeps_its_place_until_it_is_refused(line: Line) -> None:
     line.open_run("RA", approval=True, not_after=START + timedelta(days=30))
     caller = made(line, run="RA", quantity=1, not_after=START + timedelta(days=20))

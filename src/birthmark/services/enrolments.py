@@ -158,15 +158,16 @@ class EnrolDevices:
         try:
             context = yield from self.run_of(caller, label)
             named = _named(caller, context, request)
+            policy, approval = context.licence.hardware_id, context.licence.approval
+            looked_at = policy.parse(named.hardware_id) if approval else None
             if renewal:
                 yield from self._require_renewable(caller, context)
                 if named.csr is not None and not named.crmf:
                     require_same_names(named.csr, caller.credential.der)
         except errors.Refusal as refusal:
             raise (yield from self._recorded(caller, label, request, refusal)) from None
-        if context.licence.approval:
-            device = context.licence.hardware_id.parse(named.hardware_id).device
-            digest = named.digest(context.licence.id)
+        if looked_at is not None:
+            device, digest = looked_at.device, named.digest(context.licence.id)
             if not (yield from self._approvals.ask(caller, context, device, named.key, digest, named.csr)):
                 return self._waiting
         if context.licence.purpose is RunPurpose.IDENTITY:
