@@ -52,7 +52,6 @@ from birthmark.services.prove import Released
 
 __all__ = ["StationPlane", "create_app"]
 
-"""Its name where planes are opened and closed."""
 SEQ_HEADER = "birthmark-seq"
 OPERATOR_HEADER = "birthmark-operator"
 FARTHEST_SEQ = 1_000_000
