@@ -159,10 +159,12 @@ class Upstream:
             f"daemon off; {user} pid {place}/pid; error_log {place}/error.log; worker_processes 1;"
             f" events {{}} http {{ access_log off; {temporary}\n{text}\n}}\n"
         )
-        words = ["-c", str(settings), "-e", str(place / "error.log")]
+        realm = self._field.workshop.realm
+        words = ["-p", f"{os.path.relpath(place, realm)}/", "-c", settings.name, "-e", "error.log"]
         self._field.screen.command(words, "nginx")
         process = subprocess.Popen(
             [program, *words],
+            cwd=realm,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

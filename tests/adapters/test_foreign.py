@@ -282,7 +282,7 @@ def test_two_processes_that_watch_put_a_crl_on_record_once(harbour: Harbour, web
 def test_a_slow_server_keeps_no_other_fleet_waiting(harbour: Harbour, web: Hosting) -> None:
     go_on, lists = threading.Event(), Lists()
     for name, path in (("alpha", "/slow"), ("beta", "/quick")):
-        root = harbour.pki.root(name)
+        root = harbour.pki.root(name, subject=f"/CN={name}")
         harbour.challenge(root, name, policy=FleetPolicy(crl_url=f"{web.url}{path}"))
         harbour.register(root, name)
         web.paths[path] = root.list()

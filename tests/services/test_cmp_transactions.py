@@ -112,6 +112,17 @@ def test_a_device_on_the_line_is_not_held_for_what_it_confirmed(clients: Clients
     clients.assert_sound()
 
 
+def test_asking_again_does_not_put_off_the_end(clients: Clients) -> None:
+    """SPEC H1."""
+    caller = clients.device()
+    row = clients.issued(caller, "L1")
+    clients.line.clock.turn(minutes=5)
+    clients.enrol(caller, row)
+    again = clients.now(row)
+    assert (again.certificate, again.expires_at) == (row.certificate, row.expires_at)
+    clients.assert_sound()
+
+
 def test_two_that_end_what_is_overdue_end_it_once(clients: Clients) -> None:
     """SPEC H1: every process of the plane looks."""
     row = clients.issued(clients.device(), "L1")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from birthmark import errors
 from birthmark.adapters.system import SystemEntropy
@@ -205,6 +206,31 @@ def test_this_realms_own_root_and_its_authorities_are_not_registered(harbour: Ha
         with pytest.raises(errors.PolicyRefused) as refused:
             harbour.line.service.carry(harbour.fleet.challenge(harbour.anna.caller, "own", own.der, POLICY))
         assert refused.value.rule == "own-key"
+
+
+def test_no_name_of_this_realms_is_anybody_elses_however_it_is_written(harbour: Harbour) -> None:
+    """In a handshake an issuer is found by its name: who has ours shuts our devices out."""
+    for number, own in enumerate(harbour.line.service.store.scan(Authority)):
+        said = x509.load_der_x509_certificate(own.der).subject
+        subject = "".join(f"/{one.rfc4514_attribute_name}={str(one.value).upper()} " for one in said)
+        with pytest.raises(errors.PolicyRefused, match="the name of an authority of this realm") as refused:
+            harbour.challenge(harbour.pki.root(f"evil-{number}", subject=subject), "evil")
+        assert refused.value.rule == "own-name"
+    assert list(harbour.line.service.store.scan(FleetAuthority)) == []
+
+
+def test_two_fleets_have_two_names(harbour: Harbour) -> None:
+    first, second = harbour.pki.root(), harbour.pki.root("second")
+    harbour.challenge(second, "two")
+    harbour.accepted(first)
+    taken = "is the name of fleet authority fjord"
+    with pytest.raises(errors.IllegalTransition, match=taken):
+        harbour.register(second, "two")
+    with pytest.raises(errors.IllegalTransition, match=taken):
+        harbour.challenge(second, "two")
+    harbour.move(FleetStatus.RETIRED)
+    assert harbour.accepted(second, "two").status is FleetStatus.ACTIVE
+    assert harbour.findings() == []
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".x", "é", "x" * 65, "fleet:x"])

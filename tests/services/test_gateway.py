@@ -3,7 +3,7 @@
 Other fleets are made by OpenSSL (``tests.support.foreign``); handshakes are in ``tests/system``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -49,13 +49,14 @@ HOME, AWAY = "192.0.2.1", "198.51.100.7"
 class Door:
     """The gateway of one process over a line."""
 
-    def __init__(self, line: Line, service: Service | None = None) -> None:
+    def __init__(
+        self, line: Line, service: Service | None = None, *, others: Mapping[bytes, str] | None = None
+    ) -> None:
         self.line, self.service = line, service or line.service
         self.listed = Listed(lists=Lists(), answers=Answers())
         foreign = ForeignDevices(line.clock, SystemEntropy(), self.listed)
-        others = {b"another realm's root": "CN=another"}
         confirmations = self.service.confirmations
-        self.gateway = Gateway(line.clock, OwnDevices(), foreign, confirmations, others)
+        self.gateway = Gateway(line.clock, OwnDevices(), foreign, confirmations, others or {})
 
     def visit(
         self,
@@ -104,6 +105,11 @@ def door(line: Line) -> Door:
 def small(small_line: Line) -> Door:
     """On SQLite: where the database is not what is asked about."""
     return Door(small_line)
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> ForeignPKI:
+    return ForeignPKI(folder=tmp_path / "foreign")
 
 
 # --- own devices
@@ -187,10 +193,29 @@ def test_a_certificate_counts_for_as_long_as_it_is_valid(small: Door) -> None:
     small.refuses(der, Reason.ENDED)
 
 
-def test_a_device_of_another_realm_is_refused_as_one(small: Door) -> None:
-    stranger = small.line.station.caller.credential.der
-    refused = small.refuses(stranger, Reason.WRONG_REALM, path=(b"some authority", b"another realm's root"))
+def test_a_device_of_another_realm_is_refused_as_one_whatever_is_registered(
+    small: Door, pki: ForeignPKI
+) -> None:
+    root = pki.root("another", subject="/CN=another")
+    issuing, renewed = root.below("issuing"), root.again("/CN=another, again")
+    door = Door(small.line, others={root.der: "CN=another"})
+    device, old = issuing.certify("D1"), root.certify("D2")
+    refused = door.refuses(device, Reason.WRONG_REALM, path=(issuing.der, root.der))
     assert "CN=another" in str(refused)
+    door.refuses(device, Reason.UNKNOWN, path=())
+    fleet, anna, carry = (
+        Fleet(small.line.realm, SystemEntropy()),
+        small.line.operator.caller,
+        small.service.carry,
+    )
+    policy = FleetPolicy(first_contact=FirstContact.REGISTER, revocation=RevocationRule.NONE)
+    for name, authority in (("issuing", issuing), ("again", renewed)):
+        challenged = carry(fleet.challenge(anna, name, authority.der, policy))
+        carry(fleet.register(anna, name, authority.verification(challenged.nonce)))
+    for path, actor in (((issuing.der,), AT_THE_DOOR), ((), "proxy:edge")):
+        door.refuses(device, Reason.WRONG_REALM, path=path, actor=actor)
+    door.refuses(old, Reason.WRONG_REALM, path=(renewed.der,))
+    assert small.meet(device, path=(issuing.der,)).device == "fleet:issuing/D1", "nobody said whose it is"
 
 
 @pytest.mark.parametrize("octets", [b"", b"\x30\x00", b"\x30\x82\xff\xff"])
@@ -325,11 +350,6 @@ class Fjord:
 
     def refuses(self, der: bytes, reason: Reason, *path: Issuer, **how: object) -> TurnedAway:
         return self.door.refuses(der, reason, path=(*(one.der for one in path), self.root.der), **how)
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> ForeignPKI:
-    return ForeignPKI(folder=tmp_path / "foreign")
 
 
 def test_a_device_of_a_registered_fleet_comes_in_under_a_name_of_its_own(door: Door, pki: ForeignPKI) -> None:

@@ -233,7 +233,8 @@ class ForeignWatcher:
         It waits for what is fetched no longer than until it looks again; what comes later is taken then.
         """
         ends = time.monotonic() + self._every
-        for source in self._sources():
+        # Who was asked longest ago comes first: however many are slow, the others get their turn.
+        for source in sorted(self._sources(), key=lambda one: self._tried.get(one.crl, 0.0)):
             if len(self._under_way) == MOST_FETCHES:
                 break
             if self._is_due(source):

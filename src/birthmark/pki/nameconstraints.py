@@ -175,27 +175,8 @@ def _address_within(name: bytes, base: bytes) -> bool:
 
 def _directory_within(name: bytes, base: bytes) -> bool:
     """RFC 5280 section 7.1: the base's relative distinguished names are the first of the name."""
-    tree, whole = _comparable(base), _comparable(name)
+    tree, whole = names.comparable(base), names.comparable(name)
     return whole[: len(tree)] == tree
 
 
 _WITHIN = {0x82: _dns_within, 0x86: _uri_within, 0x87: _address_within, 0xA4: _directory_within}
-
-
-def _comparable(name: bytes) -> list[frozenset[tuple[bytes, str]]]:
-    """Return each relative distinguished name as its attributes, without case and runs of spaces."""
-    _, _, start, stop = der.only(name, der.SEQUENCE)
-    found = []
-    for _, _, set_start, set_stop in der.children(name, start, stop):
-        pairs = []
-        for _, _, content, end in der.children(name, set_start, set_stop):
-            parts = der.children(name, content, end)
-            if len(parts) != 2:
-                raise MalformedRequest("a name has an attribute that is not a type and a value")
-            kind, value = parts
-            octets = name[value[2] : value[3]]
-            codec = "utf-16-be" if value[0] == 0x1E else "utf-8"
-            text = " ".join(octets.decode(codec, "replace").casefold().split())
-            pairs.append((name[kind[1] : kind[3]], text))
-        found.append(frozenset(pairs))
-    return found

@@ -6,7 +6,8 @@ It is stricter in two places: ``cryptography`` puts any text into a PrintableStr
 belong there, and what Matter's ids cannot have.  Sizes are RFC 5280 appendix A.1's upper bounds.
 
 Names we read may be anybody's: ``attribute_values`` looks for one attribute and passes over what it does not
-know.  Comparing names is comparing their octets, as RFC 5280 section 7.1 does for names of one encoder.
+know.  Comparing names is comparing their octets, as RFC 5280 section 7.1 does for names of one encoder;
+those of somebody else's are compared by ``comparable``.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,10 @@ __all__ = [
     "OIDS",
     "Attribute",
     "AttributeType",
+    "Comparable",
     "Name",
     "attribute_values",
+    "comparable",
     "encode",
     "encode_attribute",
 ]
@@ -49,6 +52,8 @@ class Attribute(StrEnum):
 
 Name = tuple[tuple[Attribute, str], ...]
 """A distinguished name, most significant attribute first (the order of its DER)."""
+Comparable = tuple[frozenset[tuple[bytes, str]], ...]
+"""A name that anybody wrote, so that equal ones are equal: types (DER) and values by their RDN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +109,8 @@ OIDS: Mapping[Attribute, x509.ObjectIdentifier] = {
 
 _CODECS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 """String types of other people's names: UTF8String, PrintableString, TeletexString, IA5String, BMPString."""
+_WIDE = {0x14: "latin-1", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}
+"""Those that are compared in other octets than UTF-8, UniversalString among them."""
 
 
 def encode_attribute(attribute: Attribute, value: str) -> bytes:
@@ -168,3 +175,31 @@ def _decode(tag: int, octets: bytes, attribute: Attribute) -> str:
         return octets.decode(codec)
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"name: {attribute} is not valid {codec}") from error
+
+
+def comparable(name: bytes) -> Comparable:
+    """Return each relative distinguished name as its attributes, without case and runs of spaces.
+
+    Names that a verifier takes for one compare equal, whatever kinds of strings they are made of (RFC 5280
+    section 7.1).
+
+    Args:
+        name: Name (DER).
+
+    Raises:
+        MalformedRequest: it is none.
+    """
+    _, _, start, stop = der.only(name, der.SEQUENCE)
+    found = []
+    for _, _, set_start, set_stop in der.children(name, start, stop):
+        pairs = []
+        for _, _, content, end in der.children(name, set_start, set_stop):
+            parts = der.children(name, content, end)
+            if len(parts) != 2:
+                raise MalformedRequest("a name has an attribute that is not a type and a value")
+            kind, value = parts
+            octets = name[value[2] : value[3]]
+            text = " ".join(octets.decode(_WIDE.get(value[0], "utf-8"), "replace").casefold().split())
+            pairs.append((name[kind[1] : kind[3]], text))
+        found.append(frozenset(pairs))
+    return tuple(found)

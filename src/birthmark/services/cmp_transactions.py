@@ -195,16 +195,19 @@ class CMPTransactions:
         certificate: bytes,
     ) -> None:
         """Put on record, in the commit that issues it, what a transaction got."""
-        now = moved(_current(facts, row), CMPEvent.ISSUE)  # or its time ended while this was being signed
+        before = _current(facts, row)
+        now = moved(before, CMPEvent.ISSUE)  # or its time ended while this was being signed
         if now.status is CMPStatus.CONFIRMED:  # the answer was lost; see ``begin``
             return
+        # What is asked again is to be confirmed by when it was to be the first time.
+        again = attempt == before.attempt and before.status is CMPStatus.ISSUED
         facts.put(
             replace(
                 now,
                 nonce=nonce,
                 attempt=attempt,
                 certificate=Certificate.from_der(certificate).serial_hex,
-                expires_at=at + self._confirm_within,
+                expires_at=before.expires_at if again else at + self._confirm_within,
             )
         )
 

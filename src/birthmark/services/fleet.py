@@ -12,7 +12,7 @@ Left to others: its CRLs (``foreign_lists``), what a foreign certificate is wort
 who is let in (``gateway``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
@@ -34,6 +34,7 @@ from birthmark.floor.key_assets import KeyAsset
 from birthmark.floor.realm import Environment, Realm
 from birthmark.ledger.entry import time_text
 from birthmark.pki.certificates import Certificate, fingerprint
+from birthmark.pki.names import Comparable, comparable
 from birthmark.pki.ownership import is_marked, verify_ownership, vet_authority
 from birthmark.ports import Decision, Entropy, Facts, Scan, UseCase
 from birthmark.services.acts import Caller, decided, live_client
@@ -189,12 +190,15 @@ class Fleet:
         Raises:
             errors.NotPermitted: the caller may not.
             errors.MalformedRequest: it is no certificate, or no name.
-            errors.IllegalTransition: the name is taken, or the key is somebody's already.
+            errors.IllegalTransition: the name is taken, or the key is somebody's already, or the subject is
+                that of another that is registered.
             errors.PolicyRefused: it does not come into question: see ``pki.ownership.vet_authority``; it is
-                this realm's own (rule ``own-key``) or a test realm's (rule ``wrong-realm``).
+                this realm's own (rule ``own-key``), has the name of one (``own-name``), or is a test realm's
+                (rule ``wrong-realm``).
         """
         nonce = self._entropy.token(NONCE_OCTETS).hex()
         own = yield from _own_keys()
+        taken = yield from _taken_names()
         said = {"fleet_authority": name[:64], "certificate_sha256": fingerprint(certificate)}
 
         def decide(facts: Facts, at: datetime) -> Decision[FleetAuthority]:
@@ -202,6 +206,7 @@ class Fleet:
             check_name("fleet authority", name)
             found = self._vet(certificate, own, at)
             _claim(facts, found, name)
+            _require_name(found, name, taken)
             before = facts.get(FleetAuthority, name)
             if before is not None and before.is_watched:
                 raise errors.IllegalTransition(f"fleet authority {name} is {before.status} already")
@@ -244,15 +249,18 @@ class Fleet:
 
         Raises:
             errors.NotPermitted: the caller may not, or it takes two people.
-            errors.Refusal: as ``put_registered``.
+            errors.Refusal: as ``put_registered``, and what was taken since the challenge.
         """
+        taken = yield from _taken_names()
 
         def decide(facts: Facts, at: datetime) -> Decision[FleetAuthority]:
             live_client(facts, caller, Capability.CHANGE_FLEET, at)
             self._require_one(name)
             found = facts.get(FleetAuthority, name)
             policy = "" if found is None else found.policy
-            return put_registered(facts, name, verification, policy, at, at)
+            decision = put_registered(facts, name, verification, policy, at, at)
+            _require_name(Certificate.from_der(decision.answer.der), name, taken)
+            return decision
 
         return (yield from _decided(caller, "register-fleet", name, decide))
 
@@ -300,6 +308,32 @@ def _own_keys() -> UseCase[frozenset[str]]:
     assets: list[KeyAsset] = yield Scan(kind=KeyAsset, where={})
     certified = (Certificate.from_der(one.der).subject_public_key_info for one in authorities)
     return frozenset({sha256(key).hexdigest() for key in certified} | {one.fingerprint for one in assets})
+
+
+def _taken_names() -> UseCase[Mapping[Comparable, str]]:
+    """Return the subjects that are taken, and by which fleet authority; "" for this realm's own."""
+    authorities: list[Authority] = yield Scan(kind=Authority, where={})
+    fleets: list[FleetAuthority] = yield Scan(kind=FleetAuthority, where={})
+    taken = {_subject(one.der): one.id for one in fleets if one.is_watched}
+    return taken | {_subject(one.der): "" for one in authorities}
+
+
+def _require_name(certificate: Certificate, name: str, taken: Mapping[Comparable, str]) -> None:
+    """Refuse a subject that is taken: in a handshake an issuer is found by its name alone."""
+    holder = taken.get(comparable(certificate.subject_name), name)
+    if not holder:
+        raise errors.PolicyRefused(
+            "own-name", f"{certificate.subject} is the name of an authority of this realm, with another key"
+        )
+    if holder != name:
+        raise errors.IllegalTransition(
+            f"{certificate.subject} is the name of fleet authority {holder}, too, with another key: retire"
+            " that one, or have this one's owner give it a name of its own"
+        )
+
+
+def _subject(der: bytes) -> Comparable:
+    return comparable(Certificate.from_der(der).subject_name)
 
 
 def _decided(

@@ -101,6 +101,7 @@ class ForeignDevices:
             device=device,
             authority=fleet.id,
             fleet=fleet.id,
+            anchor=fleet.der,
             judge=partial(self._judge, fleet, device, links, lists),
             register=partial(_register, policy, device, name),
             reads={

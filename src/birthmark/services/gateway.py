@@ -14,7 +14,7 @@ Left to others: what is told to the applications behind (``gateway_tokens``), wh
 (``edge/http``), and lifting a hold (``field_devices``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -23,7 +23,7 @@ from birthmark.floor.authorities import Authority
 from birthmark.floor.clients import Capability, require
 from birthmark.floor.exposure import Exposure, require_open
 from birthmark.floor.fleet import FieldDevice, FieldStatus, moved
-from birthmark.pki.certificates import Certificate
+from birthmark.pki.certificates import Certificate, issued_by
 from birthmark.ports import Act, Clock, Committed, Decision, Facts, Look, Reads, Scan, UseCase
 from birthmark.services.acts import Caller, outcomes, refuse
 from birthmark.services.confirmations import ConfirmEnrolments
@@ -71,7 +71,7 @@ class Gateway:
         self._own = own
         self._foreign = foreign
         self._confirmations = confirmations
-        self._other_realms = dict(other_realms)
+        self._other_realms = [(Certificate.from_der(der), name) for der, name in other_realms.items()]
 
     def meet(self, visit: Visit) -> UseCase[Welcome]:
         """Let a device in, or turn it away; a commit only if it is new, has moved, proves or is found twice.
@@ -96,8 +96,10 @@ class Gateway:
         shown = Certificate.from_der(visit.certificate)
         candidate = yield from self._own.find(visit, shown)
         if candidate is None:
-            self._require_this_realm(visit, shown)
+            self._require_this_realm(visit.path, shown)
             candidate = yield from self._foreign.find(visit, shown)
+            if candidate is not None:  # whatever somebody registered
+                self._require_this_realm([candidate.anchor], shown)
         if candidate is None:
             raise (yield from _stranger(visit, shown))
         reads: Reads = {
@@ -112,14 +114,23 @@ class Gateway:
             return _welcome(before, candidate, now, first=False)
         return (yield from _act(visit, shown, candidate, reads))
 
-    def _require_this_realm(self, visit: Visit, shown: Certificate) -> None:
-        """Refuse a device of another realm: test and production never mix."""
-        for der in visit.path:
-            if (realm := self._other_realms.get(der)) is not None:
-                raise TurnedAway(
-                    Reason.WRONG_REALM,
-                    f"{shown.subject[:200]} is under {realm[:200]}: its realm's devices never come in here",
-                )
+    def _require_this_realm(self, above: Sequence[bytes], shown: Certificate) -> None:
+        """Refuse a device of another realm: test and production never mix.
+
+        It is one if that realm's root stands above it, has its key there under another certificate, or has
+        issued what does.
+        """
+        if not self._other_realms:
+            return
+        for certificate in map(Certificate.from_der, above):
+            for root, name in self._other_realms:
+                if certificate.subject_public_key_info == root.subject_public_key_info or (
+                    certificate.issuer_name == root.subject_name and issued_by(certificate.der, root.der)
+                ):
+                    raise TurnedAway(
+                        Reason.WRONG_REALM,
+                        f"{shown.subject[:200]} is under {name[:200]}: its devices never come in here",
+                    )
 
 
 def _act(visit: Visit, shown: Certificate, candidate: Candidate, reads: Reads) -> UseCase[Welcome]:

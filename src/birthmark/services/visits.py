@@ -91,6 +91,8 @@ class Candidate:
     """Raises ``TurnedAway`` if the first contact is not to register it."""
     reads: dict[type, Sequence[str]] = field(repr=False)
     """What both look at."""
+    anchor: bytes = field(default=b"", repr=False)
+    """Certificate (DER) of the fleet authority."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

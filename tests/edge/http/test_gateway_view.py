@@ -2,15 +2,21 @@
 
 import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from birthmark import app, errors
 from birthmark.edge.application import Application
 from birthmark.edge.http.contexts import everybody
 from birthmark.edge.http.gateway_view import GatewayView
 from birthmark.edge.pins import other_realms, pin_of
+from birthmark.floor.authorities import Authority, AuthorityKind
+from birthmark.floor.fleet import FleetAuthority, FleetPolicy, FleetStatus
+from birthmark.ports import Act, Decision, Facts
+from birthmark.services.acts import outcomes, refuse
 from birthmark.settings import load
 from tests.edge.cli.command import done
 from tests.support.foreign import ForeignPKI
@@ -98,6 +104,48 @@ def test_a_fleet_is_believed_from_its_registration_on(
     before = view.context()
     view.look()
     assert view.context() is before, "a challenge is no registration"
+
+
+def test_of_two_anchors_with_one_name_the_first_is_believed_and_ours_always(
+    made: GatewayRealm, application: Application, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki = ForeignPKI(folder=tmp_path / "foreign")
+    ours = next(one for one in application.store.scan(Authority) if one.kind is AuthorityKind.ROOT)
+    roots = {name: pki.root(name) for name in ("fjord", "twin")} | {
+        "lake": pki.root("lake", subject="/CN=lake")
+    }
+    thief, at = pki.root("thief", subject=_slashed(ours.der)), application.clock.now()
+
+    def decide(facts: Facts, _at: datetime) -> Decision[None]:
+        for number, (name, root) in enumerate(roots.items()):
+            facts.put(_registered(name, root.der, at + timedelta(seconds=number)))
+        # As when an authority of ours came to have the name of one that was registered before.
+        facts.put(_registered("thief", thief.der, at))
+        return Decision(None, [("test", {})])
+
+    act = Act(actor="realm:test", decide=decide, refuse=refuse(None, "test", {}), reads={})
+    outcomes(application.store.submit([act]).result())
+    view = view_of(application)
+    believed = set(view.context().get_ca_certs(binary_form=True))
+    assert believed == {ours.der, roots["fjord"].der, roots["lake"].der}
+    assert [one.authorities for one in caplog.records if hasattr(one, "authorities")] == [["thief", "twin"]]
+
+
+def _registered(name: str, der: bytes, at: datetime) -> FleetAuthority:
+    return FleetAuthority(
+        id=name,
+        der=der,
+        policy=FleetPolicy().encode(),
+        status=FleetStatus.ACTIVE,
+        nonce="00",
+        asked_at=at,
+        verification=b"shown",
+    )
+
+
+def _slashed(der: bytes) -> str:
+    subject = x509.load_der_x509_certificate(der).subject
+    return "".join(f"/{one.rfc4514_attribute_name}={one.value!s}" for one in subject)
 
 
 def test_a_root_of_another_realm_must_be_one_certificate(made: GatewayRealm, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from birthmark.edge.http.contexts import Admits, server_context
 from birthmark.edge.http.limits import Told
 from birthmark.edge.pins import other_realms, pins_of
 from birthmark.floor.authorities import Authority, AuthorityKind
-from birthmark.floor.fleet import FleetAuthority
+from birthmark.floor.fleet import FleetAuthority, FleetStatus
+from birthmark.pki.certificates import Certificate
+from birthmark.pki.names import comparable
 from birthmark.ports import Log, Store
 from birthmark.secret import SecretBytes
 from birthmark.settings_gateway import GatewayPlane
@@ -67,6 +69,7 @@ class GatewayView:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._size, self._stamp = self._log.size(), self._stamped()
+        self._left_out: list[str] = []
         self._anchors = self._read_anchors()
         self.pins = pins_of(plane)
         """Of the certificate that is shown, and of the one after it."""
@@ -116,9 +119,34 @@ class GatewayView:
                 log.exception("the gateway's context is not built anew")
 
     def _read_anchors(self) -> frozenset[bytes]:
-        roots = {one.der for one in self._store.scan(Authority) if one.kind is AuthorityKind.ROOT}
-        fleets = {one.der for one in self._store.scan(FleetAuthority) if one.is_registered}
-        return frozenset(roots | fleets | set(self._others))
+        """Return who is believed in the handshake.
+
+        OpenSSL looks an issuer up by its name, and looks no further when the key turns out to be another's:
+        of two anchors with one name, one shuts the other's devices out.  No name is given twice: the names
+        of our authorities are ours, and of two fleets the one that was there first has it.
+        """
+        own = list(self._store.scan(Authority))
+        anchors = {one.der for one in own if one.kind is AuthorityKind.ROOT}
+        taken = {comparable(Certificate.from_der(one.der).subject_name) for one in own}
+        fleets = sorted(
+            (one for one in self._store.scan(FleetAuthority) if one.is_registered),
+            key=lambda one: (one.status is FleetStatus.RETIRED, one.asked_at),
+        )
+        left_out = []
+        others = [(der, "another realm") for der in self._others]
+        for der, who in [*others, *((one.der, one.id) for one in fleets)]:
+            name = comparable(Certificate.from_der(der).subject_name)
+            if name in taken:
+                left_out.append(who)
+            else:
+                taken.add(name)
+                anchors.add(der)
+        if left_out != self._left_out:
+            self._left_out = left_out
+            log.warning(
+                "authorities are not believed: their names are taken", extra={"authorities": left_out}
+            )
+        return frozenset(anchors)
 
     def _stamped(self) -> _Stamp:
         plane = self._plane
