@@ -37,7 +37,8 @@ check: install ## format, lint, types and import contracts
 	$(RUN) mypy $(PYTHON_TREES)
 	.venv/bin/lint-imports --no-logo
 
-bench: install ## the benchmark
+bench: ## the benchmark, beside the certificate authorities of others (Debian packages for root)
+	@scripts/install --bench
 	$(RUN) bench
 
 soak: ## the tests that take minutes

@@ -288,6 +288,18 @@ def test_a_part_of_the_demo_asks_only_for_its_own_packages(installed: Place, tmp
     assert "no part named mainframe" in refused.stderr
 
 
+def test_the_benchmark_gets_what_it_compares_with_and_no_checkers(asking: Place, tmp_path: Path) -> None:
+    path = commands(tmp_path / "bin", id="echo 1000", dpkg_query="exit 1", apt_get="exit 1")
+    asking.lock_peer("doubter", wheel(asking.wheels, "doubter"))
+    asking.lock_peer("openbao", wheel(asking.wheels, "vault"))
+    done = asking.install("--bench", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert " golang-cfssl" in done.stderr
+    assert " softhsm2" not in done.stderr
+    assert asking.imports("vault", ".tools/peers/openbao")
+    assert not (asking.folder / ".tools/peers/doubter").exists()
+
+
 def test_a_python_without_venv_is_told_about_in_one_line(place: Place, tmp_path: Path) -> None:
     # Debian's python3 without python3-venv: it runs, it is new enough, it cannot make environments.
     blind = f'case "$*" in *ensurepip*) exit 1 ;; *) exec {sys.executable} "$@" ;; esac'
@@ -311,7 +323,7 @@ def test_an_old_python_is_refused(place: Place, tmp_path: Path) -> None:
     assert "Python 3.11 or newer is needed" in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["demo", "test"])
+@pytest.mark.parametrize("name", ["bench", "demo", "test"])
 def test_every_debian_package_has_a_reason(name: str) -> None:
     lines = (ROOT / f"scripts/packages/{name}.txt").read_text().splitlines()
     listed = [line for line in lines if not line.startswith("#")]
