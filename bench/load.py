@@ -3,7 +3,8 @@
 Each connection is a station that waits for an answer before it asks again (closed loop).  One process carries
 several connections over epoll.  Requests are rendered before the clock starts; only what depends on an
 answer, the device's signature over its challenge and the request that carries it, is made in the run, and its
-time is reported.  Every answer is checked: a refusal ends the measurement.
+time is reported.  Every answer is checked: a refusal ends the measurement, and when the clock has stopped
+each certificate is read and its key compared with the device's.
 """
 
 import base64
@@ -14,12 +15,13 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -27,10 +29,14 @@ from bench.devices import Device
 from bench.installation import RUN, Failed, Installation
 from birthmark.pki.possession import proof_message
 
-__all__ = ["Load", "Outcome", "read", "run"]
+__all__ = ["Connection", "Load", "Outcome", "Refused", "Report", "certify", "read", "run", "spread"]
 
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())
 _TIMEOUT_SECONDS: Final = 120.0
+
+
+class Refused(Failed):
+    """An answer with another status than 200."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,9 @@ class _Job:
 
 
 @dataclass(slots=True)
-class _Report:
+class Report:
+    """What one process of the load generator saw; times are in seconds."""
+
     started: float = 0.0
     ended: float = 0.0
     cpu: float = 0.0
@@ -81,73 +89,103 @@ class _Report:
     failure: str = ""
 
 
-class _Connection:
+class Connection:
+    """A kept HTTP/1.1 connection, asked and answered in turn."""
+
+    def __init__(self, kept: socket.socket, host: str) -> None:
+        kept.setblocking(False)
+        self.socket, self._host = kept, host
+        self._received = bytearray()
+        self._wanted = -1
+        self.asked = 0.0
+
+    def headers(self) -> str:
+        """Return what the next request carries beside the usual."""
+        return ""
+
+    def ask(self, path: str, body: bytes, method: str = "POST") -> None:
+        """Send a request; the clock of its latency starts here."""
+        request = (
+            f"{method} {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
+            f"{self.headers()}content-length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        self.asked = time.perf_counter()
+        while request:
+            try:
+                request = request[self.socket.send(request) :]
+            except (ssl.SSLWantWriteError, BlockingIOError):
+                select.select([], [self.socket], [], _TIMEOUT_SECONDS)
+
+    def answer(self) -> bytes | None:
+        """Return the body of the answer once it is complete.
+
+        Raises:
+            Refused: it is not status 200.
+            Failed: the connection is gone.
+        """
+        try:
+            while True:
+                octets = self.socket.recv(1 << 18)
+                if not octets:
+                    raise Failed("the service closed the connection")
+                self._received += octets
+        except (ssl.SSLWantReadError, BlockingIOError):
+            pass
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return None
+        if self._wanted < 0:
+            length = bytes(self._received[:end]).lower().partition(b"content-length:")[2]
+            self._wanted = end + 4 + int(length.partition(b"\r\n")[0]) if length else self._unchunked(end + 4)
+        if self._wanted < 0 or len(self._received) < self._wanted:
+            return None
+        whole = bytes(self._received[: self._wanted])
+        del self._received[: self._wanted]
+        self._wanted = -1
+        if not whole.startswith(b"HTTP/1.1 200 "):
+            raise Refused(f"the service refused: {whole[:600]!r}")
+        return whole[end + 4 :]
+
+    def _unchunked(self, start: int) -> int:
+        """Put the chunks of a body that is all there together (RFC 9112, 7.1); return its end, or -1."""
+        at, body = start, bytearray()
+        while (line := self._received.find(b"\r\n", at)) >= 0:
+            size = int(self._received[at:line], 16)
+            at = line + 2 + size + 2
+            if len(self._received) < at:
+                return -1
+            if size == 0:
+                self._received[start:at] = body
+                return start + len(body)
+            body += self._received[line + 2 : at - 2]
+        return -1
+
+
+class _Station(Connection):
     """One station's kept connection."""
 
     def __init__(self, site: Installation, station: str, seq: int) -> None:
         self.station, self.seq = station, seq
         plain = socket.create_connection((site.host, site.port), timeout=_TIMEOUT_SECONDS)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = site.context(station).wrap_socket(plain, server_hostname=site.host)
-        self.tls.setblocking(False)
-        self._host = f"{site.host}:{site.port}"
-        self._received = bytearray()
-        self._wanted = -1
+        tls = site.context(station).wrap_socket(plain, server_hostname=site.host)
+        super().__init__(tls, f"{site.host}:{site.port}")
         self.job: _Job | None = None
-        self.begun = self.asked = 0.0
+        self.begun = 0.0
         self.proving = False
 
-    def ask(self, path: str, body: bytes, method: str = "POST") -> None:
-        """Send a request; the clock of its latency starts here."""
+    def headers(self) -> str:
+        """Return the request's number."""
         self.seq += 1
-        request = (
-            f"{method} {path} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
-            f"birthmark-seq: {self.seq}\r\ncontent-length: {len(body)}\r\n\r\n"
-        ).encode() + body
-        self.asked = time.perf_counter()
-        while request:
-            try:
-                request = request[self.tls.send(request) :]
-            except ssl.SSLWantWriteError:
-                select.select([], [self.tls], [], _TIMEOUT_SECONDS)
-
-    def answer(self) -> bytes | None:
-        """Return the body of the answer once it is complete.
-
-        Raises:
-            Failed: it is not status 200, or the connection is gone.
-        """
-        try:
-            while True:
-                octets = self.tls.recv(1 << 18)
-                if not octets:
-                    raise Failed("the service closed the connection")
-                self._received += octets
-        except ssl.SSLWantReadError:
-            pass
-        if self._wanted < 0:
-            end = self._received.find(b"\r\n\r\n")
-            if end < 0:
-                return None
-            head = bytes(self._received[:end]).lower()
-            length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
-            self._wanted = end + 4 + int(length)
-        if len(self._received) < self._wanted:
-            return None
-        start = self._received.find(b"\r\n\r\n") + 4
-        whole = bytes(self._received[: self._wanted])
-        del self._received[: self._wanted]
-        self._wanted = -1
-        if not whole.startswith(b"HTTP/1.1 200 "):
-            raise Failed(f"the service refused: {whole[:600]!r}")
-        return whole[start:]
+        return f"birthmark-seq: {self.seq}\r\n"
 
 
 class _Worker:
     """One process of the load generator."""
 
-    def __init__(self, load: Load, connections: Sequence[_Connection], jobs: list[_Job]) -> None:
-        self._load, self._connections, self._jobs, self._report = load, connections, jobs, _Report()
+    def __init__(self, load: Load, connections: Sequence[_Station], jobs: list[_Job]) -> None:
+        self._load, self._connections, self._jobs, self._report = load, connections, jobs, Report()
+        self._certificates: list[tuple[Device, str]] = []
         single = load.gang == 1
         self._issue_path = f"/v1/runs/{RUN}/{'issue' if single else 'gang-issue'}"
         self._prove_path = f"/v1/{'prove' if single else 'gang-prove'}"
@@ -162,6 +200,8 @@ class _Worker:
             cpu, report.started = time.process_time(), time.perf_counter()
             self._carry()
             report.ended, report.cpu = time.perf_counter(), time.process_time() - cpu
+            for device, certificate in self._certificates:
+                certify(device, certificate)
             report.seqs = {connection.station: connection.seq for connection in self._connections}
         except (Failed, OSError, ValueError, KeyError) as failed:
             report.failure = f"{type(failed).__name__}: {failed}"
@@ -169,11 +209,11 @@ class _Worker:
 
     def _carry(self) -> None:
         epoll = select.epoll()
-        busy: dict[int, _Connection] = {}
+        busy: dict[int, _Station] = {}
         for connection in self._connections:
             if self._next(connection):
-                busy[connection.tls.fileno()] = connection
-                epoll.register(connection.tls.fileno(), select.EPOLLIN)
+                busy[connection.socket.fileno()] = connection
+                epoll.register(connection.socket.fileno(), select.EPOLLIN)
         while busy:
             ready = epoll.poll(_TIMEOUT_SECONDS)
             if not ready:
@@ -185,7 +225,7 @@ class _Worker:
                     del busy[number]
         epoll.close()
 
-    def _next(self, connection: _Connection) -> bool:
+    def _next(self, connection: _Station) -> bool:
         if not self._jobs:
             return False
         connection.job, connection.proving = self._jobs.pop(), False
@@ -193,7 +233,7 @@ class _Worker:
         connection.begun = connection.asked
         return True
 
-    def _answered(self, connection: _Connection, body: bytes) -> bool:
+    def _answered(self, connection: _Station, body: bytes) -> bool:
         """Take an answer in and ask the next thing; False if there is none."""
         now = time.perf_counter()
         job = connection.job
@@ -206,6 +246,9 @@ class _Worker:
             return self._next(connection)
         self._report.issue.append(now - connection.asked)
         results = _results(body, len(job.devices), "issued")
+        self._certificates += [
+            (device, result["certificate"]) for device, result in zip(job.devices, results, strict=True)
+        ]
         if not self._load.prove:
             return self._next(connection)
         connection.proving = True
@@ -231,6 +274,17 @@ class _Worker:
             "signature": base64.b64encode(signature).decode(),
             "idempotency_key": f"p-{device.hardware_id}",
         }
+
+
+def certify(device: Device, certificate: str) -> None:
+    """Read a certificate (PEM) and see that its key is the device's.
+
+    Raises:
+        Failed: it is of another key.
+        ValueError: it is no certificate.
+    """
+    if x509.load_pem_x509_certificate(certificate.encode()).public_key() != device.key.public_key():
+        raise Failed(f"the certificate for {device.hardware_id} has another key")
 
 
 def _jobs(load: Load) -> list[_Job]:
@@ -262,27 +316,14 @@ def run(site: Installation, load: Load, seqs: dict[str, int], processes: int) ->
         Failed: a request was refused or not answered.
     """
     processes = min(processes, load.connections)
-    jobs, workers = _jobs(load), []
-    fork = multiprocessing.get_context("fork")  # the devices come along without being copied
-    for number in range(processes):
+    jobs = _jobs(load)
+
+    def work(number: int, pipe: Pipe) -> None:
         stations = site.stations[: load.connections][number::processes]
-        ours, theirs = fork.Pipe()
-        process = fork.Process(
-            target=_work, args=(site, load, stations, jobs[number::processes], seqs, theirs), daemon=True
-        )
-        process.start()
-        theirs.close()
-        workers.append((ours, process))
-    try:
-        for pipe, _ in workers:
-            _received(pipe)
-        for pipe, _ in workers:
-            pipe.send(None)
-        reports = [_received(pipe) for pipe, _ in workers]
-    finally:
-        for pipe, process in workers:
-            pipe.close()
-            process.join(_TIMEOUT_SECONDS)
+        connections = [_Station(site, station, seqs.get(station, 0)) for station in stations]
+        _Worker(load, connections, jobs[number::processes]).run(pipe)
+
+    reports = spread(work, processes)
     seqs |= {station: seq for report in reports for station, seq in report.seqs.items()}
     return Outcome(
         devices=len(load.devices),
@@ -296,11 +337,49 @@ def run(site: Installation, load: Load, seqs: dict[str, int], processes: int) ->
     )
 
 
-def _received(pipe: Any) -> _Report:
+def spread(work: Callable[[int, Pipe], None], processes: int) -> list[Report]:
+    """Do a piece of work in several processes that begin together, and collect their reports.
+
+    Args:
+        work: is told the number of its process and a pipe: sends None when it is ready, waits until
+            something comes, and sends its ``Report``.
+        processes: how many.
+
+    Raises:
+        Failed: one of them failed.
+    """
+    workers = []
+    fork = multiprocessing.get_context("fork")  # the devices come along without being copied
+    for number in range(processes):
+        ours, theirs = fork.Pipe()
+        process = fork.Process(target=_try, args=(work, number, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        workers.append((ours, process))
+    try:
+        for pipe, _ in workers:
+            _received(pipe)
+        for pipe, _ in workers:
+            pipe.send(None)
+        return [_received(pipe) for pipe, _ in workers]
+    finally:
+        for pipe, process in workers:
+            pipe.close()
+            process.join(_TIMEOUT_SECONDS)
+
+
+def _try(work: Callable[[int, Pipe], None], number: int, pipe: Pipe) -> None:
+    try:
+        work(number, pipe)
+    except (Failed, OSError) as failed:
+        pipe.send(Report(failure=f"{type(failed).__name__}: {failed}"))
+
+
+def _received(pipe: Any) -> Report:
     if not pipe.poll(_TIMEOUT_SECONDS * 2):
         raise Failed("a process of the load generator is silent")
     try:
-        report = pipe.recv() or _Report()
+        report = pipe.recv() or Report()
     except EOFError as cause:
         raise Failed("a process of the load generator died") from cause
     if report.failure:
@@ -308,29 +387,12 @@ def _received(pipe: Any) -> _Report:
     return report
 
 
-def _work(
-    site: Installation,
-    load: Load,
-    stations: Sequence[str],
-    jobs: list[_Job],
-    seqs: dict[str, int],
-    pipe: Pipe,
-) -> None:
-    try:
-        connections = [_Connection(site, station, seqs.get(station, 0)) for station in stations]
-        worker = _Worker(load, connections, jobs)
-    except (Failed, OSError) as failed:
-        pipe.send(_Report(failure=f"{type(failed).__name__}: {failed}"))
-        return
-    worker.run(pipe)
-
-
 def read(site: Installation, path: str) -> dict[str, Any]:
     """Return what a GET answers."""
-    connection = _Connection(site, site.stations[0], 0)
+    connection = _Station(site, site.stations[0], 0)
     connection.ask(path, b"", "GET")
     while (body := connection.answer()) is None:
-        select.select([connection.tls], [], [], _TIMEOUT_SECONDS)
-    connection.tls.close()
+        select.select([connection.socket], [], [], _TIMEOUT_SECONDS)
+    connection.socket.close()
     answer: dict[str, Any] = json.loads(body)
     return answer
