@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import crls, elements, floors, gateway, machine, report, status
+from bench import crls, elements, floors, gateway, machine, peers, report, status
 from bench.anatomy import Anatomy, dissect
 from bench.devices import Pool
 from bench.installation import STATIONS, Failed, installation
@@ -23,6 +23,8 @@ from bench.measure import Case, Series, measure
 from tools.programs import find
 
 DATABASES: Final = ("sqlite", "postgresql")
+MODES: Final = ("profile", "publication", "elements", "gateway", "peers")
+"""Parts that can be asked for alone."""
 GANG: Final = 32
 SITTING_SECONDS: Final = {False: 0.4, True: 0.1}
 """How long a floor is measured at a time, thrice; by ``--quick``."""
@@ -52,6 +54,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--elements", action="store_true", help="only secure elements")
     parser.add_argument("--gateway", action="store_true", help="only the gateway, against the bare TLS stack")
+    parser.add_argument(
+        "--peers", action="store_true", help="only ours beside certificate authorities of others"
+    )
     parser.add_argument("--devices", type=int, metavar="N", help="devices a repeat (1024; quick: 128)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="repeats of each measurement (3)")
     parser.add_argument("--database", action="append", choices=DATABASES, help="may be given twice (both)")
@@ -173,6 +178,24 @@ def _gateway(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
         )
 
 
+def _peers(chosen: argparse.Namespace, found: dict[str, Any]) -> None:
+    before = machine.load_average()
+    figures = peers.measure(
+        chosen.database,
+        chosen.processes,
+        chosen.concurrency,
+        devices=chosen.devices,
+        repeats=chosen.repeats,
+        seconds=SITTING_SECONDS[chosen.quick],
+    )
+    found["peers"] = figures.document()
+    print(
+        f"\nBeside certificate authorities of others: P-256, the same requests in turns, {chosen.repeats}"
+        f" rounds; load average {before:.2f} before, {machine.load_average():.2f} after\n\n{figures.text()}",
+        flush=True,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     chosen = options(arguments)
@@ -192,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "publication": {},
     }
     try:
-        everything = not (chosen.profile or chosen.publication or chosen.elements or chosen.gateway)
+        everything = not any(getattr(chosen, mode) for mode in MODES)
         series = _measurements(chosen, pool, found) if everything else []
         profiled = chosen.profile or (everything and not chosen.quick)
         anatomies = _anatomies(chosen, pool, found) if profiled else []
@@ -202,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _elements(chosen, found)
         if chosen.gateway or (everything and not chosen.quick):
             _gateway(chosen, found)
+        if chosen.peers or (everything and not chosen.quick):
+            _peers(chosen, found)
     except Failed as failed:
         print(f"bench: {failed}", file=sys.stderr)
         return 1

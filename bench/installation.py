@@ -22,7 +22,7 @@ from birthmark.adapters.sql.engines import open_database
 from birthmark.secret import SecretBytes
 from tools.localpg import LocalPostgreSQL
 
-__all__ = ["RUN", "STATIONS", "Failed", "Installation", "installation"]
+__all__ = ["RUN", "STATIONS", "Failed", "Installation", "free_port", "installation"]
 
 RUN = "BENCH-1"
 STATIONS = 32
@@ -133,7 +133,7 @@ def installation(database: str) -> Iterator[Installation]:
 
 
 def _make(parent: Path, cluster: LocalPostgreSQL | None) -> Installation:
-    folder, host, port = parent / "realm", "127.0.0.1", _free_port()
+    folder, host, port = parent / "realm", "127.0.0.1", free_port()
     stations = tuple(f"ST{number:02d}" for number in range(1, STATIONS + 1))
     init = ["init", str(folder), "--realm", "bench", "--organization", "Bench Motors", "--port", str(port)]
     for station in stations:
@@ -217,7 +217,8 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

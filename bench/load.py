@@ -66,6 +66,8 @@ class Outcome:
     whole: list[float]
     """From the first octet asked to the last octet answered: issue, sign and prove."""
     seqs: dict[str, int]
+    refused: int = 0
+    """Answers with another status than 200; ours end the measurement."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class Report:
     prove: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     seqs: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
     failure: str = ""
 
 

@@ -10,7 +10,7 @@ from bench import load, machine
 from bench.devices import Pool
 from bench.installation import RUN, Failed, Installation
 
-__all__ = ["Case", "Repeat", "Series", "measure", "percentile"]
+__all__ = ["Case", "Repeat", "Series", "measure", "percentile", "sit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Repeat:
     """The load generator's, in cores."""
     signing: float
     """Of it the devices' signatures, in cores."""
+    refused: int = 0
+    """Devices that a server of others gave no certificate; ours would end the measurement."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +117,7 @@ def measure(
             for one in series:
                 wave = one.case.gang * one.case.connections
                 count = -(-devices // wave) * wave
-                one.repeats.append(_sit(site, pid, one.case, pool.take(count), seqs, load_processes))
+                one.repeats.append(sit(site, pid, one.case, pool.take(count), seqs, load_processes))
                 issued, proved = issued + count, proved + count * one.case.prove
                 if len(one.repeats) == repeats:
                     told(one)
@@ -125,7 +127,7 @@ def measure(
     return series
 
 
-def _sit(
+def sit(
     site: Installation,
     pid: int,
     case: Case,
@@ -133,6 +135,11 @@ def _sit(
     seqs: dict[str, int],
     load_processes: int,
 ) -> Repeat:
+    """Put one load on an installation that is served; ``pid`` is the service's first process.
+
+    Raises:
+        Failed: a request was refused.
+    """
     asked = load.Load(devices=devices, gang=case.gang, connections=case.connections, prove=case.prove)
     service = machine.family(pid)
     engine = [] if site.postgresql is None else machine.family(site.postgresql.pid or 0)
