@@ -28,12 +28,13 @@ best.  Signatures: verify and sign; of a transaction, verify, sign and verify.""
 
 
 NOTES: Final = """\
-Medians of the rounds. Ours over mutual TLS 1.3, the others over plain HTTP; kept connections, closed loop; every
-certificate was compared with its request. p50, p99: of a request, a gang counts as one; of a transaction from the
-first octet asked to the proof's answer. cpu: milliseconds of processor time a device, of all processes of the server
-and of its database. load: the load generator's share of all cores. ×peer: devices/s over the best durable peer's on
-as many connections; gangs, transactions and batches over its best. ×sign: processor time over that of the
-signatures alone. syncs: fsync and fdatasync a device when they come one by one, counted by strace; empty: not seen."""
+Medians of the rounds. Ours over mutual TLS 1.3, the others over plain HTTP; kept connections, closed loop;
+every certificate was compared with its request. p50, p99: of a request, a gang counts as one; of a
+transaction from the first octet asked to the proof's answer. cpu: milliseconds of processor time a device, of
+all processes of the server and of its database. load: the load generator's share of all cores.
+×peer: devices/s over the best durable peer's on as many connections; gangs, transactions and batches over
+its best. ×sign: processor time over that of the signatures alone.
+syncs: fsync and fdatasync a device when they come one by one, counted by strace; empty: not seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,7 @@ class Connection:
         """Put the chunks of a body that is all there together (RFC 9112, 7.1); return its end, or -1."""
         at, body = start, bytearray()
         while (line := self._received.find(b"\r\n", at)) >= 0:
-            size = int(self._received[at:line], 16)
+            size = int(self._received[at:line].partition(b";")[0], 16)
             at = line + 2 + size + 2
             if len(self._received) < at:
                 return -1
