@@ -22,6 +22,7 @@ from birthmark.edge.http.border import Border
 from birthmark.edge.http.contexts import Admits, everybody
 from birthmark.edge.http.delivery import mark, with_keys
 from birthmark.edge.http.gate import Gate, answer_refusals
+from birthmark.edge.http.hot import HotPath, HotPaths
 from birthmark.edge.http.metrics import CLIENT_KEY
 from birthmark.edge.http.peer import SCOPE_KEY, peer_certificate
 from birthmark.edge.http.problems import HTTP_STATUS, MEDIA_TYPE
@@ -60,7 +61,8 @@ REMEMBERED_PEERS = 1024
 _JSON = "application/json"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-_RunId = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
+_RUN = r"[A-Za-z0-9._-]{1,64}"
+_RunId = Annotated[str, Path(pattern=rf"^{_RUN}$")]
 _DeviceId = Annotated[
     str, Path(max_length=100, pattern=r"^[a-z0-9-]+:[!-~]+$", description="Kind and hardware id: vin:…")
 ]
@@ -498,12 +500,45 @@ def create_app(
 
     answer_refusals(app, plane.refused)
     limits = application.settings.station_plane
+    app.add_middleware(HotPaths, paths=_hot_paths(plane), refused=plane.refused)
     app.add_middleware(
         Gate, limit=limits.max_body_bytes, seconds=limits.request_seconds, refused=plane.refused
     )
     app.state.plane = plane
     _declare_problem(app)
     return app
+
+
+def _hot_paths(plane: StationPlane) -> list[HotPath]:
+    """Return what every device asks."""
+    return [
+        HotPath(
+            path="/v1/runs/{run}/issue",
+            parameter=_RUN,
+            model=models.Issue,
+            answer=lambda request, body, run, _since: plane.issue(request, run, body),
+        ),
+        HotPath(
+            path="/v1/runs/{run}/gang-issue",
+            parameter=_RUN,
+            model=models.GangIssue,
+            answer=lambda request, body, run, _since: plane.gang_issue(request, run, body),
+        ),
+        HotPath(
+            path="/v1/prove",
+            parameter="",
+            model=models.Prove,
+            answer=lambda request, body, _none, since: plane.prove(request, body, since),
+            since=True,
+        ),
+        HotPath(
+            path="/v1/gang-prove",
+            parameter="",
+            model=models.GangProve,
+            answer=lambda request, body, _none, since: plane.gang_prove(request, body, since),
+            since=True,
+        ),
+    ]
 
 
 def _declare_problem(app: FastAPI) -> None:
