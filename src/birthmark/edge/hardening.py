@@ -21,9 +21,12 @@ import sys
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from birthmark import errors
-from birthmark.settings import KeyStoreSettings, ServiceSettings, Settings, SoftwareKeys
+
+if TYPE_CHECKING:  # every command comes by here, and few have settings
+    from birthmark.settings import KeyStoreSettings, ServiceSettings, Settings
 
 __all__ = ["end_with", "give_up_root", "lock", "require_user", "shut"]
 
@@ -111,7 +114,7 @@ def _capable(capability: int) -> bool:
     return bool(int(effective.split()[1], 16) >> capability & 1)
 
 
-def give_up_root(settings: Settings, *, station: bool, public: bool, gateway: bool = False) -> None:
+def give_up_root(settings: "Settings", *, station: bool, public: bool, gateway: bool = False) -> None:
     """Become the service's user, for good; called when every socket is bound and nothing else is open.
 
     Args:
@@ -157,8 +160,10 @@ def give_up_root(settings: Settings, *, station: bool, public: bool, gateway: bo
         )
 
 
-def _needed(settings: Settings, *, station: bool, gateway: bool, public: bool) -> _Needed:
+def _needed(settings: "Settings", *, station: bool, gateway: bool, public: bool) -> _Needed:
     """Return what the service opens for these planes, and what for."""
+    from birthmark.settings import SoftwareKeys  # noqa: PLC0415  # see above
+
     # The program itself: parts of it are read when they are first wanted.
     read: list[Path | None] = [Path(os.__file__), Path(errors.__file__)]
     read += [settings.profiles_directory, settings.elements_directory]
@@ -194,7 +199,7 @@ def _needed(settings: Settings, *, station: bool, gateway: bool, public: bool) -
     return needed
 
 
-def require_user(service: ServiceSettings) -> None:
+def require_user(service: "ServiceSettings") -> None:
     """Refuse if the service's user or group is not there.
 
     Raises:

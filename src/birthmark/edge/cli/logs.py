@@ -19,15 +19,14 @@ from birthmark import errors
 from birthmark.edge.cli import printing
 from birthmark.edge.cli.options import DEFAULT_SETTINGS, AsJson, SettingsPath
 from birthmark.edge.cli.session import session_of
-from birthmark.floor.devices import IdentityRecord
 from birthmark.ledger import entry as entries_format
 from birthmark.ledger import proof, verify
 from birthmark.ledger.bundle import split_notes, write_bundle
 from birthmark.ledger.checkpoint import VerifierKey, open_note
-from birthmark.ports import LogEntry
 
 if TYPE_CHECKING:  # verifying loads no use case
     from birthmark.edge.application import Application
+    from birthmark.ports import LogEntry
 
 __all__ = ["logs"]
 
@@ -72,7 +71,7 @@ def tail(
             time.sleep(FOLLOW_SECONDS)
 
 
-def _print_entry(item: LogEntry, *, as_json: bool) -> None:
+def _print_entry(item: "LogEntry", *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(item.entry.decode() + "\n")
         return
@@ -139,6 +138,8 @@ def _entries(application: "Application", size: int, advance: printing.Advance) -
 
 
 def _records(application: "Application", size: int) -> Iterator[tuple[int, dict[str, object]]]:
+    from birthmark.floor.devices import IdentityRecord  # noqa: PLC0415  # verifying needs none
+
     for record in application.store.scan(IdentityRecord):
         if record.leaf >= size:
             return

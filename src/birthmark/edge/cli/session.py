@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from birthmark import errors
-from birthmark.edge.cli import credentials
-from birthmark.pki.possession import verify_proof
-from birthmark.ports import KeyStore, carry
-from birthmark.services.acts import Caller, recognise
-from birthmark.settings import KeyStoreSettings, Settings, load
 
-if TYPE_CHECKING:  # it knows every use case, and what needs none of them starts without
+if TYPE_CHECKING:  # what needs no realm (help, offline verification) starts without all this
     from birthmark.edge.application import Application, Factory
+    from birthmark.edge.cli import credentials
+    from birthmark.ports import KeyStore
+    from birthmark.services.acts import Caller
+    from birthmark.settings import KeyStoreSettings, Settings
 
 __all__ = ["Operator", "Session", "built", "only_operator", "opened", "session_of"]
 
@@ -31,8 +30,8 @@ __all__ = ["Operator", "Session", "built", "only_operator", "opened", "session_o
 class Operator:
     """The person who acts."""
 
-    caller: Caller
-    credential: credentials.Credential
+    caller: "Caller"
+    credential: "credentials.Credential"
 
     def sign(self, message: bytes) -> bytes:
         """Sign with the operator's own key."""
@@ -54,6 +53,8 @@ class Session:
     @contextmanager
     def application(self, settings: Path) -> "Iterator[Application]":
         """Build the application of a settings file, and close it."""
+        from birthmark.settings import load  # noqa: PLC0415  # see above
+
         with built(self.factory(), load(settings)) as application:
             yield application
 
@@ -69,6 +70,11 @@ class Session:
             yield application, self._recognise(application, directory)
 
     def _recognise(self, application: "Application", directory: Path) -> Operator:
+        from birthmark.edge.cli import credentials  # noqa: PLC0415  # see above
+        from birthmark.pki.possession import verify_proof  # noqa: PLC0415  # likewise
+        from birthmark.ports import carry  # noqa: PLC0415  # likewise
+        from birthmark.services.acts import recognise  # noqa: PLC0415  # likewise
+
         credential = credentials.read(directory)
         caller = carry(application.store, recognise(credential.certificate.der))
         if credential.certificate.not_after <= application.clock.now():
@@ -87,7 +93,7 @@ class Session:
 
 
 @contextmanager
-def built(factory: "Factory", settings: Settings) -> "Iterator[Application]":
+def built(factory: "Factory", settings: "Settings") -> "Iterator[Application]":
     """Build an application, and let go of all that it opened."""
     application = factory.build(settings)
     try:
@@ -97,7 +103,7 @@ def built(factory: "Factory", settings: Settings) -> "Iterator[Application]":
 
 
 @contextmanager
-def opened(factory: "Factory", settings: KeyStoreSettings) -> Iterator[KeyStore]:
+def opened(factory: "Factory", settings: "KeyStoreSettings") -> "Iterator[KeyStore]":
     """Open a key store, and let go of it."""
     keys = factory.open_key_store(settings)
     try:
