@@ -42,7 +42,7 @@ bench: ## the benchmark, beside the certificate authorities of others (Debian pa
 	$(RUN) bench
 
 soak: ## the tests that take minutes
-	@scripts/install --system
+	@scripts/install --system --bench
 	$(RUN) pytest -m soak
 
 fuzz: install ## every reader of foreign octets, SECONDS=600 each, JOBS=2 at a time (docs/testing.md)

@@ -147,7 +147,7 @@ def test_a_tiny_run_asks_everybody_and_leaves_nothing_behind(tmp_path: Path) -> 
     need("openssl")
     need("strace")
     if not (TREE / ".tools/peers/openbao/.installed").exists():
-        missing(".tools/peers/openbao is not installed (scripts/install --system)")
+        missing(".tools/peers/openbao is not installed (scripts/install --bench)")
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "bench", "--peers", "--quick", "--directory", str(tmp_path / "data")]
     command += ["--json", str(results), "--devices", "16", "--repeats", "1", "--concurrency", "8"]
