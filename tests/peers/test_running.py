@@ -37,8 +37,8 @@ def test_a_missing_checker_skips_here_and_fails_in_ci(
         ASKED[name]()
 
 
-COUNTERPARTS = {"atecc", "openpgp", "sslyze", "tlslite", "yubikey"}
-"""Drivers and a card of others, a scanner, a breaker of handshakes: programs that tests run by themselves."""
+COUNTERPARTS = {"atecc", "openbao", "openpgp", "sslyze", "tlslite", "yubikey"}
+"""Drivers and a card of others, a scanner, a breaker of handshakes, an authority: run by themselves."""
 
 
 def test_every_lock_of_a_checker_has_its_driver() -> None:

@@ -23,6 +23,7 @@ class Asked(BaseModel):
 async def answered(request: Request, body: Asked, parameter: str, since: int | None) -> Response:
     if body.name == "refused":
         raise errors.NotFound("there is none")
+    assert request.path_params == ({"run": parameter} if parameter else {}), "the service's log says it"
     return Response(f"hot {body.name} {parameter} {since} {request.url.path}")
 
 

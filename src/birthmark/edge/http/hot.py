@@ -41,6 +41,11 @@ class HotPath:
     """The query may name such a size."""
 
     @property
+    def name(self) -> str:
+        """Of the parameter."""
+        return self.path.partition("{")[2].partition("}")[0]
+
+    @property
     def pattern(self) -> re.Pattern[str]:
         """What its paths look like."""
         return re.compile(re.sub(r"\{\w+\}", lambda _found: f"({self.parameter})", self.path))
@@ -63,6 +68,7 @@ class HotPaths:
             return
         hot, parameter, since = found
         scope["route"] = hot
+        scope["path_params"] = {hot.name: parameter} if hot.parameter else {}
         request = Request(scope, receive)
         read: list[Message] = []
         try:
