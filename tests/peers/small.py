@@ -19,7 +19,7 @@ from tests.support.checkers.values import Chain
 
 __all__ = ["AT", "HELD", "SHARDS", "STOLEN", "WELL", "Entity", "Small", "small"]
 
-AT = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
+AT = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 DAY = timedelta(days=1)
 WELL, STOLEN, HELD = (1 << 100) + 1, (1 << 100) + 2, (1 << 100) + 3
 SHARDS = ("http://pki.example/crl/0.crl", "http://pki.example/crl/1.crl")
