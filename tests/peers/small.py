@@ -1,11 +1,11 @@
-"""A small PKI made by ``cryptography``'s builders, with no code of Birthmark's in it.
+"""A small PKI made by ``cryptography``'s builders, with no code of Birthmark's in it but the clock.
 
 It is what the relying parties are tried on before they judge ours: a root, an issuing authority, devices that
 are well, stolen, suspended; their CRLs in two shards, whole, and with a delta; OCSP responses.
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 
 from cryptography import x509
@@ -15,11 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
+from birthmark.adapters.system import SystemClock
 from tests.support.checkers.values import Chain
 
 __all__ = ["AT", "HELD", "SHARDS", "STOLEN", "WELL", "Entity", "Small", "small"]
 
-AT = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+AT = SystemClock().now().replace(minute=0, second=0, microsecond=0)
+"""Of today: some of the relying parties cannot be told another time."""
 DAY = timedelta(days=1)
 WELL, STOLEN, HELD = (1 << 100) + 1, (1 << 100) + 2, (1 << 100) + 3
 SHARDS = ("http://pki.example/crl/0.crl", "http://pki.example/crl/1.crl")
